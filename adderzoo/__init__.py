@@ -1,0 +1,1 @@
+"""adderzoo: adder networks for PyTorch."""

@@ -1,0 +1,235 @@
+"""The adder operator: negative L1 distance between patch and filter, with the gradients that train it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ._library import LIBRARY
+from .reference import accumulation_dtype, memory_format_like, output_size
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def adder2d(
+    input: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    input_grad: str = "hardtanh",
+    weight_grad: str = "full",
+) -> Tensor:
+    r"""Negative L1 distance between the patches of an image and filters ("AdderNet", CVPR 2020, eq. 2).
+
+    .. math::
+        Y_{n,o,p} = -\sum_{c,i,j} |X_{n,\,c,\,p \cdot stride + (i,j) \cdot dilation - padding} - W_{o,c,i,j}|
+
+    A padded pixel is 0 and contributes -\|W\|. The gradients are the paper's, not the derivatives:
+    dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7).
+
+    Args:
+        input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.
+        weight: (O, C / groups, kH, kW), with the dtype and on the device of `input`.
+        stride: Of the patches, an integer or (height, width).
+        padding: Zeros added on each side, an integer or (height, width).
+        dilation: Distance between the taps of a filter, an integer or (height, width).
+        groups: Number of groups of channels that do not see each other; `groups=C` is the depthwise form.
+        input_grad: "hardtanh" (the paper's) or "sign" of W - X.
+        weight_grad: "full" (X - W, the paper's) or "sign" of it (eq. 4).
+
+    Returns:
+        (N, O, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1: float64 for float64, otherwise
+        float32, under autocast too (outputs lie near -1000 with a spread of a few units, which half precision would
+        round away). channels_last if `input` is, else contiguous.
+
+    Raises:
+        RuntimeError: if a shape, dtype, device or mode does not fit; the message names the argument.
+    """
+    return torch.ops.adderzoo.adder2d(
+        input, weight, _pair(stride), _pair(padding), _pair(dilation), groups, input_grad, weight_grad
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _check(
+    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> None:
+    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words."""
+    x, w = tuple(input.shape), tuple(weight.shape)
+    torch._check(input.dim() == 4, lambda: f"adder2d: input must have 4 dimensions (N, C, H, W), got shape {x}")
+    torch._check(
+        weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
+    )
+    torch._check(input.dtype in _DTYPES, lambda: "adder2d: input must be float32, float64, bfloat16 or float16")
+    torch._check(weight.dtype == input.dtype, lambda: "adder2d: weight must have the dtype of input")
+    torch._check(weight.device == input.device, lambda: "adder2d: weight must be on the device of input")
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        torch._check(
+            len(pair) == 2 and pair[0] >= least and pair[1] >= least,
+            lambda name=name, least=least: f"adder2d: {name} must be two integers of at least {least}",
+        )
+    torch._check(
+        groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
+        lambda: "adder2d: groups must divide the filters, and input must have groups times the channels of weight, "
+        f"got groups {groups}, input {x} and weight {w}",
+    )
+    torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
+    torch._check(
+        all(x[2 + d] + 2 * padding[d] >= dilation[d] * (w[2 + d] - 1) + 1 for d in (0, 1)),
+        lambda: f"adder2d: the dilated kernel must fit into the padded input, got input {x} and weight {w}",
+    )
+
+
+@torch.library.register_fake("adderzoo::adder2d", lib=LIBRARY)
+def _(
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
+    padding: list[int] = [0, 0],  # noqa: B006
+    dilation: list[int] = [1, 1],  # noqa: B006
+    groups: int = 1,
+    input_grad: str = "hardtanh",
+    weight_grad: str = "full",
+) -> Tensor:
+    _check(input, weight, stride, padding, dilation, groups)
+    size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
+    dtype = accumulation_dtype(input.dtype)
+    return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
+
+
+@torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
+def _(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(input, memory_format=memory_format_like(input))
+
+
+@torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
+def _(grad: Tensor, input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, *ctx.geometry, ctx.input_grad, ctx.weight_grad = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    grad_input = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_input = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *ctx.geometry, ctx.input_grad)
+    if ctx.needs_input_grad[1]:
+        if ctx.weight_grad == "sign":
+            grad_weight = torch.ops.adderzoo._adder2d_backward_weight(grad, input, weight, *ctx.geometry)
+        else:
+            grad_weight = _full_weight_gradient(grad, input, weight, *ctx.geometry)
+    return grad_input, grad_weight, None, None, None, None, None, None
+
+
+def _full_weight_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Eq. 5: the sum of g (X - W) is a convolution's weight gradient less W times the sum of g, its bias gradient."""
+    x, w = input.to(grad.dtype), weight.to(grad.dtype)
+    _, of_convolution, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, [False, True, True]
+    )
+    return (of_convolution - w * of_bias[:, None, None, None]).to(weight.dtype)
+
+
+torch.library.register_autograd("adderzoo::adder2d", _backward, setup_context=_setup_context, lib=LIBRARY)
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    """Casts like a convolution's: to the region's lower precision, float64 excepted. The output stays float32."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(torch.get_autocast_dtype(device_type)) if eligible else tensor
+
+    def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+            return torch.ops.adderzoo.adder2d(cast(input), cast(weight), *arguments)
+
+    LIBRARY.impl("adder2d", kernel, key)
+
+
+for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")):
+    _register_autocast(_device_type, _key)
+
+
+def _fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, ...) with a mapped dimension, or without one, to (B * N, ...)."""
+    mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return mapped.flatten(0, 1)
+
+
+def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, C, H, W) with a mapped dimension, or without one, to (N, B * C, H, W)."""
+    mapped = tensor.unsqueeze(1).expand(-1, size, -1, -1, -1) if dim is None else tensor.movedim(dim, 1)
+    return mapped.flatten(1, 2)
+
+
+@torch.library.register_vmap("adderzoo::adder2d", lib=LIBRARY)
+def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+    stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
+    size = info.batch_size
+    if in_dims[1] is None:
+        folded = _fold_into_batch(input, in_dims[0], size)
+        output = torch.ops.adderzoo.adder2d(folded, weight, stride, padding, dilation, groups, *modes)
+        return output.unflatten(0, (size, -1)), 0
+    # Every example has filters of its own: one more kind of groups.
+    folded, filters = _fold_into_channels(input, in_dims[0], size), _fold_into_batch(weight, in_dims[1], size)
+    output = torch.ops.adderzoo.adder2d(folded, filters, stride, padding, dilation, size * groups, *modes)
+    return output.unflatten(1, (size, -1)), 1
+
+
+@torch.library.register_vmap("adderzoo::_adder2d_backward_input", lib=LIBRARY)
+def _(
+    info: Any, in_dims: tuple[Any, ...], grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    *geometry, groups, mode = arguments
+    size = info.batch_size
+    if in_dims[2] is None:
+        grad, input = _fold_into_batch(grad, in_dims[0], size), _fold_into_batch(input, in_dims[1], size)
+        output = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, groups, mode)
+        return output.unflatten(0, (size, -1)), 0
+    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
+    filters = _fold_into_batch(weight, in_dims[2], size)
+    output = torch.ops.adderzoo._adder2d_backward_input(grad, input, filters, *geometry, size * groups, mode)
+    return output.unflatten(1, (size, -1)), 1
+
+
+@torch.library.register_vmap("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
+def _(
+    info: Any, in_dims: tuple[Any, ...], grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
+) -> tuple[Tensor, int]:
+    *geometry, groups = arguments
+    size = info.batch_size
+    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
+    filters = _fold_into_batch(weight, in_dims[2], size)
+    output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
+    return output.unflatten(0, (size, -1)), 0
+
+
+def _fill_defaults(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The dispatcher drops trailing arguments that equal their defaults."""
+    defaults = ([1, 1], [0, 0], [1, 1], 1, "hardtanh", "full")
+    return arguments + defaults[len(arguments) :]
+
+
+@register_flop_formula(torch.ops.adderzoo.adder2d)
+def _(input_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Two additions an element, where a convolution has a multiplication and an addition: the same count."""
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
+
+
+@register_flop_formula([torch.ops.adderzoo._adder2d_backward_input, torch.ops.adderzoo._adder2d_backward_weight])
+def _(grad_shape: Any, input_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])

@@ -1,0 +1,15 @@
+#include <torch/csrc/stable/library.h>
+
+// adderzoo/ops/_library.py defines the same schemas where this library cannot be had; a test compares the two.
+STABLE_TORCH_LIBRARY(adderzoo, m) {
+  m.def(
+      "adder2d(Tensor input, Tensor weight, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, "
+      "SymInt groups=1, str input_grad=\"hardtanh\", str weight_grad=\"full\") -> Tensor");
+  m.def(
+      "_adder2d_backward_input(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups, str input_grad) -> Tensor");
+  m.def(
+      "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups) -> Tensor");
+  m.def("_cpu_capability() -> str");
+}
