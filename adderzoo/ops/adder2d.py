@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .reference import accumulation_dtype, memory_format_like, output_size
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from .reference import accumulation_dtype, check, check_modes, memory_format_like, output_size
 
 
 def adder2d(
@@ -58,35 +56,6 @@ def _pair(value: int | tuple[int, int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def _check(
-    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
-) -> None:
-    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words."""
-    x, w = tuple(input.shape), tuple(weight.shape)
-    torch._check(input.dim() == 4, lambda: f"adder2d: input must have 4 dimensions (N, C, H, W), got shape {x}")
-    torch._check(
-        weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
-    )
-    torch._check(input.dtype in _DTYPES, lambda: "adder2d: input must be float32, float64, bfloat16 or float16")
-    torch._check(weight.dtype == input.dtype, lambda: "adder2d: weight must have the dtype of input")
-    torch._check(weight.device == input.device, lambda: "adder2d: weight must be on the device of input")
-    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        torch._check(
-            len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-            lambda name=name, least=least: f"adder2d: {name} must be two integers of at least {least}",
-        )
-    torch._check(
-        groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
-        lambda: "adder2d: groups must divide the filters, and input must have groups times the channels of weight, "
-        f"got groups {groups}, input {x} and weight {w}",
-    )
-    torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
-    torch._check(
-        all(x[2 + d] + 2 * padding[d] >= dilation[d] * (w[2 + d] - 1) + 1 for d in (0, 1)),
-        lambda: f"adder2d: the dilated kernel must fit into the padded input, got input {x} and weight {w}",
-    )
-
-
 @torch.library.register_fake("adderzoo::adder2d", lib=LIBRARY)
 def _(
     input: Tensor,
@@ -98,7 +67,8 @@ def _(
     input_grad: str = "hardtanh",
     weight_grad: str = "full",
 ) -> Tensor:
-    _check(input, weight, stride, padding, dilation, groups)
+    check_modes(input_grad, weight_grad)
+    check(input, weight, stride, padding, dilation, groups)
     size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
     dtype = accumulation_dtype(input.dtype)
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))

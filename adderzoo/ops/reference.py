@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 # Elements of the largest tensor that a gradient broadcasts: 64 MiB of float32.
 _PIECE = 1 << 24
 
@@ -32,6 +34,50 @@ def output_size(input: Tensor, weight: Tensor, stride: list[int], padding: list[
         (input.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
         for d in (0, 1)
     ]
+
+
+def check(
+    input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> None:
+    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words."""
+    x, w = tuple(input.shape), tuple(weight.shape)
+    torch._check(input.dim() == 4, lambda: f"adder2d: input must have 4 dimensions (N, C, H, W), got shape {x}")
+    torch._check(
+        weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
+    )
+    torch._check(input.dtype in DTYPES, lambda: "adder2d: input must be float32, float64, bfloat16 or float16")
+    torch._check(weight.dtype == input.dtype, lambda: "adder2d: weight must have the dtype of input")
+    torch._check(weight.device == input.device, lambda: "adder2d: weight must be on the device of input")
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        torch._check(
+            len(pair) == 2 and pair[0] >= least and pair[1] >= least,
+            lambda name=name, least=least: f"adder2d: {name} must be two integers of at least {least}",
+        )
+    torch._check(
+        groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
+        lambda: (
+            "adder2d: groups must divide the filters, and input must have groups times the channels of weight, "
+            f"got groups {groups}, input {x} and weight {w}"
+        ),
+    )
+    torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
+    torch._check(
+        all(x[2 + d] + 2 * padding[d] >= dilation[d] * (w[2 + d] - 1) + 1 for d in (0, 1)),
+        lambda: f"adder2d: the dilated kernel must fit into the padded input, got input {x} and weight {w}",
+    )
+
+
+def check_modes(input_grad: str, weight_grad: str) -> None:
+    for name, mode, modes in (
+        ("input_grad", input_grad, ("hardtanh", "sign")),
+        ("weight_grad", weight_grad, ("full", "sign")),
+    ):
+        torch._check(
+            mode in modes,
+            lambda name=name, mode=mode, modes=modes: (
+                f"adder2d: {name} must be '{modes[0]}' or '{modes[1]}', got '{mode}'"
+            ),
+        )
 
 
 class _Patches:
@@ -64,6 +110,11 @@ class _Patches:
         return views
 
 
+def _sign(difference: Tensor) -> Tensor:
+    """The sign, and NaN of a NaN, of which `torch.sign` makes 0."""
+    return torch.where(difference.isnan(), difference, difference.sign())
+
+
 def adder2d(
     input: Tensor,
     weight: Tensor,
@@ -75,6 +126,8 @@ def adder2d(
     weight_grad: str = "full",
 ) -> Tensor:
     """Eq. 2, as L1 distances between the rows of two matrices, summed over the taps."""
+    check_modes(input_grad, weight_grad)
+    check(input, weight, stride, padding, dilation, groups)
     dtype = accumulation_dtype(input.dtype)
     patches = _Patches(input.to(dtype), weight.to(dtype), stride, padding, dilation, groups)
     batch, filters = input.shape[0], weight.shape[0] // groups
@@ -105,7 +158,7 @@ def backward_input(
         for piece in torch.arange(w.shape[1]).split(max(1, _PIECE // max(1, x.numel()))):
             filters = slice(int(piece[0]), int(piece[-1]) + 1)
             slope = w[None, :, filters, :, None, None] - x.unsqueeze(2)
-            slope = slope.sign() if input_grad == "sign" else slope.clamp(-1, 1)
+            slope = _sign(slope) if input_grad == "sign" else slope.clamp(-1, 1)
             to += (g[:, :, filters] * slope).sum(2)
     height, width = input.shape[2:]
     inner = padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
@@ -130,7 +183,7 @@ def backward_weight(
         pieces = []
         for piece in torch.arange(w.shape[1]).split(max(1, _PIECE // max(1, x.numel()))):
             filters = slice(int(piece[0]), int(piece[-1]) + 1)
-            sign = (x.unsqueeze(2) - w[None, :, filters, :, None, None]).sign()
+            sign = _sign(x.unsqueeze(2) - w[None, :, filters, :, None, None])
             pieces.append((g[:, :, filters] * sign).sum((0, 4, 5)))
         taps.append(torch.cat(pieces, 1).flatten(0, 1))  # (O, C / G)
     return torch.stack(taps, -1).unflatten(-1, tuple(patches.kernel)).to(weight.dtype)

@@ -1,0 +1,151 @@
+"""Checkpoint files: the AdderNet authors' format and safetensors."""
+
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adderzoo.models._builder import from_original, to_original
+
+# Files whose origin is known: SHA-256 to licence.
+_KNOWN_LICENCES = {"fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b": "BSD-3-Clause"}
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a PyTorch checkpoint, which is read without running any code in it.
+
+    A state dict may lie under "state_dict_ema", "state_dict" or "model", as timm's and other training scripts store it.
+
+    Raises:
+        ValueError: if the file is missing, damaged, no checkpoint, or a pickle that would run code; the message says
+            which.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+            raise ValueError(f"{path} is refused, since reading it could run code: {_reason(error)}") from error
+        raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged: {_reason(error)}") from error
+    if isinstance(content, Mapping):
+        for key in ("state_dict_ema", "state_dict", "model"):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path} holds no state dict, but a {type(content).__name__}")
+    return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error: the unpickler's own complaint where there is one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])
+
+
+def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+    """The `checkpoint_filter_fn` of the family that a network belongs to."""
+    family = sys.modules[type(model).__module__]
+    return getattr(family, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint, of ours or in the authors' format, that fits a network exactly.
+
+    Raises:
+        ValueError: as :func:`read_state_dict`, or listing the keys that do not fit.
+    """
+    state_dict = checkpoint_filter(model)(read_state_dict(path), model)
+    check_fits(state_dict, model, path)
+    model.load_state_dict(state_dict)
+
+
+def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Refuse tensors that are not exactly those of a network.
+
+    Raises:
+        ValueError: listing what is missing, what is unknown and what has another shape.
+    """
+    expected = model.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state_dict],
+        "unknown": [key for key in state_dict if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
+            for key, value in state_dict.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    if any(problems.values()):
+        details = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{path} is a checkpoint of another network than {type(model).__name__}: {details}")
+
+
+def _some(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
+
+
+def convert(source: Path, destination: Path, model_name: str, original: bool = False) -> dict[str, str]:
+    """Convert a checkpoint to safetensors, or to the AdderNet authors' format.
+
+    Args:
+        source: Checkpoint in either format.
+        destination: File to write; it is replaced at once or not at all.
+        model_name: Registered name of the network, which the checkpoint has to fit.
+        original: Write the authors' format: a PyTorch file, keys with the prefix `module.`, filters named `adder`.
+
+    Returns:
+        The metadata: architecture, name, SHA-256 and licence of the source. safetensors carries it.
+
+    Raises:
+        ValueError: if the network is unknown or the file is not what it should be; nothing is written.
+    """
+    if not timm.is_model(model_name):
+        raise ValueError(f"model must be a registered network, got {model_name!r}: `timm.list_models` names them")
+    if source.resolve() == destination.resolve():
+        raise ValueError(f"destination must be another file than the source, got {destination} twice")
+    if not original and destination.suffix != ".safetensors":
+        raise ValueError(f"destination must end in .safetensors, got {destination}")
+    model = timm.create_model(model_name)
+    state_dict = from_original(read_state_dict(source))
+    check_fits(state_dict, model, source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    metadata = {
+        "format": "pt",
+        "architecture": model_name,
+        "source": source.name,
+        "source_sha256": digest,
+        "license": _KNOWN_LICENCES.get(digest, "unknown"),
+    }
+    if original:
+        write_atomically(destination, lambda path: torch.save(to_original(state_dict, model), path))
+    else:
+        write_atomically(destination, lambda path: save_file(state_dict, path, metadata))
+    return metadata
+
+
+def write_atomically(destination: Path, write: Callable[[Path], Any]) -> None:
+    """Replace a file by what `write` writes to the path that it is given, completely or not at all."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".adderzoo-") as folder:
+        path = Path(folder) / destination.name
+        write(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(destination)

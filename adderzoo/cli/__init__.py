@@ -1,0 +1,26 @@
+"""The `adderzoo` command."""
+
+import argparse
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "validate": "measure the accuracy of a network on a data set",
+    "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input ends in one line on standard error and exit status 1."""
+    parser = argparse.ArgumentParser(prog="adderzoo", description="Adder networks for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
+        import_module(f"adderzoo.cli.{name}").add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        import_module(f"adderzoo.cli.{args.command}").run(args)
+    except (ValueError, OSError) as error:
+        print(f"adderzoo {args.command}: error: {error}", file=sys.stderr)
+        return 1
+    return 0

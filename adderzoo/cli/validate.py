@@ -1,0 +1,112 @@
+"""`adderzoo validate`."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
+    weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="with these weights, in either format")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        default="",
+        help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..., wds/...; without it, a folder of images "
+        "with one folder a class",
+    )
+    parser.add_argument("--split", metavar="NAME", default="validation", help="part of the data set (%(default)s)")
+    parser.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
+    parser.add_argument("--class-map", metavar="FILE", default="", help="file that maps class names to indices")
+    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network, if not its default")
+    parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=128, help="images a batch (%(default)s)")
+    parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
+    parser.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
+    parser.add_argument("--amp", action="store_true", help="run under autocast")
+    parser.add_argument(
+        "--amp-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of autocast (%(default)s)"
+    )
+    parser.add_argument("--torchcompile", action="store_true", help="compile the network")
+    parser.add_argument("--results-file", metavar="FILE", type=Path, help="write the result here, .json or .csv")
+
+
+def run(args: argparse.Namespace) -> None:
+    import timm
+    import torch
+    import torch.distributed as dist
+    from timm.data import resolve_model_data_config
+    from torch.utils.data import IterableDataset
+
+    from adderzoo import ops
+    from adderzoo.checkpoints import load_checkpoint, write_atomically
+    from adderzoo.data import check_classes, open_dataset, open_loader
+    from adderzoo.engine import evaluate
+
+    if args.batch_size < 1:
+        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
+    if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
+        raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
+    if ":" not in args.model and not timm.is_model(args.model):
+        raise ValueError(f"model must be a registered network, got {args.model!r}")
+
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device = torch.device(args.device)
+    if distributed:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        model_args = {} if args.num_classes is None else {"num_classes": args.num_classes}
+        model = timm.create_model(args.model, pretrained=args.pretrained, **model_args)
+        if args.checkpoint:
+            load_checkpoint(model, args.checkpoint)
+        elif not args.pretrained:
+            print("adderzoo validate: neither --pretrained nor --checkpoint: random weights", file=sys.stderr)
+        memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+        model = model.to(device=device, memory_format=memory_format)
+        config = resolve_model_data_config(model)
+
+        dataset = open_dataset(
+            args.dataset, args.data_dir, args.split, config["input_size"][0], args.class_map, args.dataset_download
+        )
+        check_classes(dataset, model)
+        if distributed and isinstance(dataset, IterableDataset):
+            raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
+        loader = open_loader(dataset, config, args.batch_size, args.workers, device, distributed)
+        result = evaluate(
+            torch.compile(model) if args.torchcompile else model,
+            loader,
+            device=device,
+            amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
+            channels_last=args.channels_last,
+            images=loader.sampler.num_valid_samples if distributed else None,
+            description=args.model,
+        )
+        if not distributed or dist.get_rank() == 0:
+            row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
+            print(result)
+            if args.results_file:
+                write_atomically(args.results_file, lambda path: _write(path, row))
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(row, indent=2) + "\n")
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)

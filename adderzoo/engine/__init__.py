@@ -1,0 +1,5 @@
+"""Loops over data."""
+
+from .evaluation import Result, evaluate
+
+__all__ = ["Result", "evaluate"]

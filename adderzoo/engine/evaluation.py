@@ -1,0 +1,122 @@
+"""Evaluation of a classifier."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `evaluate` measures. Accuracies and their standard errors are in percent."""
+
+    top1: float
+    top1_se: float
+    top5: float
+    top5_se: float
+    loss: float
+    images: int
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.top1:.2f} ± {self.top1_se:.2f} %, top-5 {self.top5:.2f} ± {self.top5_se:.2f} %, "
+            f"loss {self.loss:.4f}, {self.images} images, {self.images_per_second:.0f} images/s"
+        )
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    images: int | None = None,
+    description: str = "",
+) -> Result:
+    """Accuracy of a classifier, with a progress bar.
+
+    In a process group every process evaluates its share and all get the common result.
+
+    Args:
+        model: Maps (N, C, H, W) to logits (N, classes). It is put into evaluation mode.
+        loader: Batches of images (N, C, H, W) and class indices (N,).
+        device: Where the model is and the batches go.
+        amp_dtype: Run under autocast in this dtype.
+        channels_last: Feed the images in this memory format.
+        images: How many images of this process count; what a distributed sampler appends to even out the processes
+            does not.
+        description: Text before the progress bar.
+
+    Returns:
+        Top-1 and top-5 accuracy with standard errors sqrt(p (1 - p) / n), mean cross-entropy, the number of images, and
+        images per second through the model (loading not counted, after one batch to warm up).
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    device = torch.device(device)
+    context: AbstractContextManager = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
+    model.eval()
+    left = math.inf if images is None else images
+    top1 = top5 = loss = count = seconds = 0.0
+    distributed = dist.is_available() and dist.is_initialized()
+    hidden = distributed and dist.get_rank() != 0
+    with torch.inference_mode(), context, tqdm(loader, desc=description, unit="batch", disable=hidden) as progress:
+        for batch, labels in progress:
+            x, target = batch.to(device), labels.to(device)
+            if channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            if count == 0:
+                model(x)
+            started = _now(device)
+            logits = model(x)
+            seconds += _now(device) - started
+
+            counted = int(min(left, len(x)))
+            left -= counted
+            logits, target = logits[:counted].float(), target[:counted]
+            ranked = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+            top1 += ranked[:, 0].sum().item()
+            top5 += ranked.any(1).sum().item()
+            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            count += counted
+            if count:
+                progress.set_postfix_str(f"top-1 {100 * top1 / count:.2f} %", refresh=False)
+
+    if distributed:
+        sums = torch.tensor([top1, top5, loss, count], dtype=torch.float64, device=device)
+        slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        top1, top5, loss, count = sums.tolist()
+        seconds = slowest.item()
+    if count == 0:
+        raise ValueError("the data set is empty")
+    return Result(
+        top1=100 * top1 / count,
+        top1_se=_standard_error(top1 / count, count),
+        top5=100 * top5 / count,
+        top5_se=_standard_error(top5 / count, count),
+        loss=loss / count,
+        images=int(count),
+        images_per_second=count / max(seconds, sys.float_info.min),
+    )
+
+
+def _standard_error(share: float, count: float) -> float:
+    return 100 * math.sqrt(share * (1 - share) / count)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,23 @@
+"""torch.nn modules."""
+
+from torch import nn
+
+from adderzoo import ops as ops  # registers the operator that the layers call
+
+from .adder import Adder2d, AdderLinear
+from .replace import replace_conv
+
+__all__ = ["Adder2d", "AdderLinear", "get_conv_layer", "replace_conv"]
+
+_CONV_LAYERS: dict[str, type[nn.Module]] = {"adder": Adder2d, "conv": nn.Conv2d}
+
+
+def get_conv_layer(kind: str) -> type[nn.Module]:
+    """The layer that a network's argument `conv_layer` names: "adder" or "conv".
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    if kind not in _CONV_LAYERS:
+        raise ValueError(f"conv_layer must be one of {', '.join(map(repr, _CONV_LAYERS))}, got {kind!r}")
+    return _CONV_LAYERS[kind]

@@ -1,0 +1,195 @@
+"""Adder layers: modules that call the operator."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+
+class _AdderFilter(nn.Module):
+    """Marks the parameter `weight` as an adder filter, by which `adderzoo.optim` knows it.
+
+    The mark is an attribute of the Parameter, and these are the places where a module gets another Parameter.
+    """
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._mark()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._mark()
+        return self
+
+    def _mark(self) -> None:
+        weight = self._parameters.get("weight")
+        if weight is not None:
+            weight.is_adder_filter = True  # type: ignore[attr-defined]
+
+
+class Adder2d(_AdderFilter, _ConvNd):
+    """Two-dimensional adder layer ("AdderNet", CVPR 2020, eq. 2): :class:`torch.nn.Conv2d`, with L1 distances.
+
+    It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one stands. The output is never
+    positive and has a large negative mean, so a BatchNorm has to follow for a network to train. `weight` starts from
+    N(0, 1) as in the paper, `bias` from zero.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, H', W'), of at least float32 (see
+    :func:`adderzoo.ops.adder2d`).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Number of filters.
+        kernel_size: Of the filters, an integer or (height, width).
+        stride: Of the patches, an integer or (height, width).
+        padding: Zeros added on each side, an integer, (height, width), "valid" or "same".
+        dilation: Distance between the taps of a filter, an integer or (height, width).
+        groups: Number of groups of channels that do not see each other.
+        bias: Whether to add a learned bias to the output.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        device: Of the parameters.
+        dtype: Of the parameters.
+        input_grad: Gradient with respect to the input: "hardtanh" (the paper's) or "sign".
+        weight_grad: Gradient with respect to the filters: "full" (the paper's) or "sign".
+
+    Raises:
+        ValueError: if an argument is none of what it takes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_grad: str = "hardtanh",
+        weight_grad: str = "full",
+    ) -> None:
+        _check_choice("input_grad", input_grad, ("hardtanh", "sign"))
+        _check_choice("weight_grad", weight_grad, ("full", "sign"))
+        super().__init__(
+            in_channels,
+            out_channels,
+            _pair(kernel_size),
+            _pair(stride),
+            padding if isinstance(padding, str) else _pair(padding),
+            _pair(dilation),
+            False,
+            (0, 0),
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.input_grad = input_grad
+        self.weight_grad = weight_grad
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        # What the operator cannot pad, unequal sides ("same" with an even kernel) and other modes, is padded before it.
+        self.pad_first = padding_mode != "zeros" or left != right or top != bottom
+        self.operator_padding = (0, 0) if self.pad_first else (top, left)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.pad_first:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        output = torch.ops.adderzoo.adder2d(
+            input,
+            self.weight,
+            self.stride,
+            self.operator_padding,
+            self.dilation,
+            self.groups,
+            self.input_grad,
+            self.weight_grad,
+        )
+        bias = self.bias
+        if bias is not None:
+            output = output + bias[:, None, None]
+        return output
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.input_grad != "hardtanh":
+            text += f", input_grad={self.input_grad}"
+        if self.weight_grad != "full":
+            text += f", weight_grad={self.weight_grad}"
+        return text
+
+
+class AdderLinear(_AdderFilter):
+    """Fully connected adder layer: :class:`torch.nn.Linear`, with L1 distances (eq. 2 with a filter of one pixel).
+
+    Shape: (..., in_features) to (..., out_features), of at least float32.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        out_features: Number of filters.
+        bias: Whether to add a learned bias to the output.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty((out_features, in_features), device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input.reshape(-1, self.in_features)[:, :, None, None]
+        output = torch.ops.adderzoo.adder2d(pixels, self.weight[:, :, None, None])
+        output = output.reshape(input.shape[:-1] + (self.out_features,))
+        bias = self.bias
+        if bias is not None:
+            output = output + bias
+        return output
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

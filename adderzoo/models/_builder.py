@@ -1,0 +1,72 @@
+"""What the families share: building through timm, with checked weights, and the authors' checkpoint format."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from adderzoo.layers import Adder2d
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+def weights_file(tag: str) -> str:
+    """Path of the weights of a tag that lie inside the package."""
+    return str(WEIGHTS / f"{tag}.safetensors")
+
+
+def build_model(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of weights that lie in the package.
+
+    Raises:
+        RuntimeError: if such a file is not the published one.
+    """
+    if pretrained:
+        cfg = resolve_pretrained_cfg(
+            variant,
+            pretrained_cfg=kwargs.get("pretrained_cfg"),
+            pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
+        )
+        if cfg.file and Path(cfg.file).parent == WEIGHTS:
+            _check_sha256(Path(cfg.file))
+    return build_model_with_cfg(network, variant, pretrained, **kwargs)
+
+
+def _check_sha256(path: Path) -> None:
+    sums = dict(reversed(line.split()) for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines())
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing: install adderzoo again")
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if got != sums.get(path.name):
+        raise RuntimeError(f"{path} is damaged (SHA-256 {got}, published {sums.get(path.name)}): install adderzoo again")
+
+
+def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys of the AdderNet authors' checkpoints (`module.` in front, filters named `adder`) to this package's."""
+    return {_rename(key.removeprefix("module."), "adder", "weight"): value for key, value in state_dict.items()}
+
+
+def to_original(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The inverse of :func:`from_original`."""
+    filters = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adder2d)}
+    return {
+        "module." + (_rename(key, "weight", "adder") if key in filters else key): value
+        for key, value in state_dict.items()
+    }
+
+
+def _rename(key: str, old: str, new: str) -> str:
+    return key.removesuffix(old) + new if key.endswith("." + old) else key
+
+
+def drop_other_classes(state_dict: dict[str, Tensor], model: nn.Module, logits_norm: str) -> dict[str, Tensor]:
+    """Without the BatchNorm on the logits, if `model` has another number of classes.
+
+    timm drops the classifier's own weight and bias in this case, but does not know of what follows it.
+    """
+    weight = state_dict.get(f"{logits_norm}.weight")
+    if weight is None or weight.shape[0] == model.num_classes:
+        return state_dict
+    return {key: value for key, value in state_dict.items() if not key.startswith(f"{logits_norm}.")}
