@@ -123,26 +123,32 @@ void tile(const Accumulation<T>& a, int64_t first_point, int64_t group, int64_t 
   for (int64_t t = 0; t < a.num_taps; ++t) {
     const Tap tap = a.taps[t];
     const T* source[kPoints];
+    bool inside[kPoints], all_inside = true;
     for (int p = 0; p < kPoints; ++p) {
       const int64_t y = row[p] * a.step_h + tap.row;
       const int64_t x = column[p] * a.step_w + tap.column;
-      const bool inside = y >= 0 && y < a.source_height && x >= 0 && x < a.source_width;
-      source[p] = inside ? a.source + ((image[p] * a.source_height + y) * a.source_width + x) * pixel +
-                               group * a.source_channels
-                         : a.zeros;
+      inside[p] = y >= 0 && y < a.source_height && x >= 0 && x < a.source_width;
+      all_inside = all_inside && inside[p];
+      source[p] = inside[p] ? a.source + ((image[p] * a.source_height + y) * a.source_width + x) * pixel +
+                                  group * a.source_channels
+                            : a.zeros;
     }
+    // Where there is no gradient, a slope counts for nothing, and 0 * NaN would: the sums of this tap are kept apart.
+    const bool apart = F != Function::kDistance && !all_inside;
+    const auto add_to_totals = [&](bool of_all_points) __attribute__((always_inline)) {
+      for (int p = 0; p < kPoints; ++p) {
+        for (int v = 0; v < kVectors; ++v) {
+          if (of_all_points || inside[p]) total[p][v] += sum[p][v];
+          sum[p][v] = Vector<T>{};
+        }
+      }
+      pending = 0;
+    };
+    if (apart) add_to_totals(true);
     const T* filter = filters + tap.index * a.source_channels * width;
     for (int64_t begin = 0; begin < a.source_channels; begin += kBlock) {
       const int64_t length = smaller(kBlock, a.source_channels - begin);
-      if (pending + length > kBlock) {
-        for (int p = 0; p < kPoints; ++p) {
-          for (int v = 0; v < kVectors; ++v) {
-            total[p][v] += sum[p][v];
-            sum[p][v] = Vector<T>{};
-          }
-        }
-        pending = 0;
-      }
+      if (pending + length > kBlock) add_to_totals(!apart);
       pending += length;
       for (int64_t c = begin; c < begin + length; ++c, filter += width) {
         Vector<T> w[kVectors];
@@ -155,6 +161,7 @@ void tile(const Accumulation<T>& a, int64_t first_point, int64_t group, int64_t 
         }
       }
     }
+    if (apart) add_to_totals(false);
   }
 
   const Strides& to = a.output_strides;
