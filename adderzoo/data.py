@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
-from torch import nn
 from torchvision.transforms import Compose
 
 _MODES = {1: "L", 3: "RGB"}
@@ -83,7 +82,7 @@ def open_loader(
     return loader
 
 
-def check_classes(dataset: Any, model: nn.Module) -> None:
+def check_classes(dataset: Any, model: Any) -> None:
     """Refuse a data set with more classes than the network tells apart.
 
     Raises:

@@ -82,9 +82,11 @@ def run(args: argparse.Namespace) -> None:
         check_classes(dataset, model)
         if distributed and isinstance(dataset, IterableDataset):
             raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
+        if args.torchcompile:
+            model.compile()
         loader = open_loader(dataset, config, args.batch_size, args.workers, device, distributed)
         result = evaluate(
-            torch.compile(model) if args.torchcompile else model,
+            model,
             loader,
             device=device,
             amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,

@@ -93,7 +93,7 @@ class Adder2d(_AdderFilter, _ConvNd):
             (0, 0),
             groups,
             bias,
-            padding_mode,
+            padding_mode,  # type: ignore[arg-type]
             device=device,
             dtype=dtype,
         )
@@ -176,7 +176,7 @@ class AdderLinear(_AdderFilter):
     def forward(self, input: Tensor) -> Tensor:
         pixels = input.reshape(-1, self.in_features)[:, :, None, None]
         output = torch.ops.adderzoo.adder2d(pixels, self.weight[:, :, None, None])
-        output = output.reshape(input.shape[:-1] + (self.out_features,))
+        output = output.reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - TorchScript
         bias = self.bias
         if bias is not None:
             output = output + bias

@@ -45,7 +45,7 @@ def replace_conv(model: Network, keep_first: bool = True, keep_last: bool = True
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     first, last = (layers[0][0], layers[-1][0]) if layers else ("", "")
-    replacements = {}
+    replacements: dict[str, nn.Module] = {}
     for name, module in layers:
         if (name == first and keep_first) or (name == last and keep_last):
             continue

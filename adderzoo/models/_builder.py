@@ -2,12 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from adderzoo.layers import Adder2d
+
+Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -17,7 +19,7 @@ def weights_file(tag: str) -> str:
     return str(WEIGHTS / f"{tag}.safetensors")
 
 
-def build_model(network: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of weights that lie in the package.
 
     Raises:
@@ -35,12 +37,13 @@ def build_model(network: type[nn.Module], variant: str, pretrained: bool, **kwar
 
 
 def _check_sha256(path: Path) -> None:
-    sums = dict(reversed(line.split()) for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines())
     if not path.is_file():
         raise RuntimeError(f"{path} is missing: install adderzoo again")
+    lines = [line.split() for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines()]
+    published = {name: digest for digest, name in lines}[path.name]
     got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != sums.get(path.name):
-        raise RuntimeError(f"{path} is damaged (SHA-256 {got}, published {sums.get(path.name)}): install adderzoo again")
+    if got != published:
+        raise RuntimeError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; install adderzoo again")
 
 
 def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

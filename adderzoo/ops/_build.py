@@ -1,4 +1,4 @@
-"""How the compiled library is built, for setup.py (which cannot import the package yet) and for a build on first use."""
+"""How the compiled library is built: by setup.py, which cannot import the package yet, or on first use."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Loads, builds or replaces the compiled library: afterwards `torch.ops.adderzoo` has its operators, one way or another."""
+"""Loads, builds or replaces the compiled library, so that `torch.ops.adderzoo` has its operators in any case."""
 
 import hashlib
 import os
@@ -29,26 +29,26 @@ SCHEMAS = (
 LIBRARY = torch.library.Library("adderzoo", "FRAGMENT")
 
 
-class LibraryNotFound(Exception):
+class LibraryNotFoundError(Exception):
     """One way to get the compiled library does not lead to it; the message says why."""
 
 
 def _load_installed() -> None:
     libraries = sorted(PACKAGE.glob("_C.*so"))
     if not libraries:
-        raise LibraryNotFound("the package has no compiled library")
+        raise LibraryNotFoundError("the package has no compiled library")
     newest_source = max((path.stat().st_mtime for path in _build.build_inputs()), default=0.0)
     if newest_source > libraries[0].stat().st_mtime:
-        raise LibraryNotFound("the compiled library is older than its sources")
+        raise LibraryNotFoundError("the compiled library is older than its sources")
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:
-        raise LibraryNotFound(f"{libraries[0]} does not load: {error}") from error
+        raise LibraryNotFoundError(f"{libraries[0]} does not load: {error}") from error
 
 
 def _load_built() -> None:
     if not _build.source_files():
-        raise LibraryNotFound("the C++ sources are not beside the package")
+        raise LibraryNotFoundError("the C++ sources are not beside the package")
     digest = hashlib.sha256(" ".join([*_build.CXX_FLAGS, platform.machine()]).encode())
     for path in _build.build_inputs():
         digest.update(path.read_bytes())
@@ -74,7 +74,7 @@ def _load_built() -> None:
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise LibraryNotFound(f"building it failed: {reason}") from error
+        raise LibraryNotFoundError(f"building it failed: {reason}") from error
 
 
 def _load() -> str:
@@ -89,14 +89,14 @@ def _load() -> str:
         try:
             load()
             return name
-        except LibraryNotFound as error:
+        except LibraryNotFoundError as error:
             reasons.append(str(error))
     for schema in SCHEMAS:
         LIBRARY.define(schema)
     LIBRARY.impl("_cpu_capability", lambda: "none", "CompositeExplicitAutograd")
     warnings.warn(
         "adderzoo's compiled operator is not available, so its PyTorch reference runs, many times slower: "
-        f"{'; '.join(reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja), then import adderzoo again.",
+        f"{'; '.join(reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja) and start Python again.",
         RuntimeWarning,
         stacklevel=2,
     )

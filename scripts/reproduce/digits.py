@@ -50,9 +50,7 @@ def train(name: str, digits: Path) -> torch.nn.Module:
         ]
     )
     loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, drop_last=True)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
     if name.startswith("adder"):
         adaptive_lr(optimizer, eta=ETA)
     scheduler = CosineAnnealingLR(optimizer, EPOCHS)
