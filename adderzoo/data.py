@@ -22,7 +22,13 @@ class Convert:
 
 
 def open_dataset(
-    name: str, root: str | None, split: str, channels: int, class_map: str = "", download: bool = False
+    name: str,
+    root: str | None,
+    split: str,
+    channels: int,
+    class_map: str = "",
+    download: bool = False,
+    **keys: str,
 ) -> Any:
     """A data set for evaluation, through timm's `create_dataset`.
 
@@ -35,6 +41,7 @@ def open_dataset(
         channels: Of the network's input, 1 or 3.
         class_map: File that maps class names to indices.
         download: Let torchvision download what is missing.
+        keys: `input_key` and `target_key`, the columns of a Hugging Face or webdataset data set.
 
     Raises:
         ValueError: if the folder or its images are missing, or `channels` is neither 1 nor 3.
@@ -51,6 +58,7 @@ def open_dataset(
             class_map=class_map or None,
             download=download,
             input_img_mode=_MODES[channels],
+            **keys,
         )
     except RuntimeError as error:
         raise ValueError(f"data-dir {root!r} holds no data set that can be read: {error}") from error

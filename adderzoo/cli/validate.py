@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="NAME", default="validation", help="part of the data set (%(default)s)")
     parser.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
     parser.add_argument("--class-map", metavar="FILE", default="", help="file that maps class names to indices")
+    parser.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ or wds/ data set")
+    parser.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ or wds/ data set")
     parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network, if not its default")
     parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=128, help="images a batch (%(default)s)")
     parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
@@ -76,8 +78,15 @@ def run(args: argparse.Namespace) -> None:
         model = model.to(device=device, memory_format=memory_format)
         config = resolve_model_data_config(model)
 
+        keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
         dataset = open_dataset(
-            args.dataset, args.data_dir, args.split, config["input_size"][0], args.class_map, args.dataset_download
+            args.dataset,
+            args.data_dir,
+            args.split,
+            config["input_size"][0],
+            args.class_map,
+            args.dataset_download,
+            **keys,
         )
         check_classes(dataset, model)
         if distributed and isinstance(dataset, IterableDataset):
