@@ -47,7 +47,7 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
     - "lr", where the step divides the size of the gradient out (Adam, Lion, RMSprop, Muon ...), so that scaling it
       would do nothing: an update has a root mean square near the learning rate instead, and the filters get `eta`
       times the learning rate, in parameter groups of their own (a group that also has other parameters is split, the
-      others first). Prefer decoupled weight decay (AdamW): decay added to the gradient drowns the filters' own.
+      others first). Prefer decoupled weight decay (AdamW): decay added to the gradient can drown the filters' own.
 
     `eta` is kept as the option `adder_eta`, or `adder_lr_factor`, of the parameter groups: like `lr`, it is saved with
     `state_dict` and replaced by `load_state_dict`. Copies of the optimiser keep the rule; copy or pickle it together
@@ -102,10 +102,9 @@ def _is_filter(parameter: Tensor) -> bool:
 def _rule_for(optimizer: Optimizer) -> str:
     if isinstance(optimizer, PROPORTIONAL):
         return "gradient"
-    families = [cls.__module__.split(".")[:2] for cls in type(optimizer).__mro__ if cls is not Optimizer]
-    if not isinstance(optimizer, IN_BETWEEN) and any(
-        family in (["torch", "optim"], ["timm", "optim"]) for family in families
-    ):
+    modules = [cls.__module__ for cls in type(optimizer).__mro__ if cls is not Optimizer]
+    known = any(module.startswith(("torch.optim.", "timm.optim.")) for module in modules)
+    if known and not isinstance(optimizer, IN_BETWEEN):
         return "lr"
     raise ValueError(
         f"no rule is known for {type(optimizer).__name__}: pass rule='gradient' if its step is proportional to the "
