@@ -102,7 +102,8 @@ def _is_filter(parameter: Tensor) -> bool:
 def _rule_for(optimizer: Optimizer) -> str:
     if isinstance(optimizer, PROPORTIONAL):
         return "gradient"
-    modules = [cls.__module__ for cls in type(optimizer).__mro__ if cls is not Optimizer]
+    # As in "torch.optim.adam.", "torch.optim." and "timm.optim.lion.".
+    modules = [f"{cls.__module__}." for cls in type(optimizer).__mro__ if cls is not Optimizer]
     known = any(module.startswith(("torch.optim.", "timm.optim.")) for module in modules)
     if known and not isinstance(optimizer, IN_BETWEEN):
         return "lr"
