@@ -52,19 +52,19 @@ def draw(model: torch.nn.Module, result: Result, path: Path) -> None:
     images, labels = next(iter(loader))
     probabilities = model.eval()(images).softmax(1)
     confidence, answers = probabilities.max(1)
-    wrong = (answers != labels).nonzero().flatten().tolist()[:6]
-    right = [i for i in range(0, len(labels), len(labels) // 40) if i not in wrong]
-    shown = (wrong + right)[:24]
+    right = answers == labels
+    shown = (~right).nonzero().flatten()[:6]
+    others = right.nonzero().flatten()  # in the order of their labels
+    shown = torch.cat([shown, others[torch.linspace(0, len(others) - 1, 24 - len(shown)).long()]])
 
     figure = plt.figure(figsize=(12, 8.4), layout="constrained")
     figure.suptitle(
-        f"adder_lenet5.digits: {result.top1:.1f} % of {result.images} held-out digits, in networks without a "
-        "multiplication in a layer",
+        f"adder_lenet5.digits: {result.top1:.1f} % of {result.images} held-out digits, every layer an L1 distance",
         fontsize=14,
     )
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 1.1])
     top.suptitle("What it says (a square: wrong, with the label)", fontsize=11)
-    for axes, index in zip(top.subplots(3, 8).flat, shown, strict=True):
+    for axes, index in zip(top.subplots(3, 8).flat, shown.tolist(), strict=True):
         axes.imshow(images[index, 0], cmap="gray_r")
         answer, label = int(answers[index]), int(labels[index])
         text = f"{answer}   {100 * float(confidence[index]):.0f} %"
