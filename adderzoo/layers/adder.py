@@ -113,6 +113,10 @@ class Adder2d(_AdderFilter, _ConvNd):
         if self.pad_first:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        return self._adder_forward(input)
+
+    def _adder_forward(self, input: Tensor) -> Tensor:
+        """The layer behind its padding."""
         output = torch.ops.adderzoo.adder2d(
             input,
             self.weight,
@@ -174,7 +178,7 @@ class AdderLinear(_AdderFilter):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        pixels = input.reshape(-1, self.in_features)[:, :, None, None]
+        pixels = input.reshape(-1, input.shape[-1])[:, :, None, None]
         output = torch.ops.adderzoo.adder2d(pixels, self.weight[:, :, None, None])
         output = output.reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - TorchScript
         bias = self.bias

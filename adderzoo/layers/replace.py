@@ -2,9 +2,7 @@
 
 from typing import TypeVar
 
-import torch.nn.functional as F
-from timm.layers import Conv2dSame
-from timm.layers.padding import get_same_padding
+from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
 from .adder import Adder2d, AdderLinear
@@ -16,11 +14,7 @@ class Adder2dSame(Adder2d):
     """Adder layer that pads for each input as TensorFlow does: timm's `Conv2dSame`, with L1 distances."""
 
     def forward(self, input: Tensor) -> Tensor:
-        height, width = (
-            get_same_padding(input.shape[2 + d], self.kernel_size[d], self.stride[d], self.dilation[d]) for d in (0, 1)
-        )
-        padded = F.pad(input, [width // 2, width - width // 2, height // 2, height - height // 2])
-        return super().forward(padded)
+        return self._adder_forward(pad_same(input, self.kernel_size, self.stride, self.dilation))
 
 
 def replace_conv(model: Network, keep_first: bool = True, keep_last: bool = True) -> Network:
