@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's version: the error says enough
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise ValueError(f"{path} is refused, since reading it could run code: {_reason(error)}") from error
@@ -48,15 +50,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict, but a {type(content).__name__}")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds no state dict, but an object of type {type(content).__name__}")
+    if not content or not all(isinstance(key, str) and _is_plain(value) for key, value in content.items()):
+        keys = _some([repr(key) for key in content])
+        raise ValueError(f"{path} holds no state dict, but other things under {len(content)} keys: {keys}")
     return dict(content)
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
 def _reason(error: Exception) -> str:
-    """One line of an error: the unpickler's own complaint where there is one."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])
+    """One line of an error: the unpickler's own complaint where there is one, without its advice to trust the file."""
+    lines = str(error).strip().splitlines() or [""]
+    line = next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])
+    reason = line.partition(" Please use")[0]
+    return reason if isinstance(error, RuntimeError | pickle.UnpicklingError) else f"{type(error).__name__} {reason}"
 
 
 def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
@@ -101,12 +112,27 @@ def _some(keys: list[str], most: int = 4) -> str:
     return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
 
 
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """timm's `create_model`.
+
+    Raises:
+        ValueError: if there is no such network or tag, or its published weights cannot be had.
+    """
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"model must be a registered network, got {name!r}: `timm.list_models` names them")
+    try:
+        return timm.create_model(name, **arguments)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"model {name!r} cannot be created: {error}") from error
+
+
 def convert(source: Path, destination: Path, model_name: str, original: bool = False) -> dict[str, str]:
     """Convert a checkpoint to safetensors, or to the AdderNet authors' format.
 
     Args:
         source: Checkpoint in either format.
-        destination: File to write; it is replaced at once or not at all.
+        destination: File to write, .safetensors or, for the authors' format, another extension; it is replaced at
+            once or not at all.
         model_name: Registered name of the network, which the checkpoint has to fit.
         original: Write the authors' format: a PyTorch file, keys with the prefix `module.`, filters named `adder`.
 
@@ -115,16 +141,19 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
 
     Raises:
         ValueError: if the network is unknown or the file is not what it should be; nothing is written.
+        OSError: if the destination cannot be written.
     """
-    if not timm.is_model(model_name):
-        raise ValueError(f"model must be a registered network, got {model_name!r}: `timm.list_models` names them")
     if source.resolve() == destination.resolve():
         raise ValueError(f"destination must be another file than the source, got {destination} twice")
     if not original and destination.suffix != ".safetensors":
         raise ValueError(f"destination must end in .safetensors, got {destination}")
-    model = timm.create_model(model_name)
+    if original and destination.suffix == ".safetensors":
+        raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
+    model = create_model(model_name)
     state_dict = from_original(read_state_dict(source))
     check_fits(state_dict, model, source)
+    # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
+    state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     metadata = {
         "format": "pt",
@@ -141,11 +170,21 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
 
 
 def write_atomically(destination: Path, write: Callable[[Path], Any]) -> None:
-    """Replace a file by what `write` writes to the path that it is given, completely or not at all."""
+    """Replace a file by what `write` writes to the path that it is given, completely or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".adderzoo-") as folder:
         path = Path(folder) / destination.name
-        write(path)
+        path.touch()
+        mode = path.stat().st_mode
+        try:
+            write(path)
+        except (RuntimeError, SafetensorError) as error:  # what PyTorch and safetensors make of a full disk
+            raise OSError(f"{destination} cannot be written: {error}") from error
+        path.chmod(mode)  # safetensors makes files that only their owner may read
         with path.open("rb") as file:
             os.fsync(file.fileno())
         path.replace(destination)
