@@ -5,20 +5,49 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
-from torchvision.transforms import Compose
+from timm.data import ImageDataset, create_dataset, create_loader
+from timm.utils import natural_key
+from torch.utils.data import Dataset, IterableDataset
 
 _MODES = {1: "L", 3: "RGB"}
 
 
-class Convert:
-    """Image transform: to the mode that a network's input channels need (torchvision's data sets come in their own)."""
+class Images(Dataset):
+    """Images of a timm or torchvision data set in one mode, for evaluation.
 
-    def __init__(self, mode: str) -> None:
+    An image that cannot be read is an error: timm would count the next one in its place.
+
+    Args:
+        source: Data set with access by index.
+        mode: PIL's, such as "L" or "RGB".
+    """
+
+    def __init__(self, source: Any, mode: str) -> None:
+        self.source = source
         self.mode = mode
+        self.transform: Any = None
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.convert(self.mode)
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, label = self._read(index)
+        except Exception as error:  # a damaged file makes PIL raise nearly anything
+            raise ValueError(f"image {self._name(index)} cannot be read: {error}") from error
+        return image if self.transform is None else self.transform(image), label
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        if not isinstance(self.source, ImageDataset):
+            image, label = self.source[index]
+            return image.convert(self.mode), label
+        stream, label = self.source.reader[index]
+        with stream, Image.open(stream) as image:
+            return image.convert(self.mode), label
+
+    def _name(self, index: int) -> str:
+        samples = getattr(getattr(self.source, "reader", self.source), "samples", None)  # of a folder
+        return samples[index][0] if samples else f"number {index}"
 
 
 def open_dataset(
@@ -32,8 +61,6 @@ def open_dataset(
 ) -> Any:
     """A data set for evaluation, through timm's `create_dataset`.
 
-    An image that cannot be read is an error (timm would count the next one in its place).
-
     Args:
         name: "" for a folder of one folder a class; "torch/cifar10", "hfds/NAME", "wds/NAME" ... as timm takes them.
         root: Folder of the data.
@@ -44,12 +71,14 @@ def open_dataset(
         keys: `input_key` and `target_key`, the columns of a Hugging Face or webdataset data set.
 
     Raises:
-        ValueError: if the folder or its images are missing, or `channels` is neither 1 nor 3.
+        ValueError: if the folder, the split or the images are missing, or `channels` is neither 1 nor 3.
     """
     if channels not in _MODES:
         raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
     if "/" not in name and (root is None or not Path(root).is_dir()):
         raise ValueError(f"data-dir must be a folder, got {root!r}")
+    if not name:
+        _check_split(Path(str(root)), split)
     try:
         dataset = create_dataset(
             name,
@@ -60,17 +89,44 @@ def open_dataset(
             input_img_mode=_MODES[channels],
             **keys,
         )
-    except RuntimeError as error:
-        raise ValueError(f"data-dir {root!r} holds no data set that can be read: {error}") from error
-    dataset._max_retries = 1
-    return dataset
+    except (AssertionError, ImportError, LookupError, RuntimeError, TypeError) as error:  # timm has no error of its own
+        raise ValueError(f"dataset {name!r} in data-dir {root!r} cannot be read: {error}") from error
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    if not name and not class_map:
+        dataset = _with_empty_classes(dataset)
+    return Images(dataset, _MODES[channels])
+
+
+def _with_empty_classes(dataset: ImageDataset) -> ImageDataset:
+    """Count class folders without images too, as torchvision does: timm would shift the indices behind them."""
+    root, known = Path(dataset.reader.root), dataset.reader.class_to_idx
+    others = [path for path in root.iterdir() if path.is_dir() and path.name not in known and path.name[0] != "."]
+    empty = [path.name for path in others if not any(path.iterdir())]
+    if not empty:
+        return dataset
+    class_map = {label: index for index, label in enumerate(sorted({*known, *empty}, key=natural_key))}
+    return create_dataset("", root=str(root), search_split=False, class_map=class_map)
+
+
+def _check_split(root: Path, split: str) -> None:
+    """Refuse a folder with folders for other splits: timm would take their images together."""
+    synonyms = ["validation", "val", "valid", "eval", "evaluation"]
+    wanted = synonyms if split in synonyms else [split]
+    if any((root / name).exists() for name in wanted):
+        return
+    # A class may be called "train" (CIFAR-100 has one), but has no folders inside.
+    folders = [root / name for name in ("train", "test", *synonyms) if (root / name).is_dir()]
+    parts = [folder.name for folder in folders if any(path.is_dir() for path in folder.iterdir())]
+    if parts:
+        raise ValueError(f"data-dir {str(root)!r} has no folder for the split {split!r}, but has: {', '.join(parts)}")
 
 
 def open_loader(
     dataset: Any, config: dict[str, Any], batch_size: int, workers: int, device: torch.device, distributed: bool = False
 ) -> Any:
     """Batches of `dataset`, preprocessed by a network's own configuration (`timm.data.resolve_model_data_config`)."""
-    loader = create_loader(
+    return create_loader(
         dataset,
         input_size=config["input_size"],
         batch_size=batch_size,
@@ -86,8 +142,6 @@ def open_loader(
         use_prefetcher=device.type == "cuda",
         persistent_workers=False,
     )
-    dataset.transform = Compose([Convert(_MODES[config["input_size"][0]]), dataset.transform])
-    return loader
 
 
 def check_classes(dataset: Any, model: Any) -> None:
@@ -96,7 +150,8 @@ def check_classes(dataset: Any, model: Any) -> None:
     Raises:
         ValueError: naming both numbers.
     """
-    classes = getattr(dataset, "classes", None) or getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    source = getattr(dataset, "source", dataset)
+    classes = getattr(source, "classes", None) or getattr(getattr(source, "reader", None), "class_to_idx", None)
     if classes and len(classes) > model.num_classes:
         raise ValueError(f"the data set has {len(classes)} classes, the network {model.num_classes}")
 

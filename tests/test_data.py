@@ -1,0 +1,200 @@
+import re
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pictures import CIFAR_MEAN, CIFAR_STD, SHARED, as_input, random_images, write_folder
+from PIL import Image
+from sklearn.datasets import load_digits
+from timm.data import resolve_model_data_config
+
+from adderzoo.data import check_classes, open_dataset, open_loader, write_digits
+
+RESNET = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "mean": CIFAR_MEAN,
+    "std": CIFAR_STD,
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+
+
+def read(dataset: object, config: dict = RESNET, batch_size: int = 4, workers: int = 0) -> tuple[torch.Tensor, list]:
+    batches = list(open_loader(dataset, config, batch_size, workers, torch.device("cpu")))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]).tolist()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("digits")
+    write_digits(root)
+    return root
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_digits_are_898_to_train_and_899_to_test(digits: Path) -> None:
+    assert len(list(digits.glob("train/*/*.png"))) == 898
+    assert len(list(digits.glob("test/*/*.png"))) == 899
+    assert len(contents(digits)) == 1797
+
+
+def test_digits_keep_every_pixel_and_label_of_scikit_learn(digits: Path) -> None:
+    source = load_digits()
+    found = {int(path.stem): path for path in digits.rglob("*.png")}
+    assert sorted(found) == list(range(1797))
+    for index, path in found.items():
+        image = Image.open(path)
+        assert (image.mode, image.size) == ("L", (8, 8))
+        # 16 levels are spread over 255: 0 stays 0, 16 becomes 255, and rounding undoes it.
+        assert np.array_equal(np.rint(np.asarray(image) * (16 / 255)), source.images[index])
+        assert path.parent.name == str(source.target[index])
+        assert path.parent.parent.name == ("train" if index < 898 else "test")
+    assert {np.asarray(Image.open(path)).max() for path in found.values()} <= {*range(200, 256)}
+
+
+def test_digits_written_twice_are_the_same_files(digits: Path) -> None:
+    before = contents(digits)
+    write_digits(digits)
+    assert contents(digits) == before
+
+
+def test_images_of_the_networks_size_are_only_scaled_and_normalised(tmp_path: Path) -> None:
+    images, labels = random_images(6), [0, 0, 3, 3, 7, 9]
+    root = write_folder(tmp_path, images, labels)
+    x, read_labels = read(open_dataset("", str(root), "validation", 3))
+    torch.testing.assert_close(x, as_input(images, CIFAR_MEAN, CIFAR_STD), rtol=0, atol=1e-6)
+    assert read_labels == labels
+
+
+def test_larger_images_are_resized_and_cropped_in_the_middle(tmp_path: Path) -> None:
+    images = random_images(3, (64, 40))
+    root = write_folder(tmp_path, images, [0, 1, 2])
+    x, _ = read(open_dataset("", str(root), "validation", 3))
+    cropped = [image.resize((51, 32), Image.Resampling.BICUBIC).crop((10, 0, 42, 32)) for image in images]
+    torch.testing.assert_close(x, as_input(cropped, CIFAR_MEAN, CIFAR_STD), rtol=0, atol=1e-6)
+
+
+def test_grey_images_fill_three_channels(tmp_path: Path) -> None:
+    images = random_images(3, mode="L")
+    root = write_folder(tmp_path, images, [0, 1, 2])
+    x, _ = read(open_dataset("", str(root), "validation", 3))
+    threefold = as_input(images, [0.0], [1.0]).expand(-1, 3, -1, -1)
+    expected = (threefold - torch.tensor(CIFAR_MEAN).view(3, 1, 1)) / torch.tensor(CIFAR_STD).view(3, 1, 1)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["", "torch/image_folder"])
+def test_colour_images_become_luminance_for_one_channel(tmp_path: Path, name: str) -> None:
+    images = random_images(3)
+    root = write_folder(tmp_path, images, [0, 1, 2], classes=3)
+    config = resolve_model_data_config(timm.create_model("adder_lenet5"))
+    x, _ = read(open_dataset(name, str(root), "validation", 1), config)
+    # ITU-R 601-2, which PIL rounds to whole numbers
+    grey = [np.rint(np.asarray(image, dtype=float) @ [0.299, 0.587, 0.114]) for image in images]
+    expected = (np.stack(grey)[:, None] / 255 - config["mean"][0]) / config["std"][0]
+    assert x.shape == (3, 1, 32, 32)
+    torch.testing.assert_close(x, torch.from_numpy(expected).float(), rtol=0, atol=1.01 / 255 / config["std"][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["", "torch/image_folder"])
+@pytest.mark.parametrize("damage", ["truncated", "no image", "empty"])
+def test_a_damaged_image_is_an_error_that_names_the_file(tmp_path: Path, damage: str, name: str, workers: int) -> None:
+    root = write_folder(tmp_path, random_images(10), range(10))
+    path = root / "class_5" / "00005.png"
+    path.write_bytes({"truncated": path.read_bytes()[:200], "no image": b"no image", "empty": b""}[damage])
+    dataset = open_dataset(name, str(root), "validation", 3)
+    with pytest.raises(ValueError, match=re.escape(f"image {path} cannot be read: ")) as info:
+        read(dataset, workers=workers)
+    traceback.clear_frames(info.tb)  # else the loading processes end with the garbage, and 5 s later
+
+
+def test_a_split_is_looked_for_under_its_usual_names(tmp_path: Path) -> None:
+    for part, label in (("train", 1), ("val", 2), ("test", 3)):
+        write_folder(tmp_path / part, random_images(2), [label, label])
+    for split, label in (("train", 1), ("validation", 2), ("test", 3)):
+        assert read(open_dataset("", str(tmp_path), split, 3))[1] == [label, label]
+
+
+def test_a_folder_of_other_splits_is_refused_and_not_taken_together(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / part, random_images(2), [0, 1])
+    with pytest.raises(ValueError, match=r"no folder for the split 'validation', but has: train, test"):
+        open_dataset("", str(tmp_path), "validation", 3)
+
+
+def test_a_class_without_images_keeps_its_index(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, random_images(3), [2, 5, 11], classes=12)  # 11 comes last, as a number does
+    assert read(open_dataset("", str(root), "validation", 3))[1] == [2, 5, 11]
+    for path in root.iterdir():
+        if not any(path.iterdir()):
+            path.rmdir()
+    assert read(open_dataset("", str(root), "validation", 3))[1] == [0, 1, 2]
+
+
+def test_a_class_map_decides_the_indices(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images", random_images(3), [0, 1, 2])
+    (tmp_path / "map.txt").write_text("class_2\nclass_1\nclass_0\n")
+    assert read(open_dataset("", str(root), "validation", 3, class_map=str(tmp_path / "map.txt")))[1] == [2, 1, 0]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for index, name in enumerate(("apple", "train", "whale")):
+        (tmp_path / name).mkdir()
+        random_images(1, seed=index)[0].save(tmp_path / name / "0.png")
+    assert read(open_dataset("", str(tmp_path), "validation", 3))[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "message"),
+    [
+        ("", None, "data-dir must be a folder, got None"),
+        ("", "nowhere", "data-dir must be a folder, got 'nowhere'"),
+        ("", ".", "Found 0 images"),
+        ("torch/mnist", ".", "Dataset not found"),
+        ("torch/nonsense", ".", "nonsense"),
+        ("torch/mnist", None, "'torch/mnist' in data-dir None cannot be read"),
+        ("nonsense/mnist", None, "'nonsense/mnist' in data-dir None cannot be read"),
+        ("wds/x", ".", "split validation not found"),
+    ],
+)
+def test_what_is_no_data_set_is_a_value_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, root: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_dataset(name, root, "validation", 3)
+
+
+def test_a_network_of_two_channels_cannot_be_fed_with_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must have 1 or 3 channels to be fed with images, got 2"):
+        open_dataset("", str(tmp_path), "validation", 2)
+
+
+@pytest.mark.parametrize("name", ["", "torch/image_folder"])
+def test_more_classes_than_the_network_has_are_refused(tmp_path: Path, name: str) -> None:
+    root = write_folder(tmp_path, random_images(12), range(12), classes=12)
+    dataset = open_dataset(name, str(root), "validation", 3)
+    check_classes(dataset, timm.create_model("cnn_resnet20", num_classes=12))
+    with pytest.raises(ValueError, match="the data set has 12 classes, the network 11"):
+        check_classes(dataset, timm.create_model("cnn_resnet20", num_classes=11))
+
+
+def test_real_mnist_is_read_as_torchvision_keeps_it() -> None:
+    root = SHARED / "data" / "mnist"
+    if not root.is_dir():
+        pytest.skip("needs ../shared/data/mnist")
+    dataset = open_dataset("torch/mnist", str(root), "test", 1)
+    assert len(dataset) == 10_000
+    raw = np.frombuffer((root / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(-1, 28, 28)
+    for index in (0, 1, 9_999):
+        image, label = dataset[index]
+        assert np.array_equal(np.asarray(image), raw[index])
+        assert label == (root / "MNIST/raw/t10k-labels-idx1-ubyte").read_bytes()[8 + index]
