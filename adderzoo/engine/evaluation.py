@@ -61,7 +61,8 @@ def evaluate(
         images per second through the model (loading not counted, after one batch to warm up).
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or a label is none of the network's classes.
+        ConnectionError: if another process of the group has failed.
     """
     device = torch.device(device)
     context: AbstractContextManager = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
@@ -81,6 +82,9 @@ def evaluate(
             logits = model(x)
             seconds += _now(device) - started
 
+            least, most, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+            if least < 0 or most >= classes:
+                raise ValueError(f"labels must be among the network's {classes} classes, got {least} to {most}")
             counted = int(min(left, len(x)))
             left -= counted
             logits, target = logits[:counted].float(), target[:counted]
@@ -95,8 +99,11 @@ def evaluate(
     if distributed:
         sums = torch.tensor([top1, top5, loss, count], dtype=torch.float64, device=device)
         slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
-        dist.all_reduce(sums)
-        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        try:
+            dist.all_reduce(sums)
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        except RuntimeError as error:
+            raise ConnectionError("another process of the group has failed") from error
         top1, top5, loss, count = sums.tolist()
         seconds = slowest.item()
     if count == 0:
