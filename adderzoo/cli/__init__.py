@@ -21,6 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_module(f"adderzoo.cli.{args.command}").run(args)
     except (ValueError, OSError) as error:
-        print(f"adderzoo {args.command}: error: {error}", file=sys.stderr)
+        print(f"adderzoo {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    """The message; of an error in a loading process, which comes inside the text of a traceback, its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)

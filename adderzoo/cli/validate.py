@@ -42,14 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import timm
     import torch
     import torch.distributed as dist
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import load_checkpoint, write_atomically
+    from adderzoo.checkpoints import create_model, load_checkpoint, write_atomically
     from adderzoo.data import check_classes, open_dataset, open_loader
     from adderzoo.engine import evaluate
 
@@ -57,25 +56,28 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
     if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
         raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
-    if ":" not in args.model and not timm.is_model(args.model):
-        raise ValueError(f"model must be a registered network, got {args.model!r}")
 
-    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    device = torch.device(args.device)
-    if distributed:
-        if device.type == "cuda":
+    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    distributed = processes > 1
+    try:
+        device = torch.device(args.device)
+        if distributed and device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {args.device!r} cannot be used: {error}") from error
+    if distributed:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         model_args = {} if args.num_classes is None else {"num_classes": args.num_classes}
-        model = timm.create_model(args.model, pretrained=args.pretrained, **model_args)
+        model = create_model(args.model, pretrained=args.pretrained, **model_args)
         if args.checkpoint:
             load_checkpoint(model, args.checkpoint)
-        elif not args.pretrained:
+        elif not args.pretrained and rank == 0:
             print("adderzoo validate: neither --pretrained nor --checkpoint: random weights", file=sys.stderr)
         memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-        model = model.to(device=device, memory_format=memory_format)
+        model = model.to(device).to(memory_format=memory_format)
         config = resolve_model_data_config(model)
 
         keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
@@ -100,10 +102,13 @@ def run(args: argparse.Namespace) -> None:
             device=device,
             amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
             channels_last=args.channels_last,
-            images=loader.sampler.num_valid_samples if distributed else None,
+            images=len(range(rank, len(dataset), processes)) if distributed else None,
             description=args.model,
         )
-        if not distributed or dist.get_rank() == 0:
+        announced = getattr(getattr(dataset, "reader", None), "num_samples", None)
+        if isinstance(dataset, IterableDataset) and announced and announced != result.images:
+            raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
+        if rank == 0:
             row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
             print(result)
             if args.results_file:
