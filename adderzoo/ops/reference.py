@@ -162,7 +162,7 @@ def backward_input(
             to += (g[:, :, filters] * slope).sum(2)
     height, width = input.shape[2:]
     inner = padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return inner.to(input.dtype).contiguous(memory_format=memory_format_like(input))
+    return torch.empty_like(input, memory_format=memory_format_like(input)).copy_(inner)
 
 
 def backward_weight(
