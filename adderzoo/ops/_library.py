@@ -1,10 +1,13 @@
 """Loads, builds or replaces the compiled library, so that `torch.ops.adderzoo` has its operators in any case."""
 
+import contextlib
 import hashlib
 import os
 import platform
+import shutil
+import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -46,9 +49,23 @@ def _load_installed() -> None:
         raise LibraryNotFoundError(f"{libraries[0]} does not load: {error}") from error
 
 
+@contextlib.contextmanager
+def _own_programs_on_path() -> Iterator[None]:
+    """pip's ninja lies beside Python, in a folder that is not on PATH where Python was started by its full name."""
+    path = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([path, sysconfig.get_path("scripts")])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
+
+
 def _load_built() -> None:
     if not _build.source_files():
         raise LibraryNotFoundError("the C++ sources are not beside the package")
+    compiler = os.environ.get("CXX") or "c++"  # PyTorch's own choice
+    if shutil.which(compiler.split()[0]) is None:
+        raise LibraryNotFoundError(f"there is no C++ compiler, {compiler} is not found")
     digest = hashlib.sha256(" ".join([*_build.CXX_FLAGS, platform.machine()]).encode())
     for path in _build.build_inputs():
         digest.update(path.read_bytes())
@@ -62,18 +79,20 @@ def _load_built() -> None:
                 from torch.utils import cpp_extension  # slow to import, and seldom needed
 
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
-                cpp_extension.load(  # builds it, and loads it as well
-                    name=library.stem,
-                    sources=[str(path) for path in _build.source_files()],
-                    extra_cflags=_build.CXX_FLAGS,
-                    build_directory=str(folder),
-                    is_python_module=False,
-                )
+                with _own_programs_on_path():
+                    cpp_extension.load(  # builds it, and loads it as well
+                        name=library.stem,
+                        sources=[str(path) for path in _build.source_files()],
+                        extra_cflags=_build.CXX_FLAGS,
+                        build_directory=str(folder),
+                        is_python_module=False,
+                    )
                 complete.touch()
                 return
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        lines = str(error).strip().splitlines()
+        reason = next((line for line in lines if "error:" in line), lines[0])  # of a compiler's many
         raise LibraryNotFoundError(f"building it failed: {reason}") from error
 
 
