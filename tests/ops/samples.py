@@ -1,0 +1,50 @@
+"""Inputs for the operators, in every memory format."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FORMATS = ("contiguous", "channels_last", "slice")
+
+# (stride, padding, dilation, groups), the channels of input and output and the kernel
+GEOMETRIES = {
+    "plain": (((1, 1), (0, 0), (1, 1), 1), 3, 4, (3, 3)),
+    "strided": (((2, 1), (1, 2), (1, 1), 1), 5, 2, (3, 2)),
+    "dilated": (((1, 3), (2, 0), (2, 3), 1), 2, 3, (2, 2)),
+    "grouped": (((2, 2), (1, 1), (1, 1), 3), 6, 9, (1, 3)),
+    "depthwise": (((1, 1), (1, 1), (2, 1), 4), 4, 4, (3, 3)),
+}
+
+
+def in_format(tensor: Tensor, memory_format: str) -> Tensor:
+    """The same values: contiguous, channels_last, or a slice of a wider tensor, which is dense in no format."""
+    if memory_format == "contiguous":
+        return tensor.contiguous()
+    if memory_format == "channels_last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    wider = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan)
+    inner = wider[..., 2:-1]
+    return inner.copy_(tensor)
+
+
+def has_format_like(result: Tensor, input: Tensor) -> bool:
+    """channels_last where `input` is, and contiguous where it is both (one channel, one pixel) or neither (a slice)."""
+    is_channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+    wanted = torch.channels_last if is_channels_last else torch.contiguous_format
+    return result.is_contiguous(memory_format=wanted)
+
+
+def sample(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    memory_format: str = "contiguous",
+    batch: int = 2,
+    size: tuple[int, int] = (9, 8),
+) -> tuple[Tensor, Tensor, tuple]:
+    """Input, weight and geometry of one of the GEOMETRIES."""
+    geometry, in_channels, out_channels, kernel = GEOMETRIES[name]
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    input = torch.randn(batch, in_channels, *size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(out_channels, in_channels // geometry[3], *kernel, generator=generator, dtype=torch.float64)
+    return in_format(input.to(device, dtype), memory_format), weight.to(device, dtype), geometry

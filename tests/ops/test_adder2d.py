@@ -1,0 +1,470 @@
+import contextlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from reference64 import Geometry, adder2d64_with_gradients, magnitude
+from samples import DTYPES, FORMATS, GEOMETRIES, has_format_like, in_format, sample
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from adderzoo.ops import adder2d, reference
+
+INPUT_GRADS, WEIGHT_GRADS = ("hardtanh", "sign"), ("full", "sign")
+EPSILON = {torch.float32: 1e-6, torch.float64: 1e-14}  # of the magnitudes that reference64.Magnitude defines
+
+
+def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
+    """|actual - expected| <= bound everywhere."""
+    assert actual.shape == expected.shape
+    excess = (actual.double() - expected).abs() - bound
+    assert excess.numel() == 0 or excess.max() <= 0, f"{(excess > 0).sum()} values are off, by up to {excess.max()}"
+
+
+def gradients(input: Tensor, weight: Tensor, grad: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the gradient of the input and that of the weight."""
+    x, w = input.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = adder2d(x, w, *arguments)
+    return y.detach(), *torch.autograd.grad(y, (x, w), grad)
+
+
+# ---------------------------------------------------------------------------------------------------------- the values
+
+
+def test_worked_example(device: torch.device) -> None:
+    """By hand: filters (1, 2) and (0, -3) over the pixels (5, 0.5), (5.5, 2)."""
+    x = torch.tensor([[5.0, 5.5], [0.5, 2.0]], device=device).reshape(1, 2, 1, 2).requires_grad_()
+    w = torch.tensor([[1.0, 2.0], [0.0, -3.0]], device=device).reshape(2, 2, 1, 1).requires_grad_()
+    y = adder2d(x, w)
+    assert y.flatten().tolist() == [-5.5, -4.5, -8.5, -10.5]
+    y.backward(torch.tensor([[1.0, 10.0], [100.0, 1000.0]], device=device).reshape(1, 2, 1, 2))
+    # hardtanh(F - X): for filter 0 (-1, -1), (1, 0); for filter 1 (-1, -1), (-1, -1)
+    assert x.grad.flatten().tolist() == [-101.0, -1010.0, -99.0, -1000.0]
+    # X - F: for filter 0 (4, 4.5), (-1.5, 0); for filter 1 (5, 5.5), (3.5, 5)
+    assert w.grad.flatten().tolist() == [49.0, -1.5, 6000.0, 5350.0]
+
+
+def test_padding_is_a_zero_that_counts(device: torch.device) -> None:
+    x = torch.full((1, 1, 1, 1), 2.0, device=device)
+    w = torch.full((1, 1, 3, 3), 5.0, device=device)
+    assert adder2d(x, w, padding=1).item() == -(3 + 8 * 5)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Geometry, tuple[int, ...], tuple[int, ...]]:
+    """Geometry, shape of the input and shape of the weight."""
+    pair = st.tuples
+    stride = draw(pair(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(pair(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(pair(st.integers(1, 3), st.integers(1, 3)))
+    kernel = draw(pair(st.integers(1, 4), st.integers(1, 3)))
+    least = [max(1, dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1)]
+    size = [draw(st.integers(least[d], least[d] + 5)) for d in (0, 1)]
+    groups = draw(st.integers(1, 4))
+    depthwise = draw(st.booleans()) and groups > 1
+    in_channels = 1 if depthwise else draw(st.sampled_from([1, 2, 3, 7, 18]))  # of a group
+    out_channels = draw(st.sampled_from([1, 2] if depthwise else [1, 2, 5, 17, 35]))
+    batch = draw(st.integers(1, 3))
+    geometry = Geometry(stride, padding, dilation, groups)
+    return geometry, (batch, groups * in_channels, *size), (groups * out_channels, in_channels, *kernel)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    problem=problems(),
+    seed=st.integers(0, 2**32 - 1),
+    ties=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    memory_format=st.sampled_from(FORMATS),
+    weight_format=st.sampled_from(FORMATS),
+    grad_format=st.sampled_from(FORMATS),
+    input_grad=st.sampled_from(INPUT_GRADS),
+    weight_grad=st.sampled_from(WEIGHT_GRADS),
+)
+def test_forward_and_gradients_match_the_definition(
+    device: torch.device,
+    problem: tuple[Geometry, tuple[int, ...], tuple[int, ...]],
+    seed: int,
+    ties: bool,
+    dtype: torch.dtype,
+    memory_format: str,
+    weight_format: str,
+    grad_format: str,
+    input_grad: str,
+    weight_grad: str,
+) -> None:
+    geometry, input_shape, weight_shape = problem
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(shape: tuple[int, ...], memory_format: str) -> Tensor:
+        tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+        tensor = tensor.mul(2).round() if ties else tensor  # pixels that equal their filter: a slope of exactly 0
+        return in_format(tensor.to(device, dtype), memory_format)
+
+    x, w = values(input_shape, memory_format), values(weight_shape, weight_format)
+    g = values(adder2d(x, w, *geometry).shape, grad_format)
+    results = gradients(x, w, g, *geometry, input_grad, weight_grad)
+    expected = adder2d64_with_gradients(x, w, g, geometry, input_grad, weight_grad)
+    for actual, wanted, scale in zip(results, expected, magnitude(x, w, g, geometry), strict=True):
+        assert_within(actual, wanted, EPSILON[dtype] * scale)
+        assert actual.dtype == dtype
+    assert has_format_like(results[0], x)
+    assert has_format_like(results[1], x)
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "kernel"),
+    [(300, 130, (1, 1)), (129, 65, (3, 3)), (64, 257, (1, 2)), (1, 512, (5, 5))],
+)
+def test_wide_layers_match_the_definition(
+    device: torch.device, in_channels: int, out_channels: int, kernel: tuple[int, int]
+) -> None:
+    """Channels that fill vectors, tiles and blocks of sums, and overhang them."""
+    geometry = Geometry(stride=(1, 2), padding=(1, 1))
+    x = torch.randn(2, in_channels, 6, 7, device=device)
+    w = torch.randn(out_channels, in_channels, *kernel, device=device)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    for input_grad, weight_grad in zip(INPUT_GRADS, WEIGHT_GRADS, strict=True):
+        results = gradients(x, w, g, *geometry, input_grad, weight_grad)
+        expected = adder2d64_with_gradients(x, w, g, geometry, input_grad, weight_grad)
+        for actual, wanted, scale in zip(results, expected, magnitude(x, w, g, geometry), strict=True):
+            assert_within(actual, wanted, 1e-6 * scale)
+
+
+# --------------------------------------------------------------------------------------------------- types and formats
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_output_is_at_least_float32_and_gradients_have_the_types_of_their_tensors(
+    device: torch.device, dtype: torch.dtype, memory_format: str
+) -> None:
+    x, w, geometry = sample("strided", dtype, device, memory_format)
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = adder2d(x, w, *geometry)
+    y.sum().backward()
+    assert y.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (x.grad.dtype, w.grad.dtype) == (dtype, dtype)
+    assert (x.grad.shape, w.grad.shape) == (x.shape, w.shape)
+    assert has_format_like(y, x)
+    assert has_format_like(x.grad, x)
+    assert w.grad.is_contiguous()
+
+
+@pytest.mark.parametrize("weight_grad", WEIGHT_GRADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_nothing_but_the_gradients(
+    device: torch.device, dtype: torch.dtype, weight_grad: str
+) -> None:
+    x, w, geometry = sample("grouped", dtype, device)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    half = gradients(x, w, g, *geometry, "hardtanh", weight_grad)
+    single = gradients(x.float(), w.float(), g, *geometry, "hardtanh", weight_grad)
+    assert half[0].equal(single[0])
+    assert half[1].equal(single[1].to(dtype))
+    assert half[2].equal(single[2].to(dtype))
+
+
+def test_integers_and_pairs_mean_the_same(device: torch.device) -> None:
+    x, w = torch.randn(2, 4, 9, 9, device=device), torch.randn(6, 2, 3, 3, device=device)
+    pairs = adder2d(x, w, (2, 2), (1, 1), (2, 2), 2)
+    assert adder2d(x, w, stride=2, padding=1, dilation=2, groups=2).equal(pairs)
+
+
+def test_one_gradient_alone_equals_that_of_both(device: torch.device) -> None:
+    x, w, geometry = sample("depthwise", device=device)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    _, grad_input, grad_weight = gradients(x, w, g, *geometry)
+    x.requires_grad_()
+    assert torch.autograd.grad(adder2d(x, w, *geometry), x, g)[0].equal(grad_input)
+    w.requires_grad_()
+    x = x.detach()
+    assert torch.autograd.grad(adder2d(x, w, *geometry), w, g)[0].equal(grad_weight)
+    assert not adder2d(x, w.detach(), *geometry).requires_grad
+
+
+# --------------------------------------------------------------------------------------------------------- precision
+
+
+OFFSETS = [(0.0, 0.0), (1000.0, 1000.0), (1000.0, -1000.0)]
+
+
+def distances64(rows: Tensor, filters: Tensor) -> Tensor:
+    """L1 distances in float64, some rows at a time."""
+    pieces = [torch.cdist(piece.double(), filters.double(), p=1.0) for piece in rows.split(256)]
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("offsets", OFFSETS, ids=str)
+def test_forward_error_over_a_million_sums_of_4608_terms(device: torch.device, offsets: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 512, 34, 34, generator=generator) + offsets[0]).to(device)
+    w = (torch.randn(1024, 512, 3, 3, generator=generator) + offsets[1]).to(device)
+    y = adder2d(x, w)
+    assert y.numel() >= 10**6
+    rows = torch.nn.functional.unfold(x, 3)[0].T  # (1024, 4608)
+    y64 = -distances64(rows, w.flatten(1)).T.reshape(y.shape)
+    scale = rows.double().abs().sum(1).reshape(1, 1, 32, 32) + w.double().abs().sum((1, 2, 3)).reshape(1, -1, 1, 1)
+    assert_within(y, y64, 1e-6 * scale)
+    assert_within(y, y64, 1e-6 * y64.abs())
+
+
+@pytest.mark.parametrize("offsets", OFFSETS, ids=str)
+def test_input_gradient_error_over_a_million_sums_of_4608_terms(
+    device: torch.device, offsets: tuple[float, float]
+) -> None:
+    """The float64 kernel is compared with the definition on some channels, the float32 kernel with it on all."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 512, 32, 32, generator=generator) + offsets[0]).to(device)
+    w = (torch.randn(512, 512, 3, 3, generator=generator) + offsets[1]).to(device)
+    g = torch.randn(2, 512, 32, 32, generator=generator).to(device)
+    geometry = Geometry(padding=(1, 1))
+
+    def input_gradient(x: Tensor, w: Tensor, g: Tensor) -> Tensor:
+        return torch.ops.adderzoo._adder2d_backward_input(g, x, w, *geometry, "hardtanh")
+
+    grad64 = input_gradient(x.double(), w.double(), g.double())
+    few = slice(200, 203)
+    _, expected, _ = adder2d64_with_gradients(x[:, few], w[:, few], g, geometry, "hardtanh", "full")
+    scale = magnitude(x[:, few], w[:, few], g, geometry).input_grad
+    assert_within(grad64[:, few], expected, 1e-14 * scale)
+
+    grad = input_gradient(x, w, g)
+    assert grad.numel() >= 10**6
+    sum_of_g = scale[:, :1] / (1 + x[:, 200:201].double().abs())
+    assert_within(grad, grad64, 1e-6 * sum_of_g * (1 + x.double().abs()))
+
+
+# ---------------------------------------------------------------------------------------------- empty, NaN, infinite
+
+
+@pytest.mark.parametrize("modes", list(itertools.product(INPUT_GRADS, WEIGHT_GRADS)), ids=str)
+def test_empty_batch_has_an_empty_output_and_a_weight_gradient_of_zeros(
+    device: torch.device, modes: tuple[str, str]
+) -> None:
+    x, w, geometry = sample("strided", device=device, batch=0)
+    y, grad_input, grad_weight = gradients(x, w, torch.empty(0, 2, 5, 11, device=device), *geometry, *modes)
+    assert y.shape == (0, 2, 5, 11)
+    assert grad_input.shape == x.shape
+    assert grad_weight.shape == w.shape
+    assert not grad_weight.any()
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def operators(request: pytest.FixtureRequest) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Forward and input gradient, of the compiled library and in plain PyTorch."""
+    if request.param == "kernel":
+        return adder2d, torch.ops.adderzoo._adder2d_backward_input
+    return reference.adder2d, reference.backward_input
+
+
+def test_nan_reaches_the_outputs_that_see_it_and_no_other(device: torch.device, operators: tuple) -> None:
+    forward, _ = operators
+    x, w = torch.randn(2, 3, 6, 6, device=device), torch.randn(20, 3, 3, 3, device=device)
+    x[1, 2, 0, 5] = torch.nan
+    expected = torch.zeros(2, 20, 4, 4, dtype=torch.bool, device=device)
+    expected[1, :, 0, 3] = True
+    assert forward(x, w).isnan().equal(expected)
+    w[7, 0, 1, 1] = torch.nan
+    expected[:, 7] = True
+    assert forward(x, w).isnan().equal(expected)
+
+
+@pytest.mark.parametrize("input_grad", INPUT_GRADS)
+def test_nan_reaches_the_input_gradient(device: torch.device, operators: tuple, input_grad: str) -> None:
+    _, backward_input = operators
+    x, w = torch.randn(2, 3, 6, 6, device=device), torch.randn(20, 3, 3, 3, device=device)
+    g = torch.randn(2, 20, 4, 4, device=device)
+    arguments = [[1, 1], [0, 0], [1, 1], 1, input_grad]
+    expected = torch.zeros_like(x, dtype=torch.bool)
+    x[1, 2, 0, 5] = torch.nan
+    expected[1, 2, 0, 5] = True
+    assert backward_input(g, x, w, *arguments).isnan().equal(expected)
+    w[7, 0, 0, 0] = torch.nan  # the tap under which the last two rows and columns never lie
+    expected[:, 0, :4, :4] = True
+    assert backward_input(g, x, w, *arguments).isnan().equal(expected)
+    g[0, 0, 3, 3] = torch.nan
+    expected[0, :, 3:, 3:] = True
+    assert backward_input(g, x, w, *arguments).isnan().equal(expected)
+
+
+def test_nan_reaches_the_sign_gradient_of_the_weight(device: torch.device) -> None:
+    x, w = torch.randn(2, 3, 6, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
+    g = torch.randn(2, 4, 4, 4, device=device)
+    x[1, 2, 0, 5] = torch.nan  # a corner, seen by one tap alone
+    expected = torch.zeros_like(w, dtype=torch.bool)
+    expected[:, 2, 0, 2] = True
+    for kernel in (torch.ops.adderzoo._adder2d_backward_weight, reference.backward_weight):
+        assert kernel(g, x, w, [1, 1], [0, 0], [1, 1], 1).isnan().equal(expected)
+
+
+@pytest.mark.parametrize("input_grad", INPUT_GRADS)
+def test_infinities_do_what_they_do_in_the_definition(device: torch.device, operators: tuple, input_grad: str) -> None:
+    forward, backward_input = operators
+    x, w = torch.randn(2, 3, 6, 6, device=device), torch.randn(20, 3, 3, 3, device=device)
+    g = torch.randn(2, 20, 4, 4, device=device)
+    x[0, 0, 2, 2], x[0, 1, 5, 5], x[1, 1, 0, 0] = torch.inf, -torch.inf, torch.inf
+    w[3, 0, 1, 1], w[4, 1, 0, 0], w[19, 2, 2, 2] = torch.inf, -torch.inf, -torch.inf  # some meet: inf - inf
+    geometry = Geometry()
+    y64, grad_input64, _ = adder2d64_with_gradients(x, w, g, geometry, input_grad, "full")
+    y = forward(x, w)
+    assert y.isnan().any()
+    assert y.isinf().any()
+    torch.testing.assert_close(y.double(), y64, rtol=1e-5, atol=1e-5, equal_nan=True)
+    grad_input = backward_input(g, x, w, *geometry, input_grad)
+    assert grad_input.isnan().any()
+    torch.testing.assert_close(grad_input.double(), grad_input64, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+MUST_BE_DTYPE = "adder2d: input must be float32, float64, bfloat16 or float16"
+WORDS_OF_GROUPS = (
+    "adder2d: groups must divide the filters, and input must have groups times the channels of weight, got groups "
+)
+# name: (shape of input, shape of weight, dtype of input, dtype of weight, arguments, words)
+SHAPES = ((2, 4, 5, 5), (6, 4, 3, 3))
+SINGLE = (torch.float32, torch.float32)
+BAD_INPUT: dict[str, tuple] = {
+    "input of 3 dimensions": (
+        ((4, 5, 5), (6, 4, 3, 3)),
+        SINGLE,
+        {},
+        "adder2d: input must have 4 dimensions (N, C, H, W), got shape (4, 5, 5)",
+    ),
+    "weight of 2 dimensions": (
+        ((2, 4, 5, 5), (6, 4)),
+        SINGLE,
+        {},
+        "adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape (6, 4)",
+    ),
+    "integers": (SHAPES, (torch.int64, torch.int64), {}, MUST_BE_DTYPE),
+    "complex numbers": (SHAPES, (torch.complex64, torch.complex64), {}, MUST_BE_DTYPE),
+    "two dtypes": (SHAPES, (torch.bfloat16, torch.float32), {}, "adder2d: weight must have the dtype of input"),
+    "stride 0": (SHAPES, SINGLE, {"stride": (1, 0)}, "adder2d: stride must be two integers of at least 1"),
+    "stride of 3": (SHAPES, SINGLE, {"stride": (1, 1, 1)}, "adder2d: stride must be two integers of at least 1"),
+    "negative padding": (SHAPES, SINGLE, {"padding": -1}, "adder2d: padding must be two integers of at least 0"),
+    "dilation 0": (SHAPES, SINGLE, {"dilation": (0, 1)}, "adder2d: dilation must be two integers of at least 1"),
+    "groups 0": (
+        SHAPES,
+        SINGLE,
+        {"groups": 0},
+        WORDS_OF_GROUPS + "0, input (2, 4, 5, 5) and weight (6, 4, 3, 3)",
+    ),
+    "groups that do not divide the filters": (
+        ((2, 8, 5, 5), (6, 2, 3, 3)),
+        SINGLE,
+        {"groups": 4},
+        WORDS_OF_GROUPS + "4, input (2, 8, 5, 5) and weight (6, 2, 3, 3)",
+    ),
+    "channels that do not fit": (
+        ((2, 4, 5, 5), (6, 3, 3, 3)),
+        SINGLE,
+        {},
+        WORDS_OF_GROUPS + "1, input (2, 4, 5, 5) and weight (6, 3, 3, 3)",
+    ),
+    "empty weight": (
+        ((2, 4, 5, 5), (6, 4, 0, 3)),
+        SINGLE,
+        {},
+        "adder2d: weight must not be empty, got shape (6, 4, 0, 3)",
+    ),
+    "kernel wider than the input": (
+        ((2, 4, 5, 2), (6, 4, 3, 3)),
+        SINGLE,
+        {},
+        "adder2d: the dilated kernel must fit into the padded input, got input (2, 4, 5, 2) and weight (6, 4, 3, 3)",
+    ),
+    "dilated kernel higher than the padded input": (
+        SHAPES,
+        SINGLE,
+        {"dilation": (4, 1), "padding": 1},
+        "adder2d: the dilated kernel must fit into the padded input, got input (2, 4, 5, 5) and weight (6, 4, 3, 3)",
+    ),
+    "unknown input_grad": (
+        SHAPES,
+        SINGLE,
+        {"input_grad": "tanh"},
+        "adder2d: input_grad must be 'hardtanh' or 'sign', got 'tanh'",
+    ),
+    "unknown weight_grad": (
+        SHAPES,
+        SINGLE,
+        {"weight_grad": "half"},
+        "adder2d: weight_grad must be 'full' or 'sign', got 'half'",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["device", "meta", "fake", "reference"])
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_in_the_same_words_everywhere(device: torch.device, case: str, where: str) -> None:
+    (input_shape, weight_shape), (input_dtype, weight_dtype), arguments, words = BAD_INPUT[case]
+
+    def call(device: torch.device | str) -> None:
+        input = torch.zeros(input_shape, dtype=input_dtype, device=device)
+        weight = torch.zeros(weight_shape, dtype=weight_dtype, device=device)
+        if where == "reference":
+            pairs = {name: [n, n] if name != "groups" and isinstance(n, int) else n for name, n in arguments.items()}
+            reference.adder2d(input, weight, **pairs)
+        else:
+            adder2d(input, weight, **arguments)
+
+    fake = FakeTensorMode() if where == "fake" else contextlib.nullcontext()
+    with fake, pytest.raises(RuntimeError, match=re.escape(words) + r"$"):
+        call("meta" if where == "meta" else device)
+
+
+def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
+    x, w = torch.randn(1, 2, 4, 4, device=device), torch.randn(1, 2, 3, 3, device="meta")
+    with pytest.raises(RuntimeError, match="adder2d: weight must be on the device of input"):
+        adder2d(x, w)
+    with pytest.raises(RuntimeError, match="adder2d: weight must be on the device of input"):
+        adder2d(x.to("meta"), w.new_empty(w.shape, device=device))
+
+
+def test_backward_refuses_a_gradient_of_another_shape(device: torch.device) -> None:
+    x, w = torch.randn(2, 3, 5, 5, device=device), torch.randn(4, 3, 3, 3, device=device)
+    geometry = [[1, 1], [0, 0], [1, 1], 1]
+    words = r"adder2d: grad must have the shape of the output, got \(2, 4, 5, 5\)"
+    for kernel, modes in (
+        (torch.ops.adderzoo._adder2d_backward_input, ["sign"]),
+        (torch.ops.adderzoo._adder2d_backward_weight, []),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            kernel(torch.randn(2, 4, 5, 5, device=device), x, w, *geometry, *modes)
+
+
+# ------------------------------------------------------------------------------------------------------------ threads
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_results_do_not_depend_on_the_number_of_threads(
+    device: torch.device, set_threads: Callable[[int], None], name: str
+) -> None:
+    x, w, geometry = sample(name, device=device, batch=8, size=(41, 37))
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        results.append(
+            (
+                adder2d(x, w, *geometry),
+                torch.ops.adderzoo._adder2d_backward_input(g, x, w, *geometry, "hardtanh"),
+                torch.ops.adderzoo._adder2d_backward_weight(g, x, w, *geometry),
+            )
+        )
+    for other in results[1:]:
+        for one, another in zip(results[0], other, strict=True):
+            assert one.equal(another)

@@ -1,0 +1,282 @@
+"""How the compiled library is found, built and replaced, each time in a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from processes import CHECKOUT, run_python
+
+from adderzoo.ops import _library
+
+# Prints the backend, the result of a known sum and the warnings about adderzoo.
+IMPORT = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, adderzoo.ops
+print("backend:", adderzoo.ops.backend())
+print("value:", adderzoo.ops.adder2d(torch.full((1, 1, 3, 3), 2.0), torch.full((1, 1, 3, 3), 5.0)).item())
+for warning in caught:
+    if "adderzoo" in str(warning.message):
+        print(f"{warning.category.__name__}: {warning.message}")
+"""
+
+
+def compiled_library() -> Path:
+    """The one that this process runs."""
+    if _library.BACKEND == "PyTorch reference":
+        pytest.skip("the compiled library could not be loaded or built here")
+    return next(
+        Path(path) for path in torch.ops.loaded_libraries if re.search(r"/(adderzoo/_C\.[^/]*so|adderzoo_C\.so)$", path)
+    )
+
+
+def copy_checkout(to: Path) -> Path:
+    """The package and its sources without anything built."""
+    shutil.copytree(
+        CHECKOUT / "adderzoo", to / "adderzoo", ignore=shutil.ignore_patterns("*.so", "__pycache__", "weights")
+    )
+    shutil.copytree(CHECKOUT / "csrc", to / "csrc")
+    return to
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return copy_checkout(tmp_path / "checkout")
+
+
+class Build(NamedTuple):
+    checkout: Path
+    cache: Path  # its TORCH_EXTENSIONS_DIR
+    programs: Path  # its PATH
+    printed: str = ""
+
+    @property
+    def library(self) -> Path:
+        (library,) = self.cache.glob("adderzoo_*/adderzoo_C.so")
+        return library
+
+    def copy(self, to: Path) -> "Build":
+        shutil.copytree(self.cache, to)
+        return self._replace(cache=to)
+
+    def run(self, cwd: Path) -> "Build":
+        environment = {"TORCH_EXTENSIONS_DIR": self.cache, "PATH": self.programs, "MAX_JOBS": "2"}
+        return self._replace(printed=run_python(IMPORT, cwd=cwd, package=self.checkout, **environment))
+
+
+@pytest.fixture(scope="module")
+def first_build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A build on first use, made here and written by nobody. On its PATH is what a compiler needs, and no more."""
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("first_use")
+    build = Build(copy_checkout(folder / "checkout"), folder / "torch_extensions", folder / "programs")
+    build.programs.mkdir()
+    beside_python = (Path(sysconfig.get_path("scripts")) / "ninja").exists()
+    for name in ("c++", "g++", "gcc", "as", "ld", "sh", "uname", "which", *([] if beside_python else ["ninja"])):
+        if path := shutil.which(name):
+            (build.programs / name).symlink_to(path)
+    return build.run(cwd=folder)
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path) -> dict[str, str | Path]:
+    """An environment in which nothing can be compiled."""
+    empty = tmp_path / "no_programs"
+    empty.mkdir()
+    return {"PATH": empty, "CXX": "no-such-compiler", "TORCH_EXTENSIONS_DIR": tmp_path / "no_extensions"}
+
+
+# ----------------------------------------------------------------------------------------------------------- installed
+
+
+def test_installed_library_is_loaded_and_nothing_is_compiled(
+    checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
+) -> None:
+    """In a checkout, whose sources are older than the library."""
+    shutil.copy(compiled_library(), checkout / "adderzoo" / "_C.abi3.so")
+    printed = run_python(IMPORT, cwd=tmp_path, package=checkout, **no_compiler)
+    assert "backend: compiled at installation, " in printed
+    assert "value: -27.0" in printed
+    assert "Warning" not in printed
+
+
+def test_installed_library_older_than_its_sources_is_not_used(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = checkout / "adderzoo" / "_C.abi3.so"
+    library.write_bytes(b"old")
+    header = checkout / "csrc" / "cpu" / "adder2d_loops.h"
+    os.utime(library, (header.stat().st_mtime - 60,) * 2)
+    monkeypatch.setattr(_library, "PACKAGE", checkout / "adderzoo")
+    monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
+    with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is older than its sources"):
+        _library._load_installed()
+
+
+def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "_C.abi3.so"
+    library.write_bytes(b"no library at all")
+    monkeypatch.setattr(_library, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
+    with pytest.raises(_library.LibraryNotFoundError, match=re.escape(f"{library} does not load: ")):
+        _library._load_installed()
+
+
+# --------------------------------------------------------------------------------------------------- built on first use
+
+
+def test_library_is_built_on_first_use_with_the_ninja_beside_python(first_build: Build) -> None:
+    """pip's ninja is not on the PATH of a Python that was started by its full name."""
+    assert "backend: compiled on first use, " in first_build.printed
+    assert "value: -27.0" in first_build.printed
+    assert "Warning" not in first_build.printed
+
+
+def test_second_process_uses_the_build_of_the_first(
+    checkout: Path, first_build: Build, no_compiler: dict[str, str | Path], tmp_path: Path
+) -> None:
+    """From another checkout of the same sources, where an installed library does not load, and with no compiler."""
+    (checkout / "adderzoo" / "_C.abi3.so").write_bytes(b"no library at all")
+    compiler = tmp_path / "no_programs" / "no-such-compiler"  # found, but it compiles nothing
+    compiler.symlink_to(shutil.which("false") or "/bin/false")
+    before = first_build.library.stat().st_mtime_ns
+    environment = no_compiler | {"TORCH_EXTENSIONS_DIR": first_build.cache}
+    printed = run_python(IMPORT, cwd=tmp_path, package=checkout, **environment)
+    assert "backend: compiled on first use, " in printed
+    assert "value: -27.0" in printed
+    assert "Warning" not in printed
+    assert first_build.library.stat().st_mtime_ns == before
+
+
+def test_build_that_was_killed_is_made_anew(first_build: Build, tmp_path: Path) -> None:
+    """As SIGKILL leaves it while the linker writes: half a library, PyTorch's lock, objects and ninja's log of them."""
+    build = first_build.copy(tmp_path / "torch_extensions")
+    folder = build.library.parent
+    (folder / "complete").unlink()
+    (folder / "lock").touch()
+    size = build.library.stat().st_size
+    build.library.write_bytes(build.library.read_bytes()[: size // 2])
+    log = (folder / ".ninja_log").read_text().splitlines(keepends=True)
+    (folder / ".ninja_log").write_text("".join(line for line in log if build.library.name not in line))
+    printed = build.run(cwd=tmp_path).printed
+    assert "backend: compiled on first use, " in printed
+    assert "value: -27.0" in printed
+    assert build.library.stat().st_size == size
+    assert (folder / "complete").exists()
+
+
+def test_other_sources_never_take_an_old_build(
+    checkout: Path, first_build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are built in a folder of their own, which here fails."""
+    build = first_build.copy(tmp_path / "torch_extensions")
+    with (checkout / "csrc" / "cpu" / "adder2d_loops.h").open("a") as header:
+        header.write("#error another version\n")
+    monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(build.cache))
+    with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: .*error: #error another version"):
+        _library._load_built()
+    assert not list(build.cache.glob("adderzoo_*/complete"))[1:]
+
+
+# ------------------------------------------------------------------------------------------------------- the reference
+
+
+def test_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(_library.LibraryNotFoundError, match=r"no C\+\+ compiler, no-such-compiler -m64 is not found"):
+        _library._load_built()
+
+
+def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
+    with pytest.raises(_library.LibraryNotFoundError, match=r"the C\+\+ sources are not beside the package"):
+        _library._load_built()
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a_file"
+    file.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
+    with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
+        _library._load_built()
+
+
+def test_without_a_compiler_the_reference_runs_and_one_warning_says_why(
+    checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
+) -> None:
+    lines = run_python(IMPORT, cwd=tmp_path, package=checkout, **no_compiler).splitlines()
+    assert "backend: PyTorch reference" in lines
+    assert "value: -27.0" in lines
+    (warning,) = [line for line in lines if "Warning" in line]
+    assert warning.startswith("RuntimeWarning: adderzoo's compiled operator is not available")
+    assert "the package has no compiled library; there is no C++ compiler, no-such-compiler is not found" in warning
+    assert "Install a C++ compiler (g++) and ninja (pip install ninja)" in warning
+
+
+def test_reference_backend_trains_compiles_and_passes_opcheck(
+    checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
+) -> None:
+    script = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, sys.argv[1])
+import torch, adderzoo.ops
+from reference64 import Geometry, adder2d64_with_gradients
+from samples import GEOMETRIES, FORMATS, DTYPES, sample
+for name in GEOMETRIES:
+    for memory_format in FORMATS:
+        x, w, geometry = sample(name, torch.float64, "cpu", memory_format)
+        y = adderzoo.ops.adder2d(x.requires_grad_(), w.requires_grad_(), *geometry, "sign", "sign")
+        g = torch.randn_like(y)
+        actual = y.detach(), *torch.autograd.grad(y, (x, w), g)
+        for one, other in zip(actual, adder2d64_with_gradients(x, w, g, Geometry(*geometry), "sign", "sign")):
+            torch.testing.assert_close(one, other)
+for dtype in DTYPES:
+    x, w, geometry = sample("grouped", dtype, "cpu", "channels_last")
+    torch.library.opcheck(torch.ops.adderzoo.adder2d.default, (x.requires_grad_(), w.requires_grad_(), *geometry))
+compiled = torch.compile(adderzoo.ops.adder2d, fullgraph=True, backend="aot_eager")
+print("compiled:", compiled(x, w, *geometry).equal(adderzoo.ops.adder2d(x, w, *geometry)))
+"""
+    printed = run_python(script, Path(__file__).parent, cwd=tmp_path, package=checkout, **no_compiler)
+    assert "compiled: True" in printed
+
+
+# --------------------------------------------------------------------------------------------------------- the library
+
+
+def test_python_and_cpp_define_the_same_schemas() -> None:
+    compiled_library()
+    for schema in _library.SCHEMAS:
+        parsed = torch._C.parse_schema(f"adderzoo::{schema}")
+        operator = getattr(torch.ops.adderzoo, parsed.name.removeprefix("adderzoo::"))
+        assert str(operator.default._schema) == str(parsed)
+    source = (CHECKOUT / "csrc" / "adder2d.cpp").read_text()
+    assert source.count("m.def(") == len(_library.SCHEMAS)
+
+
+def test_library_loaded_before_the_package_is_kept(tmp_path: Path) -> None:
+    """A second definition of the schema would end the process."""
+    library = compiled_library()
+    printed = run_python(f"import torch; torch.ops.load_library({str(library)!r})" + IMPORT, cwd=tmp_path)
+    assert "backend: compiled, loaded before the package, " in printed
+    assert "value: -27.0" in printed
+    assert "Warning" not in printed
+
+
+def test_library_takes_no_symbol_from_pytorch_that_may_change() -> None:
+    """at:: and c10:: change from release to release; the stable ABI is plain C."""
+    library = compiled_library()
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "aoti_torch_" in listed
+    assert [line for line in listed.splitlines() if re.search(r"\b(at|c10|torch)::", line)] == []
