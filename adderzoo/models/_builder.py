@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
@@ -73,3 +74,20 @@ def drop_other_classes(state_dict: dict[str, Tensor], model: nn.Module, logits_n
     if weight is None or weight.shape[0] == model.num_classes:
         return state_dict
     return {key: value for key, value in state_dict.items() if not key.startswith(f"{logits_norm}.")}
+
+
+def repeat_input_channels(state_dict: dict[str, Tensor], layer: str, norm: str, in_chans: int) -> dict[str, Tensor]:
+    """With the filters of an adder layer repeated for `in_chans` channels, and the BatchNorm behind it to match.
+
+    n copies of a channel are n times as far from n copies of a filter. (timm's rule, filters divided by n, is a
+    convolution's.)
+    """
+    weight = state_dict.get(f"{layer}.weight")
+    if weight is None or weight.shape[1] == in_chans:
+        return state_dict
+    times = in_chans / weight.shape[1]
+    return state_dict | {
+        f"{layer}.weight": weight[:, torch.arange(in_chans) % weight.shape[1]],
+        f"{norm}.running_mean": state_dict[f"{norm}.running_mean"] * times,
+        f"{norm}.running_var": state_dict[f"{norm}.running_var"] * times**2,
+    }

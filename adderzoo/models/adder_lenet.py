@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adderzoo.layers import get_conv_layer
 
-from ._builder import build_model, drop_other_classes, from_original, weights_file
+from ._builder import build_model, drop_other_classes, from_original, repeat_input_channels, weights_file
 
 __all__ = ["LeNet5"]
 
@@ -22,7 +22,7 @@ __all__ = ["LeNet5"]
 class LeNet5(nn.Module):
     """LeNet-5-BN.
 
-    Shape: (N, in_chans, H, W) to (N, num_classes), H and W at least 28; the paper's is 32.
+    Shape: (N, in_chans, H, W) to (N, num_classes), H and W at least 32, which is the paper's.
 
     Args:
         conv_layer: Kind of every layer, "adder" or "conv".
@@ -89,11 +89,12 @@ class LeNet5(nn.Module):
         if global_pool is not None and global_pool != self.global_pool.pool_type:
             raise ValueError(f"global_pool cannot change, fc1 depends on it: got {global_pool!r}")
         self.num_classes = num_classes
+        self.fc2: nn.Module = nn.Identity()
+        self.bn5: nn.Module = nn.Identity()
         if num_classes > 0:
-            self.fc2: nn.Module = get_conv_layer(self.conv_layer)(self.head_hidden_size, num_classes, 1, bias=False)
-            self.bn5: nn.Module = nn.BatchNorm2d(num_classes)
-        else:
-            self.fc2, self.bn5 = nn.Identity(), nn.Identity()
+            like, conv = next(self.parameters()), get_conv_layer(self.conv_layer)
+            self.fc2 = conv(self.head_hidden_size, num_classes, 1, bias=False).to(like).train(self.training)
+            self.bn5 = nn.BatchNorm2d(num_classes).to(like).train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, 32, 32) to (N, 120, 1, 1)."""
@@ -118,6 +119,13 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return drop_other_classes(from_original(state_dict), model, "bn5")
 
 
+def _pretrained_filter_fn(state_dict: dict[str, Tensor], model: LeNet5) -> dict[str, Tensor]:
+    state_dict = checkpoint_filter_fn(state_dict, model)
+    if model.conv_layer == "adder":
+        return repeat_input_channels(state_dict, "conv1", "bn1", model.in_chans)
+    return state_dict
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 10,
@@ -133,14 +141,15 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _digits(tag: str) -> dict[str, Any]:
+def _digits(tag: str, **kwargs: Any) -> dict[str, Any]:
     # Trained by scripts/reproduce/digits.py on scikit-learn's handwritten digits.
-    return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0")
+    return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0", **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "adder_lenet5.digits": _digits("adder_lenet5.digits"),
+        # timm would adapt the first layer to other channels as a convolution; `repeat_input_channels` does.
+        "adder_lenet5.digits": _digits("adder_lenet5.digits", first_conv=None),
         "cnn_lenet5.digits": _digits("cnn_lenet5.digits"),
     }
 )
@@ -151,7 +160,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> LeNet5:
         LeNet5,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=_pretrained_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2)},
         **kwargs,
     )

@@ -72,7 +72,7 @@ class ResNetCifar(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.num_features = self.head_hidden_size = 64
+        self.num_features = 64
 
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -103,16 +103,18 @@ class ResNetCifar(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """A new classifier (and BatchNorm on its logits) for `num_classes` classes."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier (and BatchNorm on its logits) for `num_classes` classes; None keeps the pooling."""
         self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
-        features = self.num_features * self.global_pool.feat_mult()
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.fc: nn.Module = nn.Identity()
+        self.bn2: nn.Module = nn.Identity()
         if num_classes > 0:
-            self.fc: nn.Module = nn.Conv2d(features, num_classes, 1, bias=False)
-            self.bn2: nn.Module = nn.BatchNorm2d(num_classes)
-        else:
-            self.fc, self.bn2 = nn.Identity(), nn.Identity()
+            like = next(self.parameters())
+            self.fc = nn.Conv2d(self.head_hidden_size, num_classes, 1, bias=False).to(like).train(self.training)
+            self.bn2 = nn.BatchNorm2d(num_classes).to(like).train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) to (N, 64, H / 4, W / 4)."""

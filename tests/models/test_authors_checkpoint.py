@@ -1,0 +1,180 @@
+"""The authors' own ResNet-20: the accuracy that they published with it, and their checkpoint format."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adderzoo import ops
+from adderzoo.layers import Adder2d
+from adderzoo.models._builder import from_original, to_original
+from adderzoo.ops import reference
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+def shared(path: str) -> Path:
+    if not (SHARED / path).exists():
+        pytest.skip(f"../shared/{path} is absent")
+    return SHARED / path
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    file = str(shared("checkpoints/ResNet20-AdderNet.pth"))
+    overlay = {"file": file}
+    return timm.create_model("adder_resnet20.huawei_cifar10", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+
+
+@pytest.fixture(scope="module")
+def cifar10(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """1,000 test images, normalised as the network wants them, and their classes."""
+    strip = np.asarray(Image.open(shared("data/cifar10/test_00.png")))
+    images = torch.from_numpy(strip.reshape(1000, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(network.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    labels = torch.tensor(json.loads(shared("data/cifar10/labels.json").read_text())["test"])
+    assert labels.shape == (1000,)
+    return ((images - mean) / std).contiguous(), labels
+
+
+@torch.inference_mode()
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([network(batch) for batch in images.split(100)])
+
+
+@pytest.fixture(scope="module")
+def compiled_logits(network: nn.Module, cifar10: tuple[Tensor, Tensor]) -> Tensor:
+    """Of the compiled operator, for contiguous images."""
+    if ops.backend() == "PyTorch reference":
+        pytest.skip("the operator is not compiled here")
+    return logits(network, cifar10[0])
+
+
+def right(scores: Tensor, labels: Tensor) -> int:
+    return int((scores.argmax(1) == labels).sum())
+
+
+def test_normalisation_is_the_authors(network: nn.Module) -> None:
+    assert network.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
+    assert network.pretrained_cfg["std"] == (0.2023, 0.1994, 0.2010)
+
+
+def test_compiled_operator_is_right_as_often_as_the_authors_code(
+    compiled_logits: Tensor, cifar10: tuple[Tensor, Tensor]
+) -> None:
+    """On 916 of the 1,000 images; one more or less where a tie falls to float32's order of summation."""
+    assert right(compiled_logits, cifar10[1]) in (915, 916, 917)
+
+
+def test_channels_last_gives_the_same_logits(
+    network: nn.Module, compiled_logits: Tensor, cifar10: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = cifar10
+    scores = logits(network, images.contiguous(memory_format=torch.channels_last))
+    assert right(scores, labels) in (915, 916, 917)
+    torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_autocast_keeps_the_accuracy(network: nn.Module, cifar10: tuple[Tensor, Tensor]) -> None:
+    """913 are right where adder outputs stay in float32, 544 where they are rounded to bfloat16 as well."""
+    images, labels = cifar10
+    seen: set[torch.dtype] = set()
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        for module in network.modules()
+        if isinstance(module, Adder2d)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = logits(network, images)
+        convolved = network.conv1(images[:1])
+    for handle in handles:
+        handle.remove()
+    assert convolved.dtype == torch.bfloat16  # autocast was on
+    assert seen == {torch.float32}
+    assert right(scores, labels) >= 910
+
+
+class PlainPyTorch(TorchDispatchMode):
+    """Runs the reference in place of the compiled operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.adderzoo.adder2d.default:
+            self.calls += 1
+            return reference.adder2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def test_plain_pytorch_reference_predicts_what_the_compiled_operator_predicts(
+    network: nn.Module, compiled_logits: Tensor, cifar10: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = cifar10
+    with PlainPyTorch() as mode:
+        scores = logits(network, images)
+    assert mode.calls == 20 * 10  # 18 layers of 3x3 and 2 shortcuts, in ten batches
+    torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
+    assert right(scores, labels) in (915, 916, 917)
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """With statistics and affine parameters of its own in every BatchNorm."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, -20)
+            nn.init.uniform_(module.running_var, 5, 10)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return network.eval()
+
+
+def authors_key(key: str) -> str:
+    """Of a parameter of ResNet-20 in the authors' file: all filters but those of the first and the last layer."""
+    is_filter = key.startswith("layer") and (".conv" in key or ".downsample.0." in key)
+    return "module." + (key.replace(".weight", ".adder") if is_filter else key)
+
+
+def through_state_dict(network: nn.Module, tmp_path: Path) -> nn.Module:
+    other = timm.create_model("adder_resnet20")
+    other.load_state_dict(from_original(to_original(network.state_dict(), network)))
+    return other
+
+
+def through_file(network: nn.Module, tmp_path: Path) -> nn.Module:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(to_original(network.state_dict(), network), path)
+    return timm.create_model("adder_resnet20", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+
+
+@pytest.mark.parametrize("way", [through_state_dict, through_file])
+def test_network_written_in_the_authors_format_loads_with_the_same_logits(
+    way: Callable[[nn.Module, Path], nn.Module], tmp_path: Path
+) -> None:
+    network = randomised(timm.create_model("adder_resnet20"))
+    written = to_original(network.state_dict(), network)
+    assert set(written) == {authors_key(key) for key in network.state_dict()}
+    assert sum(key.endswith(".adder") for key in written) == 20
+    x = torch.randn(4, 3, 32, 32)
+    other = way(network, tmp_path).eval()
+    assert torch.equal(other(x), network(x))
+    assert network(x).std() > 0.1
+
+
+def test_every_key_of_the_authors_file_is_used_and_written_back_under_its_name(network: nn.Module) -> None:
+    theirs = torch.load(shared("checkpoints/ResNet20-AdderNet.pth"), map_location="cpu", weights_only=True)
+    mine = to_original(network.state_dict(), network)
+    assert set(theirs) == {authors_key(key) for key in network.state_dict()}
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[key], mine[key]) for key in theirs)
