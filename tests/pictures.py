@@ -62,10 +62,10 @@ def measure(model: nn.Module, x: torch.Tensor, labels: Sequence[int]) -> dict[st
         logits = model(x).double().numpy()
     count, first, fifth, loss = len(labels), 0, 0, 0.0
     for row, label in zip(logits, labels, strict=True):
-        better = sum(value > row[label] for value in row)
+        better = int((row > row[label]).sum())
         first += better < 1
         fifth += better < 5
-        loss += np.log(np.exp(row - row.max()).sum()) + row.max() - row[label]
+        loss += float(np.log(np.exp(row - row.max()).sum()) + row.max() - row[label])
     shares = {"top1": first / count, "top5": fifth / count}
     errors = {f"{name}_se": 100 * (share * (1 - share) / count) ** 0.5 for name, share in shares.items()}
     return {name: 100 * share for name, share in shares.items()} | errors | {"loss": loss / count, "images": count}

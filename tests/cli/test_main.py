@@ -1,0 +1,41 @@
+import pytest
+
+from adderzoo.cli import COMMANDS, main
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(["--help"])
+    assert info.value.code == 0
+    out = capsys.readouterr().out
+    assert {"validate", "convert"} <= set(COMMANDS)
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main([command, "--help"])
+    captured = capsys.readouterr()
+    assert (info.value.code, captured.err) == (0, "")
+    assert captured.out.startswith(f"usage: adderzoo {command} ")
+    assert "--model" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["convert", "a.pth"], "required: DST, --model"),
+        (["validate", "--model", "adder_lenet5", "--batch-size", "many"], "invalid int value: 'many'"),
+        (["validate", "--model", "adder_lenet5", "--pretrained", "--checkpoint", "a.pth"], "not allowed with argument"),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_ends_with_status_2_and_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+    assert info.value.code == 2
+    assert message in capsys.readouterr().err
