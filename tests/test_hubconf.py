@@ -1,0 +1,114 @@
+"""torch.hub, as a user meets it: a plain copy of the checkout, the package not installed."""
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import adderzoo  # noqa: F401 - registers its networks with timm
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# `-S` keeps Python from reading the .pth files that an editable installation is made of.
+SCRIPT = """
+import importlib.util, json, sys, torch
+assert importlib.util.find_spec("adderzoo") is None, "adderzoo is installed"
+repo, hub_dir = sys.argv[1:3]
+torch.hub.set_dir(hub_dir)
+github = "OWNER/adderzoo:main"  # lies in that folder already, so that nothing is fetched
+names = torch.hub.list(github, trust_repo=True)
+helps = {name: torch.hub.help(github, name, trust_repo=True) for name in names}
+torch.hub.load(github, names[0], trust_repo=True)
+models = {}
+for name in names:
+    model = torch.hub.load(repo, name, source="local", num_classes=7)
+    channels = model.pretrained_cfg["input_size"][0]
+    shape = list(model.eval()(torch.zeros(2, channels, 32, 32)).shape)
+    models[name] = [model.pretrained_cfg["architecture"], shape, sorted(model.state_dict())]
+if len(sys.argv) > 3:
+    pretrained = torch.hub.load(repo, sys.argv[3], source="local", pretrained=True)
+    torch.save(pretrained.state_dict(), f"{hub_dir}/pretrained.pth")
+import adderzoo
+print(json.dumps({"file": adderzoo.__file__, "names": names, "helps": helps, "models": models}))
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub") / "OWNER_adderzoo_main"
+    shutil.copytree(CHECKOUT / "adderzoo", root / "adderzoo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(CHECKOUT / "hubconf.py", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def hub(copy: Path) -> dict[str, Any]:
+    paths = [*site.getsitepackages(), site.getusersitepackages()]
+    with_weights = ["adder_lenet5"] if list(copy.glob("adderzoo/weights/adder_lenet5.digits.*")) else []
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", SCRIPT, copy, copy.parent, *with_weights],
+        cwd=copy.parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_copy_is_what_runs(hub: dict[str, Any], copy: Path) -> None:
+    assert Path(hub["file"]) == copy / "adderzoo" / "__init__.py"
+
+
+def test_hub_lists_the_networks_and_nothing_else(hub: dict[str, Any]) -> None:
+    ours = {name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("adderzoo.")}
+    assert {"adder_lenet5", "adder_resnet20", "cnn_resnet20"} <= ours
+    assert set(hub["names"]) == ours
+
+
+def test_every_network_has_a_help_text(hub: dict[str, Any]) -> None:
+    assert hub["helps"].keys() == set(hub["names"])
+    assert all(text and text.strip().endswith(".") for text in hub["helps"].values())
+
+
+def test_every_network_loads_by_its_name_with_its_arguments(hub: dict[str, Any]) -> None:
+    for name in hub["names"]:
+        architecture, shape, keys = hub["models"][name]
+        assert architecture == name
+        assert shape == [2, 7]
+        assert keys == sorted(timm.create_model(name).state_dict())
+
+
+def test_pretrained_weights_are_those_of_timm(hub: dict[str, Any], copy: Path) -> None:
+    if not (copy.parent / "pretrained.pth").is_file():
+        pytest.skip("needs adderzoo/weights")
+    expected = timm.create_model("adder_lenet5", pretrained=True).state_dict()
+    got = torch.load(copy.parent / "pretrained.pth", weights_only=True)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[key], value) for key, value in expected.items())
+
+
+def test_hubconf_has_nothing_public_but_networks_and_dependencies() -> None:
+    namespace: dict[str, Any] = {}
+    exec((CHECKOUT / "hubconf.py").read_text(), namespace)
+    public = {name for name in namespace if not name.startswith("_")}
+    networks = {name for name in public if timm.is_model(name)}
+    assert public == networks | {"dependencies"}
+
+
+def test_dependencies_are_what_the_package_needs_to_run() -> None:
+    namespace: dict[str, Any] = {}
+    exec((CHECKOUT / "hubconf.py").read_text(), namespace)
+    with (CHECKOUT / "pyproject.toml").open("rb") as file:
+        required = {entry.split(">")[0] for entry in tomllib.load(file)["project"]["dependencies"]}
+    assert set(namespace["dependencies"]) == required - {"ninja"}  # a command, needed to compile only
