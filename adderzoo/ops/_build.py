@@ -5,7 +5,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent.parent.parent / "csrc"  # there in a checkout, not in an installed package
 
 # TORCH_TARGET_VERSION is PyTorch 2.11, whose stable ABI all later releases keep: one binary serves them all.
-CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
 def source_files() -> list[Path]:

@@ -18,8 +18,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Pair = std::vector<int64_t>;
 
-// Terms of a sum that are worth waking a thread for.
-constexpr int64_t kGrainTerms = 32768;
+// Work that is worth waking a thread for, in terms of a sum: some ten microseconds.
+constexpr int64_t kGrainTerms = 1 << 19;
+
+int64_t grain(int64_t terms, int64_t items) { return std::max<int64_t>(1, kGrainTerms / (terms / items + 1)); }
 
 struct Geometry {
   int64_t batch, groups, channels, filters;  // channels and filters of one group
@@ -51,8 +53,7 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
   STD_TORCH_CHECK(input.dim() == 4, "adder2d: input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
   STD_TORCH_CHECK(weight.dim() == 4, "adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape ",
                   shape(weight));
-  STD_TORCH_CHECK(is_supported(input.scalar_type()),
-                  "adder2d: input must be float32, float64, bfloat16 or float16");
+  STD_TORCH_CHECK(is_supported(input.scalar_type()), "adder2d: input must be float32, float64, bfloat16 or float16");
   STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "adder2d: weight must have the dtype of input");
   STD_TORCH_CHECK(weight.device() == input.device(), "adder2d: weight must be on the device of input");
   check_pair("stride", stride, 1);
@@ -142,16 +143,15 @@ void run(Function function, const Accumulation<T>& work) {
   if (items == 0) return;
   const int64_t points = work.batch * work.rows * work.columns;
   const int64_t terms = points * work.groups * work.channels * work.source_channels * work.num_taps;
-  const int64_t grain = std::max<int64_t>(1, kGrainTerms / (terms / items + 1));
-  torch::stable::parallel_for(0, items, grain,
+  torch::stable::parallel_for(0, items, grain(terms, items),
                               [&](int64_t begin, int64_t end) { loops<T>().run(function, work, begin, end); });
 }
 
 template <typename T>
 void forward(const Geometry& g, const Tensor& input, const Tensor& weight, Tensor& output, MemoryFormat format) {
   const int64_t taps = g.taps();
-  const std::vector<T> filters = pack<T>(
-      weight, {g.groups, g.filters, g.channels, taps, g.filters * g.channels * taps, g.channels * taps, taps});
+  const std::vector<T> filters =
+      pack<T>(weight, {g.groups, g.filters, g.channels, taps, g.filters * g.channels * taps, g.channels * taps, taps});
   const std::vector<T> zeros(g.channels);
   std::vector<Tap> tap_list;
   for (int64_t i = 0; i < g.kernel_h; ++i) {
@@ -188,8 +188,8 @@ template <typename T>
 void backward_input(Function function, const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& weight,
                     Tensor& grad_input, MemoryFormat format) {
   const int64_t taps = g.taps();
-  const std::vector<T> filters = pack<T>(
-      weight, {g.groups, g.channels, g.filters, taps, g.filters * g.channels * taps, taps, g.channels * taps});
+  const std::vector<T> filters =
+      pack<T>(weight, {g.groups, g.channels, g.filters, taps, g.filters * g.channels * taps, taps, g.channels * taps});
   const std::vector<T> zeros(g.filters);
   const Strides to = dense_strides(format, g.groups * g.channels, g.height, g.width);
   const Strides from = dense_strides(MemoryFormat::ChannelsLast, g.groups * g.channels, g.height, g.width);
@@ -257,9 +257,10 @@ void backward_weight(const Geometry& g, const Tensor& grad, const Tensor& input,
   work.grad = grad.const_data_ptr<T>();
   work.weight = weight.const_data_ptr<T>();
   work.grad_weight = grad_weight.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, g.groups * g.filters * g.taps(), 1, [&](int64_t begin, int64_t end) {
-    loops<T>().filter_sign_gradient(work, begin, end);
-  });
+  const int64_t items = g.groups * g.filters * g.taps();
+  const int64_t terms = items * g.channels * g.batch * g.out_height * g.out_width;
+  torch::stable::parallel_for(0, items, grain(terms, items),
+                              [&](int64_t begin, int64_t end) { loops<T>().filter_sign_gradient(work, begin, end); });
 }
 
 Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padding, Pair dilation, int64_t groups,
@@ -306,8 +307,8 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, input, weight, g);
   const ScalarType type = accumulation_type(input);
-  Tensor grad_weight = new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type,
-                                 MemoryFormat::Contiguous);
+  Tensor grad_weight =
+      new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type, MemoryFormat::Contiguous);
   const Tensor dy = dense(grad, type, MemoryFormat::ChannelsLast);
   const Tensor x = dense(input, type, MemoryFormat::ChannelsLast);
   const Tensor w = dense(weight, type, MemoryFormat::Contiguous);

@@ -54,11 +54,11 @@ template <typename T>
 const Loops<T>& loops() {
   static const Capability capability = choose_capability();
   constexpr bool is_float = sizeof(T) == sizeof(float);
-#define ADDERZOO_RETURN_LOOPS(capability)       \
-  if constexpr (is_float) {                     \
-    return capability::kFloat;                  \
-  } else {                                      \
-    return capability::kDouble;                 \
+#define ADDERZOO_RETURN_LOOPS(capability) \
+  if constexpr (is_float) {               \
+    return capability::kFloat;            \
+  } else {                                \
+    return capability::kDouble;           \
   }
   switch (capability) {
 #ifdef __x86_64__

@@ -274,9 +274,8 @@ void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t
           for (int64_t ow = 0; ow < a.out_width; ++ow, g += g_pixel) {
             const int64_t x = ow * a.stride_w + offset_w;
             const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-            const T* source = inside ? a.input + ((n * a.height + y) * a.width + x) * x_pixel + group * a.channels +
-                                           first
-                                     : zeros;
+            const T* source =
+                inside ? a.input + ((n * a.height + y) * a.width + x) * x_pixel + group * a.channels + first : zeros;
             for (int64_t c = 0; c < channels; ++c) {
               const T difference = source[c] - filter[c];
               sum[c] += *g * (difference > T(0) ? T(1) : (difference < T(0) ? T(-1) : difference));
@@ -298,8 +297,8 @@ void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t
 
 // Constant initialisers: nothing of this instruction set runs while the library is loaded.
 template <typename T>
-constexpr Loops<T> kLoops = {ADDERZOO_CAPABILITY_NAME, num_items<T>, run<T>, packed_size<T>, pack<T>,
-                             filter_sign_gradient<T>};
+constexpr Loops<T> kLoops = {ADDERZOO_CAPABILITY_NAME, num_items<T>, run<T>,
+                             packed_size<T>,           pack<T>,      filter_sign_gradient<T>};
 
 }  // namespace
 
