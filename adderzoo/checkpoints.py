@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adderzoo.models._builder import from_original, to_original
+from adderzoo.models._builder import FOREIGN_SHA256, from_original, to_original
 
-# Files whose origin is known: SHA-256 to licence.
-_KNOWN_LICENCES = {"fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b": "BSD-3-Clause"}
+# SHA-256 of files whose origin is known.
+_KNOWN_LICENCES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -2,12 +2,17 @@
 
 from typing import TypeVar
 
-from timm.layers import Conv2dSame, pad_same
+from timm.layers import Conv2dSame, EffectiveSEModule, SEModule, pad_same
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from .adder import Adder2d, AdderLinear
 
 Network = TypeVar("Network", bound=nn.Module)
+
+# A sigmoid follows their last layer with no BatchNorm between: of an adder layer's output it would make zero.
+_GATES = (EffectiveSEModule, SEModule, SqueezeExcite, SqueezeExcitation)
 
 
 class Adder2dSame(Adder2d):
@@ -20,7 +25,8 @@ class Adder2dSame(Adder2d):
 def replace_conv(model: Network, keep_first: bool = True, keep_last: bool = True) -> Network:
     """Replace the convolutions of a network by adder layers of the same geometry, in place.
 
-    The filters are new, N(0, 1): the network has to be trained (a CNN's filters mean nothing to an adder layer).
+    The filters are new, N(0, 1): the network has to be trained (a CNN's filters mean nothing to an adder layer). The
+    layers of squeeze-and-excitation gates stay as they are.
 
     Args:
         model: Any network built from `torch.nn.Conv2d`, such as timm's and torchvision's. It needs a BatchNorm behind
@@ -37,7 +43,12 @@ def replace_conv(model: Network, keep_first: bool = True, keep_last: bool = True
             network is left as it was.
         ValueError: if there is nothing to replace.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    gates = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _GATES))
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(gates)
+    ]
     first, last = (layers[0][0], layers[-1][0]) if layers else ("", "")
     replacements: dict[str, nn.Module] = {}
     for name, module in layers:

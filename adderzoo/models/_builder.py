@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 
 from adderzoo.layers import Adder2d
@@ -14,6 +15,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
+# SHA-256 of the weights that others publish, by file name.
+FOREIGN_SHA256 = {"ResNet20-AdderNet.pth": "fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b"}
+
 
 def weights_file(tag: str) -> str:
     """Path of the weights of a tag that lie inside the package."""
@@ -21,10 +25,12 @@ def weights_file(tag: str) -> str:
 
 
 def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
-    """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of weights that lie in the package.
+    """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
+
+    A file that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business.
 
     Raises:
-        RuntimeError: if such a file is not the published one.
+        RuntimeError: if the file in the package, or what was downloaded, is not what was published.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(
@@ -33,18 +39,25 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
         )
         if cfg.file and Path(cfg.file).parent == WEIGHTS:
-            _check_sha256(Path(cfg.file))
+            _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
+        elif cfg.url and not cfg.file:
+            file = Path(download_cached_file(cfg.url, check_hash=False, cache_dir=kwargs.get("cache_dir")))
+            _check_sha256(file, FOREIGN_SHA256.get(file.name), "delete it to fetch it again")
+            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(file)}
     return build_model_with_cfg(network, variant, pretrained, **kwargs)
 
 
-def _check_sha256(path: Path) -> None:
-    if not path.is_file():
-        raise RuntimeError(f"{path} is missing: install adderzoo again")
+def _packaged_sha256() -> dict[str, str]:
     lines = [line.split() for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines()]
-    published = {name: digest for digest, name in lines}[path.name]
+    return {name: digest for digest, name in lines}
+
+
+def _check_sha256(path: Path, published: str | None, remedy: str) -> None:
+    if not path.is_file():
+        raise RuntimeError(f"{path} is missing: {remedy}")
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != published:
-        raise RuntimeError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; install adderzoo again")
+        raise RuntimeError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
 
 
 def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,11 +48,9 @@ def check(
     torch._check(input.dtype in DTYPES, lambda: "adder2d: input must be float32, float64, bfloat16 or float16")
     torch._check(weight.dtype == input.dtype, lambda: "adder2d: weight must have the dtype of input")
     torch._check(weight.device == input.device, lambda: "adder2d: weight must be on the device of input")
-    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        torch._check(
-            len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-            lambda name=name, least=least: f"adder2d: {name} must be two integers of at least {least}",
-        )
+    _check_pair("stride", stride, 1)
+    _check_pair("padding", padding, 0)
+    _check_pair("dilation", dilation, 1)
     torch._check(
         groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
         lambda: (
@@ -67,17 +65,21 @@ def check(
     )
 
 
+def _check_pair(name: str, pair: list[int], least: int) -> None:
+    torch._check(
+        len(pair) == 2 and pair[0] >= least and pair[1] >= least,
+        lambda: f"adder2d: {name} must be two integers of at least {least}",
+    )
+
+
 def check_modes(input_grad: str, weight_grad: str) -> None:
-    for name, mode, modes in (
-        ("input_grad", input_grad, ("hardtanh", "sign")),
-        ("weight_grad", weight_grad, ("full", "sign")),
-    ):
-        torch._check(
-            mode in modes,
-            lambda name=name, mode=mode, modes=modes: (
-                f"adder2d: {name} must be '{modes[0]}' or '{modes[1]}', got '{mode}'"
-            ),
-        )
+    torch._check(
+        input_grad in ("hardtanh", "sign"),
+        lambda: f"adder2d: input_grad must be 'hardtanh' or 'sign', got '{input_grad}'",
+    )
+    torch._check(
+        weight_grad in ("full", "sign"), lambda: f"adder2d: weight_grad must be 'full' or 'sign', got '{weight_grad}'"
+    )
 
 
 class _Patches:

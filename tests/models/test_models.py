@@ -646,6 +646,36 @@ def test_file_of_ones_own_needs_no_published_sum(weights: Path, tmp_path_factory
     assert torch.equal(network.conv1.weight, load_file(path)["conv1.weight"])
 
 
+def test_download_that_is_not_the_published_file_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "served" / "ResNet20-AdderNet.pth"
+    path.parent.mkdir()
+    torch.save(timm.create_model("adder_resnet20").state_dict(), path)
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("the file was read")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict", read)
+    with pytest.raises(RuntimeError, match=r"ResNet20-AdderNet.pth is damaged.*published is fe3ad7c1"):
+        load_huawei(path, tmp_path / "cache")
+
+
+def test_download_of_the_published_file_is_loaded(tmp_path: Path) -> None:
+    path = SHARED / "checkpoints" / "ResNet20-AdderNet.pth"
+    if not path.is_file():
+        pytest.skip("the authors' checkpoint is not in ../shared/checkpoints")
+    network = load_huawei(path, tmp_path)
+    original = torch.load(path, map_location="cpu", weights_only=True)
+    assert torch.equal(network.layer3[2].conv2.weight, original["module.layer3.2.conv2.adder"])
+
+
+def load_huawei(path: Path, cache: Path) -> Any:
+    overlay = {"url": path.resolve().as_uri()}
+    name = "adder_resnet20.huawei_cifar10"
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
+
+
 def test_packaged_files_are_those_of_the_sums_and_of_the_tags() -> None:
     lines = (adderzoo.models.WEIGHTS / "SHA256SUMS").read_text().splitlines()
     sums = {name: digest for digest, name in (line.split() for line in lines)}
