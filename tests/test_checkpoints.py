@@ -309,16 +309,17 @@ def test_a_writer_that_fails_halfway_leaves_what_was_there(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({} if old is None else {"a.txt": old})
 
 
-def test_until_the_writer_is_done_the_old_file_stays(tmp_path: Path) -> None:
+def test_who_reads_the_old_file_goes_on_reading_it(tmp_path: Path) -> None:
     destination = tmp_path / "a.txt"
     destination.write_text("old")
 
     def write(path: Path) -> None:
         path.write_text("new")
         assert destination.read_text() == "old"
-        assert path.stat().st_dev == destination.stat().st_dev
 
-    write_atomically(destination, write)
+    with destination.open() as reader:
+        write_atomically(destination, write)
+        assert reader.read() == "old"  # replaced by another file, never overwritten
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new"}
 
 
