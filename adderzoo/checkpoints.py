@@ -122,7 +122,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise ValueError(f"model must be a registered network, got {name!r}: `timm.list_models` names them")
     try:
         return timm.create_model(name, **arguments)
-    except (OSError, RuntimeError) as error:
+    except (AssertionError, OSError, RuntimeError) as error:
         raise ValueError(f"model {name!r} cannot be created: {error}") from error
 
 

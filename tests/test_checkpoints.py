@@ -254,7 +254,7 @@ def test_a_long_list_of_keys_is_cut(tmp_path: Path) -> None:
         ("adder_resnet21", "must be a registered network, got 'adder_resnet21'"),
         ("adder_resnet20.imagenet", "Invalid pretrained tag"),
         ("cnn_resnet32", "No pretrained weights exist"),
-        ("somewhere:else", "source"),
+        ("somewhere:else", "somewhere:else"),
     ],
 )
 def test_a_network_that_is_not_there_is_a_value_error(name: str, message: str) -> None:
