@@ -1,17 +1,7 @@
 """The families, registered with timm when this package is imported."""
 
 from ._builder import WEIGHTS
-from .adder_lenet import LeNet5, adder_lenet5, cnn_lenet5
-from .adder_resnet_cifar import ResNetCifar, adder_resnet20, adder_resnet32, cnn_resnet20, cnn_resnet32
-
-__all__ = [
-    "WEIGHTS",
-    "LeNet5",
-    "ResNetCifar",
-    "adder_lenet5",
-    "adder_resnet20",
-    "adder_resnet32",
-    "cnn_lenet5",
-    "cnn_resnet20",
-    "cnn_resnet32",
-]
+from .adder_lenet import *  # noqa: F403 - register_model adds every entry point to its module's __all__
+from .adder_resnet import *  # noqa: F403
+from .adder_resnet_cifar import *  # noqa: F403
+from .adder_vgg import *  # noqa: F403
