@@ -1,6 +1,7 @@
 """Checkpoint files: the AdderNet authors' format and safetensors."""
 
 import hashlib
+import json
 import os
 import pickle
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -56,6 +57,55 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         keys = _some([repr(key) for key in content])
         raise ValueError(f"{path} holds no state dict, but other things under {len(content)} keys: {keys}")
     return dict(content)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for other files.
+
+    Raises:
+        ValueError: if a safetensors file is missing or damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+
+
+def read_num_classes(path: Path) -> int | None:
+    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has.
+
+    Raises:
+        ValueError: as :func:`read_metadata`, or if it is no number.
+    """
+    text = read_metadata(path).get("num_classes")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{path} has no number in its metadata num_classes, but {text!r}")
+    return int(text)
+
+
+def read_classes(path: Path) -> list[str] | None:
+    """The class names that a safetensors file has in its metadata (`classes`, a JSON list), if it has.
+
+    Raises:
+        ValueError: as :func:`read_metadata`, or if they are no list of names.
+    """
+    text = read_metadata(path).get("classes")
+    if text is None:
+        return None
+    try:
+        classes = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} has no JSON in its metadata classes: {error}") from error
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"{path} has no list of names in its metadata classes, but {text!r}")
+    return classes
 
 
 def _is_plain(value: Any) -> bool:
@@ -124,6 +174,32 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         return timm.create_model(name, **arguments)
     except (AssertionError, OSError, RuntimeError) as error:
         raise ValueError(f"model {name!r} cannot be created: {error}") from error
+
+
+def open_network(
+    name: str, pretrained: bool = False, checkpoint: Path | None = None, num_classes: int | None = None
+) -> nn.Module:
+    """A network, with published weights, those of a checkpoint, or random ones.
+
+    Args:
+        name: As `timm.create_model` takes it.
+        pretrained: With the published weights of its tag.
+        checkpoint: With these weights, which have to fit exactly.
+        num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
+
+    Raises:
+        ValueError: as :func:`create_model`, :func:`load_checkpoint` and :func:`read_num_classes`, or if `num_classes`
+            is less than 1.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if num_classes is None and checkpoint:
+        num_classes = read_num_classes(checkpoint)
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    model: Any = create_model(name, pretrained=pretrained, **arguments)
+    if checkpoint:
+        load_checkpoint(model, checkpoint)
+    return model
 
 
 def convert(source: Path, destination: Path, model_name: str, original: bool = False) -> dict[str, str]:

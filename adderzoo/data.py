@@ -1,11 +1,13 @@
 """Data sets, opened through timm, and one small real data set that needs no download."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
+from timm.data.readers import get_img_extensions
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset
 
@@ -73,8 +75,7 @@ def open_dataset(
     Raises:
         ValueError: if the folder, the split or the images are missing, or `channels` is neither 1 nor 3.
     """
-    if channels not in _MODES:
-        raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
+    mode = _mode(channels)
     if "/" not in name and (root is None or not Path(root).is_dir()):
         raise ValueError(f"data-dir must be a folder, got {root!r}")
     if not name:
@@ -86,7 +87,7 @@ def open_dataset(
             split=split,
             class_map=class_map or None,
             download=download,
-            input_img_mode=_MODES[channels],
+            input_img_mode=mode,
             **keys,
         )
     except (AssertionError, ImportError, LookupError, RuntimeError, TypeError) as error:  # timm has no error of its own
@@ -95,7 +96,49 @@ def open_dataset(
         return dataset
     if not name and not class_map:
         dataset = _with_empty_classes(dataset)
-    return Images(dataset, _MODES[channels])
+    return Images(dataset, mode)
+
+
+def _mode(channels: int) -> str:
+    if channels not in _MODES:
+        raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
+    return _MODES[channels]
+
+
+def read_image(path: Path, channels: int) -> Image.Image:
+    """An image for a network with 1 or 3 input channels, turned upright if its EXIF orientation says so.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read; or if `channels` is neither 1 nor 3.
+    """
+    mode = _mode(channels)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:  # a damaged file makes PIL raise nearly anything
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are given, and in the place of a folder all images under it, hidden ones left out.
+
+    Raises:
+        ValueError: naming the path, if there is no such file, or no image in a folder.
+    """
+    extensions = get_img_extensions(as_set=True)
+    images = []
+    for path in paths:
+        if path.is_dir():
+            files = (file for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file())
+            visible = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
+            if not visible:
+                raise ValueError(f"folder {path} has no images")
+            images += sorted(visible, key=lambda file: natural_key(str(file)))
+        elif path.exists():
+            images.append(path)
+        else:
+            raise ValueError(f"image {path} does not exist")
+    return images
 
 
 def _with_empty_classes(dataset: ImageDataset) -> ImageDataset:

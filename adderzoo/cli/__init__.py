@@ -1,11 +1,14 @@
 """The `adderzoo` command."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
 COMMANDS = {
+    "list": "list the networks, what they cost, and their published weights",
     "validate": "measure the accuracy of a network on a data set",
+    "predict": "name what is on images",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
 }
 
@@ -20,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         import_module(f"adderzoo.cli.{args.command}").run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `| head` does; Python would write what is left once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"adderzoo {args.command}: error: {_one_line(error)}", file=sys.stderr)
         return 1
