@@ -1,6 +1,7 @@
 """Adder networks for PyTorch. Importing this package registers its networks and optimisers with timm."""
 
-from adderzoo import layers, models, ops, optim
+from adderzoo import hub, layers, models, ops, optim
+from adderzoo.hub import list_models
 
-__all__ = ["layers", "models", "ops", "optim"]
+__all__ = ["hub", "layers", "list_models", "models", "ops", "optim"]
 __version__ = "0.1.0.dev0"

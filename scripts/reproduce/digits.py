@@ -2,8 +2,9 @@
 
     python scripts/reproduce/digits.py [--out DIR]
 
-Writes DIR/{adder,cnn}_lenet5.digits.safetensors and SHA256SUMS (DIR: adderzoo/weights, where `pretrained=True` finds
-them). Both networks have the same recipe and budget; nothing is chosen on the held-out half, which is measured once.
+Writes DIR/{adder,cnn}_lenet5.digits.safetensors, their rows of results.json, and SHA256SUMS (DIR: adderzoo/weights,
+where `pretrained=True` finds them). Both networks have the same recipe and budget; nothing is chosen on the held-out
+half, which is measured once.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import adderzoo.models
 from adderzoo.checkpoints import write_atomically
 from adderzoo.data import open_dataset, open_loader, write_digits
 from adderzoo.engine import evaluate
+from adderzoo.hub import RESULTS, Measurement, write_result
 from adderzoo.optim import adaptive_lr
 
 SEED = 0
@@ -80,20 +82,28 @@ def main() -> None:
             test = open_dataset("", str(digits / "test"), "test", channels=1)
             result = evaluate(model, open_loader(test, config, 128, 0, torch.device("cpu")))
             print(f"{name}: {result}")
+            measured = Measurement(
+                dataset="scikit-learn digits, held-out half",
+                images=result.images,
+                top1=round(result.top1, 2),
+                top1_se=round(result.top1_se, 2),
+                command="python scripts/reproduce/digits.py",
+            )
             metadata = {
                 "format": "pt",
                 "architecture": name,
                 "tag": "digits",
                 "license": "Apache-2.0",
-                "command": "python scripts/reproduce/digits.py",
-                "top1": f"{result.top1:.2f}",
-                "top1_se": f"{result.top1_se:.2f}",
-                "dataset": f"scikit-learn digits, held-out half ({result.images} images)",
+                "command": measured.command,
+                "top1": f"{measured.top1:.2f}",
+                "top1_se": f"{measured.top1_se:.2f}",
+                "dataset": f"{measured.dataset} ({measured.images} images)",
             }
             weights = {key: value.contiguous() for key, value in model.state_dict().items()}
             write_atomically(
                 out / f"{name}.digits.safetensors", lambda path, w=weights, m=metadata: save_file(w, path, m)
             )
+            write_result(f"{name}.digits", measured, out / RESULTS.name)
     sums = "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(out.glob("*.safetensors"))
     )

@@ -1,0 +1,69 @@
+"""`adderzoo list`."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adderzoo.hub import Measurement, ModelInfo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("filter", metavar="FILTER", nargs="?", default="", help="such as 'adder_*' or '*.digits'")
+    parser.add_argument("--pretrained", action="store_true", help="only networks with published weights")
+    parser.add_argument("--json", action="store_true", help="print everything that is known, exact numbers, as JSON")
+    parser.epilog = (
+        "For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
+        "elements |x - w| of its adder layers. `pretrained=True` without a tag takes the first of a network's tags. "
+        "Accuracies are measured on as many images, with standard error; --json tells which, and how."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from adderzoo.hub import list_models
+
+    networks = list_models(args.filter, pretrained=args.pretrained)
+    if not networks:
+        kind = "network with published weights" if args.pretrained else "network"
+        raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
+    print(json.dumps([asdict(network) for network in networks], indent=2) if args.json else _table(networks))
+
+
+def _table(networks: Iterable["ModelInfo"]) -> str:
+    rows = [("network", "parameters", "mult-adds", "adder", "input", "weights", "top-1 %", "images")]
+    for network in networks:
+        cells = (
+            network.name,
+            _short(network.parameters),
+            _short(network.multiply_adds),
+            _short(network.adder_elements),
+            "x".join(map(str, network.input_size)),
+        )
+        if not network.pretrained:
+            rows.append((*cells, "-", "", ""))
+        for weights in network.pretrained:
+            rows.append((*cells, weights.tag, *_accuracy(weights.measured)))
+            cells = ("", "", "", "", "")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, 4, 5}  # names; numbers are aligned on the right
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _accuracy(measured: "Measurement | None") -> tuple[str, str]:
+    return (f"{measured.top1:.2f} ± {measured.top1_se:.2f}", f"{measured.images:,}") if measured else ("", "")
+
+
+def _short(count: int) -> str:
+    """Three digits or so: 0.42M, 40.4M, 1.70G."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f}G"
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"

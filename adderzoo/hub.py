@@ -1,0 +1,130 @@
+"""What can be had by name: the networks of this package, what they cost, their weights and how good those are."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, split_model_name_tag
+from torch.utils.flop_counter import FlopCounterMode
+
+from adderzoo import models
+from adderzoo.checkpoints import write_atomically
+
+RESULTS = models.WEIGHTS / "results.json"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An accuracy of published weights, in percent with its standard error, and the command that measured it."""
+
+    dataset: str
+    images: int
+    top1: float
+    top1_se: float
+    command: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Published weights of a network: `timm.create_model(f"{network}.{tag}", pretrained=True)`."""
+
+    tag: str
+    measured: Measurement | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A network by its name.
+
+    Attributes:
+        name: As `timm.create_model` takes it.
+        parameters: Number of trained parameters.
+        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`.
+        adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
+        input_size: (C, H, W), the network's own.
+        pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
+    """
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    adder_elements: int
+    input_size: tuple[int, int, int]
+    pretrained: tuple[Weights, ...]
+
+
+def network_names() -> list[str]:
+    """The names of all networks of this package, as timm sorts them."""
+    family = f"{models.__name__}."
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(family)]
+
+
+def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
+    """The networks of this package.
+
+    Args:
+        filter: Shell-style pattern, or several, of a name ("adder_*") or a name with a tag ("*.digits"), as
+            `timm.list_models` takes them.
+        pretrained: Only networks with published weights (that match the filter).
+
+    Returns:
+        One entry a network, as timm sorts them; none if nothing matches.
+    """
+    wanted = timm.list_models(filter, pretrained=pretrained, include_tags=True)
+    wanted_names = {split_model_name_tag(name)[0] for name in wanted}
+    results = read_results()
+    return [_describe(name, results) for name in network_names() if name in wanted_names]
+
+
+def _describe(name: str, results: dict[str, Measurement]) -> ModelInfo:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    input_size = tuple(model.pretrained_cfg["input_size"])
+    multiply_adds, adder_elements = _count_operations(model, input_size)
+    default = get_pretrained_cfg(name).tag
+    tags = [split_model_name_tag(tagged)[1] for tagged in timm.list_pretrained(name)]
+    return ModelInfo(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=multiply_adds,
+        adder_elements=adder_elements,
+        input_size=input_size,
+        pretrained=tuple(
+            Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
+        ),
+    )
+
+
+def _count_operations(model: torch.nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
+    """(of convolutions and linear layers, of adder layers) of a network on the meta device, for one image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *input_size, device="meta"))
+    counts = counter.get_flop_counts()["Global"]
+    adder = counts.get(torch.ops.adderzoo.adder2d, 0)
+    return (sum(counts.values()) - adder) // 2, adder // 2  # two operations each
+
+
+def read_results(path: Path = RESULTS) -> dict[str, Measurement]:
+    """The measured accuracies of published weights, by name with tag; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    return {name: Measurement(**row) for name, row in json.loads(path.read_text()).items()}
+
+
+def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None:
+    """Record an accuracy; the others in the file stay.
+
+    Args:
+        name: Of the network, with the tag of the weights.
+        measured: What was measured.
+        path: File to write.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    results = read_results(path) | {name: measured}
+    rows = {name: asdict(results[name]) for name in sorted(results)}
+    write_atomically(path, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
