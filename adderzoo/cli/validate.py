@@ -4,17 +4,15 @@ import argparse
 import csv
 import json
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ._network import add_network_arguments, open_device, open_network
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
-    weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="with these weights, in either format")
+    add_network_arguments(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set")
     parser.add_argument(
         "--dataset",
@@ -28,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class-map", metavar="FILE", default="", help="file that maps class names to indices")
     parser.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ or wds/ data set")
     parser.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ or wds/ data set")
-    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network, if not its default")
     parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=128, help="images a batch (%(default)s)")
     parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
     parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
@@ -48,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import create_model, load_checkpoint, write_atomically
+    from adderzoo.checkpoints import write_atomically
     from adderzoo.data import check_classes, open_dataset, open_loader
     from adderzoo.engine import evaluate
 
@@ -59,23 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     distributed = processes > 1
-    try:
-        device = torch.device(args.device)
-        if distributed and device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device {args.device!r} cannot be used: {error}") from error
+    device = open_device(args.device, int(os.environ.get("LOCAL_RANK", "0")) if distributed else None)
     if distributed:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        model_args = {} if args.num_classes is None else {"num_classes": args.num_classes}
-        model = create_model(args.model, pretrained=args.pretrained, **model_args)
-        if args.checkpoint:
-            load_checkpoint(model, args.checkpoint)
-        elif not args.pretrained and rank == 0:
-            print("adderzoo validate: neither --pretrained nor --checkpoint: random weights", file=sys.stderr)
+        model = open_network(args, quiet=rank != 0)
         memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
         model = model.to(device).to(memory_format=memory_format)
         config = resolve_model_data_config(model)

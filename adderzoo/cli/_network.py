@@ -1,0 +1,57 @@
+"""The network that a command works with: its arguments, and opening it."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
+    weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="with these weights, in either format")
+    parser.add_argument(
+        "--num-classes",
+        metavar="N",
+        type=int,
+        help="classes of the network, if neither its default nor in the checkpoint's metadata",
+    )
+
+
+def open_network(args: argparse.Namespace, quiet: bool = False) -> Any:
+    """The network that the arguments ask for; weights that stay random are said to be, unless `quiet`."""
+    from adderzoo.checkpoints import open_network
+
+    model: Any = open_network(args.model, args.pretrained, args.checkpoint, args.num_classes)
+    if quiet or args.checkpoint:
+        return model
+    trained = model.pretrained_cfg.get("num_classes")
+    if not args.pretrained:
+        print(f"adderzoo {args.command}: neither --pretrained nor --checkpoint: random weights", file=sys.stderr)
+    elif model.num_classes != trained:
+        text = f"the published weights are for {trained} classes: random weights in the classifier"
+        print(f"adderzoo {args.command}: {text}", file=sys.stderr)
+    return model
+
+
+def open_device(name: str, rank: int | None = None) -> "torch.device":
+    """A device that can be used; in a process group, the process's own GPU.
+
+    Raises:
+        ValueError: naming the device, if it cannot be used.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        if rank is not None and device.type == "cuda":
+            device = torch.device("cuda", rank)
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {error}") from error
+    return device

@@ -1,0 +1,116 @@
+"""`adderzoo predict`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ._network import add_network_arguments, open_device, open_network
+
+_BATCH_SIZE = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image file, or folder of images")
+    add_network_arguments(parser)
+    parser.add_argument("--topk", metavar="K", type=int, default=5, help="likeliest classes to show (%(default)s)")
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="names of the classes, one a line; without it those that the checkpoint's metadata or the pretrained tag "
+        "has, else their indices",
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "An image that cannot be read does not keep the others from being shown, but ends in exit status 1."
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+    from timm.data import create_transform, resolve_model_data_config
+
+    from adderzoo.data import find_images, read_image
+
+    if args.topk < 1:
+        raise ValueError(f"topk must be at least 1, got {args.topk}")
+    device = open_device(args.device)
+    paths = find_images(args.images)
+    model = open_network(args).to(device).eval()
+    names = _class_names(model, args)
+    config = resolve_model_data_config(model)
+    transform = create_transform(**config)
+
+    rows: list[dict[str, Any]] = []
+    failures = []
+    for start in range(0, len(paths), _BATCH_SIZE):
+        files, inputs = [], []
+        for path in paths[start : start + _BATCH_SIZE]:
+            try:
+                inputs.append(transform(read_image(path, config["input_size"][0])))
+            except ValueError as error:
+                failures.append(str(error))
+            else:
+                files.append(path)
+        if not files:
+            continue
+        with torch.inference_mode():
+            probabilities = model(torch.stack(inputs).to(device)).float().softmax(1).cpu()
+        for path, top in zip(files, zip(*probabilities.topk(min(args.topk, len(names))), strict=True), strict=True):
+            classes = [
+                {"index": index, "name": names[index], "probability": probability}
+                for probability, index in zip(*(values.tolist() for values in top), strict=True)
+            ]
+            rows.append({"file": str(path), "classes": classes})
+            if not args.json:
+                print(path, *(f"{100 * c['probability']:7.2f} %  {c['name']}" for c in classes), sep="\n")
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    if failures:
+        raise ValueError("; ".join(failures))
+
+
+def _class_names(model: Any, args: argparse.Namespace) -> list[str]:
+    """A name for every class, from where the arguments say, the checkpoint or the weights' tag; else its index.
+
+    Raises:
+        ValueError: if the names that the user gives, or the checkpoint has, are not as many as the network's classes.
+    """
+    from adderzoo.checkpoints import read_classes
+
+    names, source = None, ""
+    if args.class_names:
+        names, source = _read_lines(args.class_names), f"class-names {args.class_names}"
+    elif args.checkpoint:
+        names, source = read_classes(args.checkpoint), str(args.checkpoint)
+    if names is not None:
+        if len(names) != model.num_classes:
+            raise ValueError(f"{source} has {len(names)} class names, the network {model.num_classes} classes")
+        return names
+    # Another checkpoint's classes are those of a tag only where the user names the tag.
+    if args.pretrained or "." in args.model:
+        names = _published_names(model)
+    return names or [str(index) for index in range(model.num_classes)]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"class-names {path} is no text in UTF-8: {error}") from error
+
+
+def _published_names(model: Any) -> list[str] | None:
+    """The class names of a tag, if the network still has its classes."""
+    from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+
+    config, classes = model.pretrained_cfg, range(model.num_classes)
+    if config.get("num_classes") != model.num_classes:
+        return None
+    if config.get("label_names"):
+        info = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
+    elif subset := infer_imagenet_subset(model):
+        info = ImageNetInfo(subset)
+    else:
+        return None
+    return [info.index_to_description(index) for index in classes]
