@@ -1,12 +1,10 @@
-"""Entry points of `torch.hub`: every network by its name, `pretrained=False` by default."""
+"""Entry points of `torch.hub`: every network of the package by its name, `pretrained=False` by default."""
 
 dependencies = ["filelock", "safetensors", "timm", "torch", "torchvision", "tqdm"]
 
-from adderzoo.models import (  # noqa: E402, F401 - torch.hub reads `dependencies` before it imports the rest
-    adder_lenet5,
-    adder_resnet20,
-    adder_resnet32,
-    cnn_lenet5,
-    cnn_resnet20,
-    cnn_resnet32,
-)
+from timm import model_entrypoint as _entry_point  # noqa: E402 - torch.hub reads `dependencies` first
+
+from adderzoo.hub import network_names as _network_names  # noqa: E402
+
+# From the registry, so that a new family needs no line here.
+globals().update({_name: _entry_point(_name) for _name in _network_names()})
