@@ -257,7 +257,8 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 def _digits(tag: str) -> dict[str, Any]:
     # Trained by scripts/reproduce/digits.py on scikit-learn's handwritten digits.
-    return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0")
+    names = tuple("0123456789")
+    return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0", label_names=names)
 
 
 default_cfgs = generate_default_cfgs(
