@@ -36,7 +36,7 @@ default_cfgs = generate_default_cfgs(
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
             license="bsd-3-clause",
             origin_url="https://github.com/huawei-noah/AdderNet",
-            label_names=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+            label_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         ),
         "adder_resnet32.untrained": _cfg(),
         "cnn_resnet20.untrained": _cfg(),
