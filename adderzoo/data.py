@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
-from timm.data.readers import get_img_extensions
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -125,11 +125,10 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     Raises:
         ValueError: naming the path, if there is no such file, or no image in a folder.
     """
-    extensions = get_img_extensions(as_set=True)
     images = []
     for path in paths:
         if path.is_dir():
-            files = (file for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file())
+            files = (file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS and file.is_file())
             visible = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
             if not visible:
                 raise ValueError(f"folder {path} has no images")
