@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:
-    rows = [("network", "parameters", "mult-adds", "adder", "input", "weights", "top-1 %", "images")]
+    rows = [("network", "params", "mult-adds", "adder", "input", "weights", "top-1 %", "images")]
     for network in networks:
         cells = (
             network.name,

@@ -8,7 +8,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert info.value.code == 0
     out = capsys.readouterr().out
-    assert {"validate", "convert"} <= set(COMMANDS)
+    assert {"list", "validate", "predict", "convert"} <= set(COMMANDS)
     assert all(f"\n    {name}" in out for name in COMMANDS)
 
 
@@ -19,7 +19,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert (info.value.code, captured.err) == (0, "")
     assert captured.out.startswith(f"usage: adderzoo {command} ")
-    assert "--model" in captured.out
+    assert ("--model" in captured.out) == (command != "list")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     [
         ([], "required: COMMAND"),
         (["trane"], "invalid choice: 'trane'"),
+        (["predict", "a.png"], "required: --model"),
+        (["predict", "--model", "adder_lenet5"], "required: IMAGE"),
         (["convert", "a.pth"], "required: DST, --model"),
         (["validate", "--model", "adder_lenet5", "--batch-size", "many"], "invalid int value: 'many'"),
         (["validate", "--model", "adder_lenet5", "--pretrained", "--checkpoint", "a.pth"], "not allowed with argument"),

@@ -1,0 +1,260 @@
+"""What can be had by name, against the sources, the papers' counts and the weights themselves."""
+
+import fnmatch
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import adderzoo
+from adderzoo.hub import RESULTS, Measurement, ModelInfo, read_results, write_result
+from adderzoo.layers import Adder2d
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+WEIGHTS = CHECKOUT / "adderzoo" / "weights"
+
+# The entry points as they stand in the sources, whatever the registry makes of them.
+NAMES = {
+    name
+    for file in (CHECKOUT / "adderzoo" / "models").glob("*.py")
+    for name in re.findall(r"^@register_model\ndef (\w+)\(", file.read_text(), re.MULTILINE)
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, ModelInfo]:
+    return {network.name: network for network in adderzoo.list_models()}
+
+
+def names(networks: list[ModelInfo]) -> list[str]:
+    return [network.name for network in networks]
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def test_every_network_of_the_sources_is_listed_and_no_other(networks: dict[str, ModelInfo]) -> None:
+    assert {"adder_lenet5", "cnn_lenet5", "adder_resnet20", "cnn_resnet32"} <= NAMES
+    assert networks.keys() == NAMES
+    assert list(networks) == [name for name in timm.list_models() if name in NAMES]
+
+
+# Of the definitions in the papers: (convolutions and linear layers, adder layers).
+@pytest.mark.parametrize(
+    ("name", "multiply_adds", "adder_elements"),
+    [
+        ("adder_lenet5", 0, 416_520),
+        ("cnn_lenet5", 416_520, 0),
+        ("adder_resnet20", 443_008, 40_370_176),
+        ("cnn_resnet20", 443_008 + 40_370_176, 0),
+        ("adder_resnet32", 443_008, 69_124_736 - 443_008),
+        ("cnn_resnet32", 69_124_736, 0),
+        ("adder_vgg_small", 3 * 9 * 128 * 32 * 32 + 8192 * 10, 603_979_776),
+    ],
+)
+def test_operations_are_those_of_the_paper(
+    networks: dict[str, ModelInfo], name: str, multiply_adds: int, adder_elements: int
+) -> None:
+    assert (networks[name].multiply_adds, networks[name].adder_elements) == (multiply_adds, adder_elements)
+
+
+def test_imagenet_networks_have_the_operations_of_the_paper(networks: dict[str, ModelInfo]) -> None:
+    resnet18, resnet50 = networks["adder_resnet18"], networks["adder_resnet50"]
+    assert round(resnet18.adder_elements / 1e9, 4) == 1.6955
+    assert round((resnet18.adder_elements + resnet18.multiply_adds) / 1e9, 3) == 1.814
+    assert round((resnet50.adder_elements + resnet50.multiply_adds) / 1e9, 3) == 4.089
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_operations_are_those_of_the_layers(networks: dict[str, ModelInfo], name: str) -> None:
+    counts = {Adder2d: 0, nn.Conv2d: 0, nn.Linear: 0}
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        counts[type(module)] += math.prod(output.shape) * math.prod(module.weight.shape[1:])
+
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+        for module in model.modules():
+            if type(module) in counts:
+                module.register_forward_hook(count)
+        model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    network = networks[name]
+    assert network.adder_elements == counts[Adder2d]
+    assert network.multiply_adds == counts[nn.Conv2d] + counts[nn.Linear]
+    assert network.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert network.input_size == model.pretrained_cfg["input_size"]
+
+
+def test_parameters_of_lenet5_are_those_of_its_layers(networks: dict[str, ModelInfo]) -> None:
+    filters = 25 * (1 * 6 + 6 * 16 + 16 * 120) + 120 * 84 + 84 * 10
+    assert networks["adder_lenet5"].parameters == filters + 2 * (6 + 16 + 120 + 84 + 10)
+    assert networks["adder_lenet5"].input_size == (1, 32, 32)
+
+
+def test_an_entry_cannot_be_changed_and_goes_into_json(networks: dict[str, ModelInfo]) -> None:
+    network = networks["adder_lenet5"]
+    with pytest.raises(FrozenInstanceError):
+        network.name = "another"  # type: ignore[misc]
+    assert json.loads(json.dumps(asdict(network)))["pretrained"][0]["measured"]["top1"] == 99.0
+
+
+# ------------------------------------------------------------------------------------------------------------- filters
+
+
+@pytest.mark.parametrize("pattern", ["adder_*", "*resnet20", "adder_lenet5", "*_resnet[23][02]", "resnet*"])
+def test_a_pattern_chooses_by_name(pattern: str) -> None:
+    assert set(names(adderzoo.list_models(pattern))) == set(fnmatch.filter(NAMES, pattern))
+
+
+def test_a_pattern_chooses_by_tag() -> None:
+    assert names(adderzoo.list_models("*.digits")) == ["adder_lenet5", "cnn_lenet5"]
+    assert names(adderzoo.list_models("*.huawei_cifar10")) == ["adder_resnet20"]
+    assert adderzoo.list_models("*.no_such_data") == []
+
+
+def test_several_patterns_choose_what_any_of_them_does() -> None:
+    assert names(adderzoo.list_models(["*_resnet20", "*.digits", "adder_lenet5"])) == [
+        "adder_lenet5",
+        "adder_resnet20",
+        "cnn_lenet5",
+        "cnn_resnet20",
+    ]
+
+
+def test_pretrained_chooses_networks_with_weights_and_names_their_tags(networks: dict[str, ModelInfo]) -> None:
+    published = {(name, weights.tag) for name, network in networks.items() for weights in network.pretrained}
+    assert {("adder_lenet5", "digits"), ("adder_resnet20", "huawei_cifar10")} <= published
+    assert published == {tuple(name.split(".")) for name in timm.list_pretrained() if name.split(".")[0] in NAMES}
+    assert set(names(adderzoo.list_models(pretrained=True))) == {name for name, _ in published}
+    assert names(adderzoo.list_models("cnn_*", pretrained=True)) == sorted(n for n, _ in published if n[:4] == "cnn_")
+
+
+NEW_FAMILY = """
+import sys, types
+import timm
+import adderzoo
+from timm.models import generate_default_cfgs, register_model
+
+module = sys.modules["adderzoo.models.new"] = types.ModuleType("adderzoo.models.new")
+cfg = {"file": "weights", "num_classes": 10, "input_size": (1, 32, 32)}
+module.default_cfgs = generate_default_cfgs({"new_net.b": dict(cfg), "new_net.a": dict(cfg), "new_net.c": dict(cfg)})
+
+def new_net(pretrained=False, **kwargs):
+    return timm.create_model("adder_lenet5", **kwargs)
+
+new_net.__module__ = module.__name__
+register_model(new_net)
+model, = adderzoo.list_models("new_*")
+namespace = {}
+exec(open("hubconf.py").read(), namespace)
+assert namespace["new_net"] is new_net
+print(model.name, *(weights.tag for weights in model.pretrained))
+"""
+
+
+def test_a_new_family_is_listed_and_an_entry_point_of_torch_hub_with_its_default_tag_first() -> None:
+    done = subprocess.run([sys.executable, "-c", NEW_FAMILY], cwd=CHECKOUT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "new_net b a c\n"), done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as weights:
+        return weights.metadata()
+
+
+def assert_equal_to_metadata(row: dict[str, object], said: dict[str, str]) -> None:
+    assert (f"{row['top1']:.2f}", f"{row['top1_se']:.2f}") == (said["top1"], said["top1_se"])
+    assert f"{row['dataset']} ({row['images']} images)" == said["dataset"]
+    assert row["command"] == said["command"]
+
+
+def test_every_weight_in_the_package_has_a_row_equal_to_its_metadata() -> None:
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    assert [file.stem for file in files][:2] == ["adder_lenet5.digits", "cnn_lenet5.digits"]
+    for file in files:
+        said = metadata(file)
+        assert file.stem == f"{said['architecture']}.{said['tag']}"
+        assert_equal_to_metadata(rows[file.stem], said)
+
+
+def test_every_row_is_of_published_weights_and_has_the_error_of_its_size() -> None:
+    for name, row in json.loads((WEIGHTS / "results.json").read_text()).items():
+        assert name in timm.list_pretrained(name)
+        share = row["top1"] / 100
+        assert row["top1_se"] == round(100 * math.sqrt(share * (1 - share) / row["images"]), 2)
+        assert row["command"]
+
+
+def test_the_readme_shows_the_same_figures() -> None:
+    lines = (CHECKOUT / "README.md").read_text().splitlines()
+    shown = {}
+    for line in lines:
+        if match := re.match(r"\| `(\w+)` \| `(\w+)` \| .* \| ([\d.]+) ± ([\d.]+)(?: on .*\((\d+)\))?", line):
+            shown[f"{match[1]}.{match[2]}"] = (float(match[3]), float(match[4]))
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    assert shown == {name: (row["top1"], row["top1_se"]) for name, row in rows.items()}
+
+
+def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelInfo]) -> None:
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    listed = {
+        f"{name}.{weights.tag}": asdict(weights.measured)
+        for name, network in networks.items()
+        for weights in network.pretrained
+        if weights.measured
+    }
+    assert listed == rows
+
+
+def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(adderzoo.hub.read_results, "__defaults__", (tmp_path / "none.json",))
+    (network,) = adderzoo.list_models("adder_lenet5")
+    assert [(weights.tag, weights.measured) for weights in network.pretrained] == [("digits", None)]
+
+
+def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    a, b, c = (Measurement("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
+    write_result("z_net.a", a, path)
+    write_result("a_net.a", b, path)
+    write_result("z_net.a", c, path)
+    assert read_results(path) == {"a_net.a": b, "z_net.a": c}
+    assert list(json.loads(path.read_text())) == ["a_net.a", "z_net.a"]
+    assert read_results(RESULTS).keys() == json.loads((WEIGHTS / "results.json").read_text()).keys()
+
+
+def test_the_recipe_writes_weights_rows_and_hashes_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("digits", CHECKOUT / "scripts" / "reproduce" / "digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    recipe.EPOCHS = 1
+    other = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
+    (tmp_path / "results.json").write_text(json.dumps({"other_net.data": other}))
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(tmp_path)])
+    recipe.main()
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows.pop("other_net.data") == other
+    assert rows.keys() == {"adder_lenet5.digits", "cnn_lenet5.digits"}
+    sums = dict(reversed(line.split()) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
+    for name, row in rows.items():
+        file = tmp_path / f"{name}.safetensors"
+        assert_equal_to_metadata(row, metadata(file))
+        assert (row["images"], row["command"]) == (899, "python scripts/reproduce/digits.py")
+        assert sums[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
