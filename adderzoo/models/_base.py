@@ -20,18 +20,18 @@ class ConvNet(nn.Module):
             them in order are `forward_features`.
     """
 
-    levels: tuple[tuple[str, ...], ...]
+    levels: list[list[str]]
     feature_info: list[dict[str, Any]]
     num_features: int
     head_hidden_size: int
-    grad_checkpointing: bool = False
+    grad_checkpointing: bool
 
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Initial values: N(0, 1) for adder filters as in the paper, Kaiming's for convolutions."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[operator]
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -105,7 +105,7 @@ class ConvNet(nn.Module):
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             prune_head = True
         if prune_head:
-            self.reset_classifier(0, "")
+            self.reset_classifier(0, "")  # type: ignore[operator]
         return taken
 
     def _factory(self) -> dict[str, Any]:
@@ -113,4 +113,4 @@ class ConvNet(nn.Module):
         return get_device_dtype(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return self.forward_head(self.forward_features(x))  # type: ignore[operator]

@@ -24,10 +24,12 @@ class _LeNet(ConvNet):
     """The head of both: pooling, dropout, a 1x1 layer, BatchNorm."""
 
     conv_layer: str
+    in_chans: int
     drop_rate: float
 
     def _make_head(self, num_classes: int, global_pool: str, drop_rate: float) -> None:
         self.drop_rate = drop_rate
+        self.grad_checkpointing = False
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
 
@@ -89,13 +91,6 @@ class LeNet5(_LeNet):
         dtype: Of the parameters.
     """
 
-    levels = (
-        ("conv1", "bn1", "act1"),
-        ("pool1", "conv2", "bn2", "act2"),
-        ("pool2", "conv3", "bn3", "act3"),
-        ("conv4", "bn4", "act4"),
-    )
-
     def __init__(
         self,
         conv_layer: str = "adder",
@@ -132,6 +127,12 @@ class LeNet5(_LeNet):
             {"num_chs": 120, "reduction": 32, "module": "act3"},
             {"num_chs": 84, "reduction": 32, "module": "act4"},
         ]
+        self.levels = [
+            ["conv1", "bn1", "act1"],
+            ["pool1", "conv2", "bn2", "act2"],
+            ["pool2", "conv3", "bn3", "act3"],
+            ["conv4", "bn4", "act4"],
+        ]
         self.num_features = 84
         self._make_head(num_classes, global_pool, drop_rate)
 
@@ -157,13 +158,6 @@ class LeNetPlusPlus(_LeNet):
         device: Of the parameters.
         dtype: Of the parameters.
     """
-
-    levels = (
-        ("conv1", "bn1", "act1", "conv2", "bn2", "act2"),
-        ("pool2", "conv3", "bn3", "act3", "conv4", "bn4", "act4"),
-        ("pool4", "conv5", "bn5", "act5", "conv6", "bn6", "act6"),
-        ("pool6", "conv7", "bn7"),
-    )
 
     def __init__(
         self,
@@ -210,6 +204,12 @@ class LeNetPlusPlus(_LeNet):
             {"num_chs": 64, "reduction": 2, "module": "act4"},
             {"num_chs": 128, "reduction": 4, "module": "act6"},
             {"num_chs": 2, "reduction": 28, "module": "bn7"},
+        ]
+        self.levels = [
+            ["conv1", "bn1", "act1", "conv2", "bn2", "act2"],
+            ["pool2", "conv3", "bn3", "act3", "conv4", "bn4", "act4"],
+            ["pool4", "conv5", "bn5", "act5", "conv6", "bn6", "act6"],
+            ["pool6", "conv7", "bn7"],
         ]
         self.num_features = 2
         self._make_head(num_classes, global_pool, drop_rate)

@@ -1,8 +1,8 @@
 """ResNets, adder networks and their CNN twins.
 
 The networks of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (CVPR 2020, Table 3): torchvision's
-ResNets (stride on the 3x3 layer, "v1.5"), of which the first convolution and the classifier stay convolutions; BatchNorm
-on the logits.
+ResNets (stride on the 3x3 layer, "v1.5"); the first convolution and the classifier stay convolutions; BatchNorm on the
+logits.
 """
 
 from typing import Any
@@ -147,6 +147,7 @@ class ResNet(ConvNet):
         self.head_bias = head_bias
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.grad_checkpointing = False
 
         kernel, stride = (3, 1) if small_images else (7, 2)
         self.conv1 = nn.Conv2d(in_chans, widths[0], kernel, stride, padding=kernel // 2, bias=False, **dd)
@@ -170,11 +171,11 @@ class ResNet(ConvNet):
             self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": f"layer{stage + 1}"})
         self.layer1, self.layer2, self.layer3 = stages[:3]
         self.layer4 = stages[3] if len(stages) > 3 else nn.Sequential()
-        self.levels = (
-            ("conv1", "bn1", "act1"),
-            ("maxpool", "layer1"),
-            *((f"layer{stage}",) for stage in range(2, len(stages) + 1)),
-        )
+        self.levels = [
+            ["conv1", "bn1", "act1"],
+            ["maxpool", "layer1"],
+            *([f"layer{stage}"] for stage in range(2, len(stages) + 1)),
+        ]
         self.num_features = channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
         self.reset_classifier(num_classes)
@@ -271,7 +272,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-_LAYERS = {
+_LAYERS: dict[int, dict[str, Any]] = {
     18: {"layers": (2, 2, 2, 2), "block": "basic"},
     34: {"layers": (3, 4, 6, 3), "block": "basic"},
     50: {"layers": (3, 4, 6, 3), "block": "bottleneck"},

@@ -19,22 +19,9 @@ from ._builder import build_model, from_original
 
 __all__ = ["VGGSmall"]
 
+
 # Side of the image that the fully connected layer sees.
 _GRID = 4
-
-
-class GridPool(nn.Module):
-    """(N, C, H, W) to (N, 16 C): the image averaged to 4x4 pixels (32x32 inputs: as it is), then flattened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool_type = "grid"
-
-    def feat_mult(self) -> int:
-        return _GRID * _GRID
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x, _GRID).flatten(1)
 
 
 class VGGSmall(ConvNet):
@@ -46,25 +33,19 @@ class VGGSmall(ConvNet):
         conv_layer: Kind of all layers but the first and the last, "adder" or "conv".
         num_classes: Number of classes; 0 for pooled features.
         in_chans: Channels of the input.
-        global_pool: "grid" (the paper's: 4x4 pixels, flattened), "avg", "max", "avgmax", "catavgmax" or "" for none.
+        global_pool: How images larger than 32x32 get to the 4x4 pixels that the classifier sees: "avg", "max",
+            "avgmax", "catavgmax" (twice as many features) or "" for none.
         drop_rate: Dropout before the classifier.
         device: Of the parameters.
         dtype: Of the parameters.
     """
-
-    levels = (
-        ("conv1", "bn1", "act1"),
-        ("conv2", "pool2", "bn2", "act2", "conv3", "bn3", "act3"),
-        ("conv4", "pool4", "bn4", "act4", "conv5", "bn5", "act5"),
-        ("conv6", "pool6", "bn6", "act6"),
-    )
 
     def __init__(
         self,
         conv_layer: str = "adder",
         num_classes: int = 10,
         in_chans: int = 3,
-        global_pool: str = "grid",
+        global_pool: str = "avg",
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -73,6 +54,7 @@ class VGGSmall(ConvNet):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.grad_checkpointing = False
         conv = get_conv_layer(conv_layer)
         self.conv1 = nn.Conv2d(in_chans, 128, 3, padding=1, bias=False, **dd)
         self.bn1 = BatchNorm2d(128, **dd)
@@ -101,6 +83,12 @@ class VGGSmall(ConvNet):
             {"num_chs": 512, "reduction": 4, "module": "act5"},
             {"num_chs": 512, "reduction": 8, "module": "act6"},
         ]
+        self.levels = [
+            ["conv1", "bn1", "act1"],
+            ["conv2", "pool2", "bn2", "act2", "conv3", "bn3", "act3"],
+            ["conv4", "pool4", "bn4", "act4", "conv5", "bn5", "act5"],
+            ["conv6", "pool6", "bn6", "act6"],
+        ]
         self.num_features = 512
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
@@ -120,9 +108,11 @@ class VGGSmall(ConvNet):
         dd = self._factory()
         self.num_classes = num_classes
         if global_pool is not None:
-            pool = GridPool() if global_pool == "grid" else SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
-            self.global_pool: nn.Module = pool.train(self.training)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+            pool = SelectAdaptivePool2d(_GRID, global_pool, flatten=bool(global_pool))
+            self.global_pool = pool.train(self.training)
+        self.head_hidden_size = (
+            self.num_features * self.global_pool.feat_mult() * (_GRID**2 if self.global_pool.pool_type else 1)
+        )
         self.fc: nn.Module = nn.Identity()
         if num_classes > 0:
             self.fc = nn.Linear(self.head_hidden_size, num_classes, **dd).train(self.training)
