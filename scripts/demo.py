@@ -1,8 +1,11 @@
 """An adder network on scikit-learn's handwritten digits, beside its CNN twin: accuracy, speed, and a picture.
 
-Writes demo/digits (the images, one folder a class) and demo/demo.png.
+    python scripts/demo.py [--out DIR]
+
+Writes DIR/digits (the images, one folder a class) and DIR/demo.png; DIR is `demo` in the checkout.
 """
 
+import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,12 +18,14 @@ from adderzoo.data import open_dataset, open_loader, write_digits
 from adderzoo.engine import Result, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "demo"
 
 
 def main() -> None:
-    OUT.mkdir(exist_ok=True)
-    write_digits(OUT / "digits")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo")
+    out = parser.parse_args().out
+    digits = out / "digits"
+    write_digits(digits)
     print(f"PyTorch {torch.__version__}, adder operator: {adderzoo.ops.backend()}")
 
     adder = timm.create_model("adder_lenet5.digits", pretrained=True)
@@ -30,24 +35,26 @@ def main() -> None:
     cnn = timm.create_model("cnn_lenet5.digits", pretrained=True)
 
     print("Scikit-learn's handwritten digits, the half that no network was trained on:")
-    results = {name: measure(model, name) for name, model in (("adder_lenet5", adder), ("cnn_lenet5", cnn))}
+    results = {
+        name: measure(model, name, digits / "test") for name, model in (("adder_lenet5", adder), ("cnn_lenet5", cnn))
+    }
     print(f"{'':16}{'top-1 %':>16}{'images/s':>12}")
     for name, result in results.items():
         print(f"{name:16}{f'{result.top1:.2f} ± {result.top1_se:.2f}':>16}{result.images_per_second:12.0f}")
-    draw(adder, results["adder_lenet5"], OUT / "demo.png")
-    print(f"Picture: {(OUT / 'demo.png').relative_to(Path.cwd())}")
+    draw(adder, results["adder_lenet5"], digits / "test", out / "demo.png")
+    print(f"Picture: {out / 'demo.png'}")
 
 
-def measure(model: torch.nn.Module, name: str) -> Result:
-    dataset = open_dataset("", str(OUT / "digits" / "test"), "test", channels=1)
+def measure(model: torch.nn.Module, name: str, folder: Path) -> Result:
+    dataset = open_dataset("", str(folder), "test", channels=1)
     loader = open_loader(dataset, resolve_model_data_config(model), 128, 0, torch.device("cpu"))
     return evaluate(model, loader, description=name)
 
 
 @torch.inference_mode()
-def draw(model: torch.nn.Module, result: Result, path: Path) -> None:
+def draw(model: torch.nn.Module, result: Result, folder: Path, path: Path) -> None:
     """Held-out digits with the network's answers, mistakes among them, above the filters of its first layer."""
-    dataset = open_dataset("", str(OUT / "digits" / "test"), "test", channels=1)
+    dataset = open_dataset("", str(folder), "test", channels=1)
     loader = open_loader(dataset, resolve_model_data_config(model), len(dataset), 0, torch.device("cpu"))
     images, labels = next(iter(loader))
     probabilities = model.eval()(images).softmax(1)
