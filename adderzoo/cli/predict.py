@@ -104,7 +104,7 @@ def _published_names(model: Any) -> list[str] | None:
     """The class names of a tag, if the network still has its classes."""
     from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 
-    config, classes = model.pretrained_cfg, range(model.num_classes)
+    config = model.pretrained_cfg
     if config.get("num_classes") != model.num_classes:
         return None
     if config.get("label_names"):
@@ -113,4 +113,6 @@ def _published_names(model: Any) -> list[str] | None:
         info = ImageNetInfo(subset)
     else:
         return None
-    return [info.index_to_description(index) for index in classes]
+    if info.num_classes() != model.num_classes:  # left over from before a new classifier was saved
+        return None
+    return [info.index_to_description(index) for index in range(model.num_classes)]
