@@ -27,7 +27,7 @@ def weights_file(tag: str) -> str:
 def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
-    A file that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business.
+    A file or URL that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business.
 
     Raises:
         RuntimeError: if the file in the package, or what was downloaded, is not what was published.
@@ -40,9 +40,9 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
         )
         if cfg.file and Path(cfg.file).parent == WEIGHTS:
             _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
-        elif cfg.url and not cfg.file:
+        elif cfg.url and not cfg.file and cfg.url.rpartition("/")[2] in FOREIGN_SHA256:
             file = Path(download_cached_file(cfg.url, check_hash=False, cache_dir=kwargs.get("cache_dir")))
-            _check_sha256(file, FOREIGN_SHA256.get(file.name), "delete it to fetch it again")
+            _check_sha256(file, FOREIGN_SHA256[file.name], "delete it to fetch it again")
             kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(file)}
     return build_model_with_cfg(network, variant, pretrained, **kwargs)
 
