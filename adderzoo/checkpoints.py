@@ -7,7 +7,7 @@ import pickle
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,22 @@ def read_classes(path: Path) -> list[str] | None:
     return classes
 
 
+def read_data_config(path: Path) -> dict[str, Any]:
+    """How images become input, as a safetensors file has it in its metadata (`data_config`, JSON); else nothing.
+
+    Raises:
+        ValueError: as :func:`read_metadata`, or if it is no JSON object.
+    """
+    text = read_metadata(path).get("data_config", "{}")
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} has no JSON in its metadata data_config: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has no object in its metadata data_config, but {text!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
@@ -126,15 +142,36 @@ def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Modul
     return getattr(family, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -> None:
     """Load a checkpoint, of ours or in the authors' format, that fits a network exactly.
+
+    Args:
+        model: Network.
+        path: File.
+        other_classes: Take a checkpoint for another number of classes too, all of it but the classifier.
 
     Raises:
         ValueError: as :func:`read_state_dict`, or listing the keys that do not fit.
     """
-    state_dict = checkpoint_filter(model)(read_state_dict(path), model)
+    content = read_state_dict(path)
+    state_dict = checkpoint_filter(model)(content, model)
+    if other_classes:
+        dropped = from_original(content).keys() - state_dict.keys()  # the BatchNorm on the logits
+        state_dict |= _own_classifier(state_dict, model, dropped)
     check_fits(state_dict, model, path)
     model.load_state_dict(state_dict)
+
+
+def _own_classifier(state_dict: Mapping[str, Tensor], model: Any, dropped: Set[str]) -> dict[str, Tensor]:
+    """The tensors of a network that stand in for those of a classifier for other classes."""
+    names = model.pretrained_cfg.get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if key in dropped
+        or (key.startswith(prefixes) and key in state_dict and state_dict[key].shape[:1] != value.shape[:1])
+    }
 
 
 def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
@@ -199,6 +236,7 @@ def open_network(
     model: Any = create_model(name, pretrained=pretrained, **arguments)
     if checkpoint:
         load_checkpoint(model, checkpoint)
+        model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
     return model
 
 
@@ -243,6 +281,17 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
     else:
         write_atomically(destination, lambda path: save_file(state_dict, path, metadata))
     return metadata
+
+
+def save_weights(model: nn.Module, destination: Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights of a network as safetensors, completely or not at all.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    # safetensors takes neither views nor strides.
+    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    write_atomically(destination, lambda path: save_file(weights, path, {"format": "pt", **metadata}))
 
 
 def write_atomically(destination: Path, write: Callable[[Path], Any]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset, create_loader
+from timm.data.transforms import str_to_interp_mode
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import Compose, RandomCrop, Resize
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -184,6 +186,140 @@ def open_loader(
         use_prefetcher=device.type == "cuda",
         persistent_workers=False,
     )
+
+
+def open_training_loader(
+    dataset: Any,
+    config: dict[str, Any],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    crop: str | None = None,
+    hflip: float = 0.5,
+    color_jitter: float = 0.0,
+    augment: bool = True,
+) -> Any:
+    """Shuffled batches of `dataset`, augmented and normalised; the images left over by whole batches sit an epoch out.
+
+    Args:
+        dataset: As :func:`open_dataset` gives it.
+        config: The network's (`timm.data.resolve_model_data_config`).
+        batch_size: Images a batch.
+        workers: Loading processes.
+        device: Where the batches go.
+        crop: "pad", resized and shifted by up to an eighth (by 4 pixels at 32x32, as the paper does on CIFAR-10); or
+            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" up to 64x64.
+        hflip: Probability of a horizontal flip.
+        color_jitter: Strength of timm's random change of brightness, contrast and saturation.
+        augment: Turn all of these off with False.
+
+    Raises:
+        ValueError: if there are fewer images than a batch needs.
+    """
+    if len(dataset) < batch_size:
+        raise ValueError(
+            f"there are {len(dataset)} training images, fewer than a batch: batch-size must be at most that, "
+            f"got {batch_size}"
+        )
+    crop = crop or ("pad" if max(config["input_size"][1:]) <= 64 else "rrc")
+    loader = create_loader(
+        dataset,
+        input_size=config["input_size"],
+        batch_size=batch_size,
+        is_training=True,
+        no_aug=not augment,
+        train_crop_mode="rrc" if crop == "pad" else crop,
+        hflip=hflip,
+        color_jitter=color_jitter or None,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        num_workers=workers,
+        device=device,
+        pin_memory=device.type == "cuda",
+        use_prefetcher=device.type == "cuda",
+        persistent_workers=False,
+    )
+    if augment and crop == "pad":
+        # timm does not know it: in the place of its crop, the first of the steps.
+        dataset.transform.transforms[0] = _pad_and_crop(config["input_size"][1:], config["interpolation"])
+    return loader
+
+
+def _pad_and_crop(size: tuple[int, int], interpolation: str) -> Compose:
+    resize = Resize(min(size), str_to_interp_mode(interpolation))
+    return Compose([resize, RandomCrop(size, padding=(size[1] // 8, size[0] // 8), pad_if_needed=True)])
+
+
+def open_training_data(
+    name: str,
+    root: str | None,
+    train_split: str,
+    val_split: str | None,
+    channels: int,
+    download: bool = False,
+    **keys: str,
+) -> tuple[Any, Any]:
+    """Training and validation images, with the same class indices; None for validation images that are not there.
+
+    Args:
+        name: As for :func:`open_dataset`.
+        root: Folder of the data.
+        train_split: Such as "train".
+        val_split: Such as "validation"; "" for none. None is "validation", or the first folder that is there of
+            validation, val, valid, eval, evaluation and test, or none.
+        channels: Of the network's input.
+        download: Let torchvision download what is missing.
+        keys: As for :func:`open_dataset`.
+
+    Raises:
+        ValueError: as :func:`open_dataset`; if the data set is a stream, if there are fewer than two classes, or if the
+            validation images have other classes.
+    """
+    train = open_dataset(name, root, train_split, channels, download=download, **keys)
+    if isinstance(train, IterableDataset):
+        raise ValueError(f"dataset {name!r} is a stream; training needs access by index")
+    indices = class_indices(train)
+    if len(indices) == 1:
+        raise ValueError(f"training needs at least two classes, data-dir {root!r} has one: {next(iter(indices))!r}")
+    if val_split is None:
+        val_split = "validation" if name else _find_validation(Path(str(root)), train_split)
+    if not val_split:
+        return train, None
+    val = open_dataset(name, root, val_split, channels, download=download, **keys)
+    unknown = class_indices(val).keys() - indices.keys()
+    if indices and unknown:
+        names = ", ".join(sorted(map(repr, unknown))[:4]) + (", ..." if len(unknown) > 4 else "")
+        raise ValueError(f"the validation images have classes that the training images do not have: {names}")
+    return train, with_indices(val, indices)
+
+
+def _find_validation(root: Path, train_split: str) -> str | None:
+    names = ["validation", "val", "valid", "eval", "evaluation", "test"]
+    # Without a folder for the training images, `root` has the classes, and all images train.
+    return next((name for name in names if (root / train_split).is_dir() and (root / name).is_dir()), None)
+
+
+def class_indices(dataset: Any) -> dict[str, int]:
+    """The index of each class by its name, as far as a data set says."""
+    source = getattr(dataset, "source", dataset)
+    reader = getattr(source, "reader", None)
+    return dict(getattr(source, "class_to_idx", None) or getattr(reader, "class_to_idx", None) or {})
+
+
+def with_indices(dataset: Any, indices: dict[str, int]) -> Any:
+    """A data set with the class indices of another: a folder without images of a class would shift those behind it.
+
+    Raises:
+        ValueError: if it has other indices and is no folder, which could be read again.
+    """
+    own = class_indices(dataset)
+    if own == indices or not own or not indices:
+        return dataset
+    source = getattr(dataset, "source", dataset)
+    if not isinstance(source, ImageDataset) or not hasattr(source.reader, "root"):
+        raise ValueError("the classes of the data sets have different indices")
+    return Images(create_dataset("", root=str(source.reader.root), search_split=False, class_map=indices), dataset.mode)
 
 
 def check_classes(dataset: Any, model: Any) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "list": "list the networks, what they cost, and their published weights",
+    "train": "train a network, or fine-tune one, on images",
     "validate": "measure the accuracy of a network on a data set",
     "predict": "name what is on images",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
@@ -20,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
         import_module(f"adderzoo.cli.{name}").add_arguments(command)
-    args = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         import_module(f"adderzoo.cli.{args.command}").run(args)
         sys.stdout.flush()

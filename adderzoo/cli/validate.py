@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import write_atomically
-    from adderzoo.data import check_classes, open_dataset, open_loader
+    from adderzoo.checkpoints import read_classes, write_atomically
+    from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
     from adderzoo.engine import evaluate
 
     if args.batch_size < 1:
@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> None:
             args.dataset_download,
             **keys,
         )
+        classes = read_classes(args.checkpoint) if args.checkpoint and not args.class_map else None
+        if classes and class_indices(dataset).keys() <= set(classes):
+            dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
         check_classes(dataset, model)
         if distributed and isinstance(dataset, IterableDataset):
             raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")

@@ -71,7 +71,9 @@ def evaluate(
     top1 = top5 = loss = count = seconds = 0.0
     distributed = dist.is_available() and dist.is_initialized()
     hidden = distributed and dist.get_rank() != 0
-    with torch.inference_mode(), context, tqdm(loader, desc=description, unit="batch", disable=hidden) as progress:
+    # leave=None: below another bar, that of a training, it makes room when it is done.
+    bar = tqdm(loader, desc=description, unit="batch", leave=None, disable=hidden)
+    with torch.inference_mode(), context, bar as progress:
         for batch, labels in progress:
             x, target = batch.to(device), labels.to(device)
             if channels_last:

@@ -1,0 +1,333 @@
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adderzoo.engine import Epoch, Result, Training, create_optimizer, create_scheduler, train, write_epoch
+from adderzoo.engine.training import best_epoch
+from adderzoo.optim import adaptive_lr
+
+Batch = tuple[Tensor, Tensor]
+
+
+def batches(count: int = 3, size: int = 8, seed: int = 0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(size, 1, 32, 32, generator=generator),
+            torch.randint(10, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def lenet(name: str = "adder_lenet5") -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name)
+
+
+def training(model: nn.Module, epochs: int = 2, sched: str = "cosine", **options: object) -> Training:
+    optimizer = create_optimizer(model, **options)  # type: ignore[arg-type]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Training(model, optimizer, create_scheduler(optimizer, sched, epochs), scaler)
+
+
+def result(top1: float, loss: float = 1.0) -> Result:
+    return Result(top1, 1.0, 100.0, 0.0, loss, 100, 1.0)
+
+
+def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
+    return Epoch(
+        number, 1.0, 50.0, loss if top1 is not None else None, top1, 1.0 if top1 is not None else None, None, 0.1, 1.0
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the steps
+
+
+@pytest.mark.parametrize(("opt", "nesterov"), [("momentum", False), ("sgd", True), ("addersgd", True)])
+def test_the_steps_are_those_of_a_loop_by_hand(opt: str, nesterov: bool) -> None:
+    data = batches()
+    trained = lenet()
+    list(train(training(trained, opt=opt), data, epochs=2))
+
+    model = lenet().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
+    adaptive_lr(optimizer, eta=0.2)
+    for lr in (0.1, 0.05):  # a cosine over two epochs
+        optimizer.param_groups[0]["lr"] = lr
+        for x, target in data:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), target).backward()
+            optimizer.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[key], value, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("eta", [0.5, 0.2])
+def test_eta_is_the_size_of_a_filters_step(eta: float) -> None:
+    model = lenet()
+    before = model.conv2.weight.detach().clone()
+    list(train(training(model, epochs=1, eta=eta, weight_decay=0.0, lr=0.1), batches(1), epochs=1))
+    rms = (model.conv2.weight.detach() - before).square().mean().sqrt().item()
+    assert rms == pytest.approx(0.1 * eta, rel=1e-3)
+
+
+def test_eta_0_leaves_the_gradient_as_it_is() -> None:
+    model, (x, target) = lenet(), batches(1)[0]
+    loss = F.cross_entropy(model.train()(x), target)
+    (grad,) = torch.autograd.grad(loss, model.conv2.weight)
+    before = model.conv2.weight.detach().clone()
+    fresh = lenet()
+    list(train(training(fresh, epochs=1, eta=0.0, weight_decay=0.0, lr=0.1), [(x, target)], epochs=1))
+    torch.testing.assert_close(before - 0.1 * grad, fresh.conv2.weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_every_parameter_decays_batchnorms_too() -> None:
+    optimizer = create_optimizer(lenet(), weight_decay=5e-4)
+    parameters = [p for group in optimizer.param_groups if group["weight_decay"] == 5e-4 for p in group["params"]]
+    assert len(parameters) == len(list(lenet().parameters()))
+
+
+def test_the_adaptive_rate_is_left_out_where_there_are_no_adder_filters() -> None:
+    assert "adder_eta" in create_optimizer(lenet()).defaults
+    assert "adder_eta" not in create_optimizer(lenet("cnn_lenet5")).defaults
+
+
+def test_adam_has_its_own_rule_and_its_own_default_rate() -> None:
+    groups = create_optimizer(lenet(), "adamw", eta=0.2).param_groups
+    assert sorted({group["lr"] for group in groups}) == pytest.approx([2e-4, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opt": "magic"}, "opt 'magic' cannot be used: .*not found"),
+        ({"lr": -1.0}, "opt 'momentum' cannot be used: Invalid learning rate: -1.0"),
+        ({"eta": -1.0}, "eta must be a finite number above 0, got -1.0"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_had_is_a_value_error(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_optimizer(lenet(), **options)  # type: ignore[arg-type]
+
+
+def test_a_scheduler_that_cannot_be_had_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="sched 'magic' cannot be used: Unknown scheduler"):
+        create_scheduler(create_optimizer(lenet()), "magic", 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- the loop
+
+
+def test_an_epoch_reports_the_mean_loss_and_accuracy_of_its_batches() -> None:
+    class Fixed(nn.Module):
+        """Its images are the logits, whatever is learned."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) + 0 * self.unused
+
+    logits = torch.tensor([[4.0, 0, 0], [0, 4, 0], [0, 0, 4], [4, 0, 0]])[:, :, None, None]
+    labels = torch.tensor([0, 1, 2, 2])
+    data = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
+    (report,) = train(training(Fixed(), epochs=1), data, epochs=1)
+    assert report.train_top1 == 75
+    assert report.train_loss == pytest.approx(F.cross_entropy(logits.flatten(1), labels).item(), rel=1e-6)
+
+
+def test_each_epoch_has_the_rate_of_the_schedule_and_what_validation_found() -> None:
+    state = training(lenet(), epochs=4)
+    reports = list(train(state, batches(1), epochs=4, validate=lambda model: result(len(state.history))))
+    assert [report.lr for report in reports] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+    assert [report.eval_top1 for report in reports] == [0, 1, 2, 3]
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
+    assert state.step == 4
+
+
+@pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+def test_a_schedule_that_goes_by_validation_accuracy_sees_it() -> None:
+    state = training(lenet(), epochs=14, sched="plateau")
+    reports = list(train(state, batches(1, 2), epochs=14, validate=lambda model: result(50.0)))
+    assert reports[0].lr == 0.1
+    assert reports[-1].lr == pytest.approx(0.01)
+
+
+def test_no_schedule_leaves_the_rate_alone() -> None:
+    reports = list(train(training(lenet(), sched="none"), batches(1), epochs=2))
+    assert [report.lr for report in reports] == [0.1, 0.1]
+
+
+def test_training_goes_on_in_training_mode_after_a_validation() -> None:
+    modes = []
+
+    class Watched(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            modes.append(self.training)
+            return super().forward(x)
+
+    model = nn.Sequential(Watched(1), nn.Flatten(), nn.Linear(1024, 10))
+
+    def validate(model: nn.Module) -> Result:
+        model.eval()
+        return result(0)
+
+    list(train(training(model), batches(1), 2, validate))
+    assert modes == [True, True]
+
+
+def test_a_training_with_a_history_goes_on_behind_it() -> None:
+    state = training(lenet(), epochs=3)
+    data = batches(1)
+    list(train(state, data, epochs=1))
+    assert [report.epoch for report in train(state, data, epochs=3)] == [2, 3]
+    whole = training(lenet(), epochs=3)
+    list(train(whole, data, epochs=3))
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_step(bad: float, step: int) -> None:
+    class Loss(nn.Module):
+        calls = 0
+
+        def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            return F.cross_entropy(logits, target) + (bad if self.calls == step else 0)
+
+    where = f"the loss is {bad} at step {step} .step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}."
+    reports = []
+    with pytest.raises(ValueError, match=where):
+        reports += train(training(lenet()), batches(3), 2, loss=Loss())
+
+
+def test_a_label_that_the_network_does_not_know_is_a_value_error() -> None:
+    data = [(torch.zeros(2, 1, 32, 32), torch.tensor([0, 10]))]
+    with pytest.raises(ValueError, match="among the network's 10 classes"):
+        list(train(training(lenet()), data, epochs=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_amp_trains_under_autocast(dtype: torch.dtype) -> None:
+    seen = []
+
+    class Linear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x.flatten(1))
+            seen.append(y.dtype)
+            return y
+
+    torch.manual_seed(0)
+    state = training(Linear(1024, 10), epochs=20, lr=0.01)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    reports = list(train(state, batches(1), 20, amp_dtype=dtype))
+    assert set(seen) == {dtype}
+    assert state.model.weight.dtype == torch.float32
+    assert reports[-1].train_loss < 0.5 * reports[0].train_loss
+
+
+def test_channels_last_feeds_the_images_in_that_format() -> None:
+    formats = []
+
+    class Formats(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            formats.append(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
+            return super().forward(x.flatten(1))
+
+    data = [(torch.randn(4, 3, 4, 4), torch.arange(4))]
+    for channels_last in (False, True):
+        list(train(training(Formats(48, 10)), data, 1, channels_last=channels_last))
+    assert formats == [False, True]
+
+
+def test_the_progress_bar_shows_time_loss_rate_and_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in train(training(lenet()), batches(2), epochs=2, description="some network"):
+        pass
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "some network epoch 2/2" in captured.err
+    assert "lr 0.05" in captured.err
+    assert "top-1 " in captured.err
+    assert re.search(r"4/4 \[\d+:\d+<\d+:\d+, .*loss \d", captured.err)
+
+
+# ------------------------------------------------------------------------------------------------------------- the files
+
+
+def test_the_best_epoch_is_the_first_of_highest_accuracy_then_lowest_loss() -> None:
+    history = [epoch(1, 50), epoch(2, 70, 0.5), epoch(3, 70, 0.4), epoch(4, 70, 0.4), epoch(5, 60, 0.1)]
+    best = best_epoch(history)
+    assert best is not None
+    assert best.epoch == 3
+    nan = best_epoch([epoch(1, 70, float("nan")), epoch(2, 70, 9.0)])
+    assert nan is not None
+    assert nan.epoch == 2
+
+
+def test_without_validation_no_epoch_is_the_best(tmp_path: Path) -> None:
+    state = training(lenet(), epochs=1)
+    assert best_epoch([epoch(1, None)]) is None
+    for _ in train(state, batches(1), epochs=1):
+        write_epoch(tmp_path, state, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "summary.csv"}
+
+
+def test_files_hold_the_best_and_the_last_weights_and_a_line_an_epoch(tmp_path: Path) -> None:
+    state = training(lenet(), epochs=3)
+    found: Iterator[float] = iter((20.0, 30.0, 25.0))
+    weights = []
+    for _ in train(state, batches(1), epochs=3, validate=lambda model: result(next(found))):
+        write_epoch(tmp_path, state, {"architecture": "adder_lenet5"})
+        weights.append({key: value.clone() for key, value in state.model.state_dict().items()})
+    for name, number, top1 in (("best", 2, "30.00"), ("last", 3, "25.00")):
+        path = tmp_path / f"{name}.safetensors"
+        content = load_file(path)
+        assert content.keys() == weights[number - 1].keys()
+        assert all(torch.equal(content[key], value) for key, value in weights[number - 1].items())
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        assert (metadata["architecture"], metadata["epoch"], metadata["top1"]) == ("adder_lenet5", str(number), top1)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], float(row["eval_top1"])) for row in rows] == [("1", 20), ("2", 30), ("3", 25)]
+    assert {"train_loss", "eval_loss", "eval_top5", "lr"} <= rows[0].keys()
+
+
+def test_a_channels_last_network_is_written_as_any_other(tmp_path: Path) -> None:
+    model = lenet()
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    state = training(model.to(memory_format=torch.channels_last))
+    state.history.append(epoch(1, None))
+    write_epoch(tmp_path, state, {})
+    content = load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(content[key], value) for key, value in expected.items())
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = training(lenet())
+    state.history.append(epoch(1, 50))
+    write_epoch(tmp_path, state, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def half(weights: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adderzoo.checkpoints.save_file", half)
+    state.history.append(epoch(2, 60))
+    with pytest.raises(OSError, match="No space left"):
+        write_epoch(tmp_path, state, {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
