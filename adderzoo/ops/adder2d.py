@@ -84,22 +84,67 @@ def _(grad: Tensor, input: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, *ctx.geometry, ctx.input_grad, ctx.weight_grad = inputs
-    ctx.save_for_backward(input, weight)
+def _not_a_derivative(what: str) -> Any:
+    raise RuntimeError(
+        f"adder2d: {what} is not defined, because the gradients are the paper's and not a derivative; "
+        "use backward() or torch.autograd.grad() without create_graph"
+    )
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight = ctx.saved_tensors
-    grad_input = grad_weight = None
-    if ctx.needs_input_grad[0]:
-        grad_input = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *ctx.geometry, ctx.input_grad)
-    if ctx.needs_input_grad[1]:
-        if ctx.weight_grad == "sign":
-            grad_weight = torch.ops.adderzoo._adder2d_backward_weight(grad, input, weight, *ctx.geometry)
-        else:
-            grad_weight = _full_weight_gradient(grad, input, weight, *ctx.geometry)
-    return grad_input, grad_weight, None, None, None, None, None, None
+class _Adder2d(torch.autograd.Function):
+    """Where `torch.library.register_autograd` serves, a second derivative and a tangent are silently zero."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+        *ctx.geometry, ctx.input_grad, ctx.weight_grad = _fill_defaults(arguments)
+        ctx.num_arguments = len(arguments)
+        ctx.save_for_backward(input, weight)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.adderzoo.adder2d(input, weight, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        modes = [
+            mode if needed else None
+            for mode, needed in zip((ctx.input_grad, ctx.weight_grad), ctx.needs_input_grad[:2], strict=True)
+        ]
+        gradients = _Gradients.apply(grad, *ctx.saved_tensors, ctx.geometry, *modes)
+        return *gradients, *[None] * ctx.num_arguments
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _not_a_derivative("forward-mode differentiation")
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of input and weight, each with its mode, or None where it is not wanted."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, input: Tensor, weight: Tensor, geometry: Any, input_grad: str | None, weight_grad: str | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        of_input = of_weight = None
+        if input_grad is not None:
+            of_input = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, input_grad)
+        if weight_grad == "sign":
+            of_weight = torch.ops.adderzoo._adder2d_backward_weight(grad, input, weight, *geometry)
+        elif weight_grad == "full":
+            of_weight = _full_weight_gradient(grad, input, weight, *geometry)
+        return of_input, of_weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        _not_a_derivative("double backward")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _not_a_derivative("forward-mode differentiation")
 
 
 def _full_weight_gradient(
@@ -113,15 +158,21 @@ def _full_weight_gradient(
     return (of_convolution - w * of_bias[:, None, None, None]).to(weight.dtype)
 
 
-torch.library.register_autograd("adderzoo::adder2d", _backward, setup_context=_setup_context, lib=LIBRARY)
+def _autograd(*arguments: Any) -> Tensor:
+    if torch._C._are_functorch_transforms_active():  # vmap is none of them, it has a rule of its own
+        _not_a_derivative("torch.func's differentiation (grad, vjp, jvp ...)")
+    return _Adder2d.apply(*arguments)
 
 
-def _register_autocast(device_type: str, key: str) -> None:
+LIBRARY.impl("adder2d", _autograd, "Autograd")
+
+
+def _register_autocast(key: str) -> None:
     """Casts like a convolution's: to the region's lower precision, float64 excepted. The output stays float32."""
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(torch.get_autocast_dtype(device_type)) if eligible else tensor
+        return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
 
     def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
@@ -130,8 +181,8 @@ def _register_autocast(device_type: str, key: str) -> None:
     LIBRARY.impl("adder2d", kernel, key)
 
 
-for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")):
-    _register_autocast(_device_type, _key)
+for _key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
+    _register_autocast(_key)
 
 
 def _fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:

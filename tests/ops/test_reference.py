@@ -107,6 +107,11 @@ def test_every_device_has_a_kernel(schema: str, key: str) -> None:
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)
 
 
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "XPU", "MPS", "PrivateUse1"])
+def test_every_device_has_autocast(key: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("adderzoo::adder2d", f"Autocast{key}")
+
+
 def test_each_type_of_device_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_warned_devices", set())
     monkeypatch.setattr(_library, "BACKEND", "compiled at installation")
