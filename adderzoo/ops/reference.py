@@ -3,6 +3,8 @@
 Memory is bounded: the filter's taps are taken one by one, and what a tap broadcasts is cut into pieces.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,15 +41,21 @@ def output_size(input: Tensor, weight: Tensor, stride: list[int], padding: list[
 def check(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> None:
-    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words."""
+    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words, and the devices."""
     x, w = tuple(input.shape), tuple(weight.shape)
     torch._check(input.dim() == 4, lambda: f"adder2d: input must have 4 dimensions (N, C, H, W), got shape {x}")
     torch._check(
         weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
     )
-    torch._check(input.dtype in DTYPES, lambda: "adder2d: input must be float32, float64, bfloat16 or float16")
-    torch._check(weight.dtype == input.dtype, lambda: "adder2d: weight must have the dtype of input")
-    torch._check(weight.device == input.device, lambda: "adder2d: weight must be on the device of input")
+    torch._check(
+        input.dtype in DTYPES,
+        lambda: f"adder2d: input must be float32, float64, bfloat16 or float16, got {_name(input.dtype)}",
+    )
+    torch._check(
+        weight.dtype == input.dtype,
+        lambda: f"adder2d: weight must have the dtype of input, {_name(input.dtype)}, got {_name(weight.dtype)}",
+    )
+    _check_device("weight", weight, input)
     _check_pair("stride", stride, 1)
     _check_pair("padding", padding, 0)
     _check_pair("dilation", dilation, 1)
@@ -61,18 +69,32 @@ def check(
     torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
     torch._check(
         all(x[2 + d] + 2 * padding[d] >= dilation[d] * (w[2 + d] - 1) + 1 for d in (0, 1)),
-        lambda: f"adder2d: the dilated kernel must fit into the padded input, got input {x} and weight {w}",
+        lambda: (
+            "adder2d: the dilated kernel must fit into the padded input, "
+            f"got input {x}, weight {w}, padding {tuple(padding)} and dilation {tuple(dilation)}"
+        ),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+    torch._check(
+        tensor.device == input.device,
+        lambda: f"adder2d: {name} must be on the device of input, {input.device}, got {tensor.device}",
     )
 
 
 def _check_pair(name: str, pair: list[int], least: int) -> None:
     torch._check(
         len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-        lambda: f"adder2d: {name} must be two integers of at least {least}",
+        lambda: f"adder2d: {name} must be two integers of at least {least}, got {tuple(pair)}",
     )
 
 
-def check_modes(input_grad: str, weight_grad: str) -> None:
+def check_modes(input_grad: str = "hardtanh", weight_grad: str = "full") -> None:
     torch._check(
         input_grad in ("hardtanh", "sign"),
         lambda: f"adder2d: input_grad must be 'hardtanh' or 'sign', got '{input_grad}'",
@@ -94,12 +116,16 @@ class _Patches:
         dilation: list[int],
         groups: int,
     ) -> None:
-        self.padded = F.pad(input, (padding[1], padding[1], padding[0], padding[0]))
+        check(input, weight, stride, padding, dilation, groups)
+        self.dtype = accumulation_dtype(input.dtype)
+        self.padded = F.pad(input.to(self.dtype), (padding[1], padding[1], padding[0], padding[0]))
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.size = output_size(input, weight, stride, padding, dilation)
-        self.kernel = weight.shape[2:]
+        self.output_shape = (input.shape[0], weight.shape[0], *self.size)
+        self.kernel = tuple(weight.shape[2:])
         # (taps, G, O / G, C / G)
-        self.filters = weight.permute(2, 3, 0, 1).reshape(-1, groups, weight.shape[0] // groups, weight.shape[1])
+        filters = weight.to(self.dtype).permute(2, 3, 0, 1)
+        self.filters = filters.reshape(-1, groups, weight.shape[0] // groups, weight.shape[1])
 
     def taps(self, padded: Tensor) -> list[Tensor]:
         views = []
@@ -110,6 +136,20 @@ class _Patches:
                 columns = slice(left, left + (self.size[1] - 1) * self.stride[1] + 1, self.stride[1])
                 views.append(padded[:, :, rows, columns].unflatten(1, (self.groups, -1)))
         return views
+
+    def pieces(self, grad: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
+        """Tap, some filters of each group, and x, w and g, which broadcast to (N, G, O / G, C / G, OH, OW)."""
+        torch._check(
+            tuple(grad.shape) == self.output_shape,
+            lambda: f"adder2d: grad must have the shape of the output, {self.output_shape}, got {tuple(grad.shape)}",
+        )
+        _check_device("grad", grad, self.padded)
+        g = grad.to(self.dtype).unflatten(1, (self.groups, -1)).unsqueeze(3)
+        for tap, (x, w) in enumerate(zip(self.taps(self.padded), self.filters, strict=True)):
+            step = max(1, _PIECE // max(1, x.numel()))
+            for first in range(0, w.shape[1], step):
+                some = slice(first, first + step)
+                yield tap, some, x.unsqueeze(2), w[None, :, some, :, None, None], g[:, :, some]
 
 
 def _sign(difference: Tensor) -> Tensor:
@@ -129,11 +169,9 @@ def adder2d(
 ) -> Tensor:
     """Eq. 2, as L1 distances between the rows of two matrices, summed over the taps."""
     check_modes(input_grad, weight_grad)
-    check(input, weight, stride, padding, dilation, groups)
-    dtype = accumulation_dtype(input.dtype)
-    patches = _Patches(input.to(dtype), weight.to(dtype), stride, padding, dilation, groups)
+    patches = _Patches(input, weight, stride, padding, dilation, groups)
     batch, filters = input.shape[0], weight.shape[0] // groups
-    distance = input.new_zeros((groups, batch * patches.size[0] * patches.size[1], filters), dtype=dtype)
+    distance = input.new_zeros((groups, batch * patches.size[0] * patches.size[1], filters), dtype=patches.dtype)
     for x, w in zip(patches.taps(patches.padded), patches.filters, strict=True):
         rows = x.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (G, N * OH * OW, C / G)
         distance += torch.cdist(rows, w, p=1.0)
@@ -152,16 +190,13 @@ def backward_input(
     input_grad: str,
 ) -> Tensor:
     """Eq. 6 and 7: sum of g * hardtanh(F - X), or of g * sign(F - X)."""
-    dtype = accumulation_dtype(input.dtype)
-    patches = _Patches(input.to(dtype), weight.to(dtype), stride, padding, dilation, groups)
-    g = grad.to(dtype).unflatten(1, (groups, -1)).unsqueeze(3)  # (N, G, O / G, 1, OH, OW)
+    check_modes(input_grad=input_grad)
+    patches = _Patches(input, weight, stride, padding, dilation, groups)
     padded = torch.zeros_like(patches.padded)
-    for x, w, to in zip(patches.taps(patches.padded), patches.filters, patches.taps(padded), strict=True):
-        for piece in torch.arange(w.shape[1]).split(max(1, _PIECE // max(1, x.numel()))):
-            filters = slice(int(piece[0]), int(piece[-1]) + 1)
-            slope = w[None, :, filters, :, None, None] - x.unsqueeze(2)
-            slope = _sign(slope) if input_grad == "sign" else slope.clamp(-1, 1)
-            to += (g[:, :, filters] * slope).sum(2)
+    sums = patches.taps(padded)
+    for tap, _, x, w, g in patches.pieces(grad):
+        slope = _sign(w - x) if input_grad == "sign" else (w - x).clamp(-1, 1)
+        sums[tap] += (g * slope).sum(2)
     height, width = input.shape[2:]
     inner = padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
     return torch.empty_like(input, memory_format=memory_format_like(input)).copy_(inner)
@@ -177,15 +212,9 @@ def backward_weight(
     groups: int,
 ) -> Tensor:
     """Eq. 4: sum of g * sign(X - F)."""
-    dtype = accumulation_dtype(input.dtype)
-    patches = _Patches(input.to(dtype), weight.to(dtype), stride, padding, dilation, groups)
-    g = grad.to(dtype).unflatten(1, (groups, -1)).unsqueeze(3)
-    taps = []
-    for x, w in zip(patches.taps(patches.padded), patches.filters, strict=True):
-        pieces = []
-        for piece in torch.arange(w.shape[1]).split(max(1, _PIECE // max(1, x.numel()))):
-            filters = slice(int(piece[0]), int(piece[-1]) + 1)
-            sign = _sign(x.unsqueeze(2) - w[None, :, filters, :, None, None])
-            pieces.append((g[:, :, filters] * sign).sum((0, 4, 5)))
-        taps.append(torch.cat(pieces, 1).flatten(0, 1))  # (O, C / G)
-    return torch.stack(taps, -1).unflatten(-1, tuple(patches.kernel)).to(weight.dtype)
+    patches = _Patches(input, weight, stride, padding, dilation, groups)
+    sums = torch.empty_like(patches.filters, memory_format=torch.contiguous_format)  # (taps, G, O / G, C / G)
+    for tap, some, x, w, g in patches.pieces(grad):
+        sums[tap, :, some] = (g * _sign(x - w)).sum((0, 4, 5))
+    gradient = sums.flatten(1, 2).movedim(0, -1).unflatten(-1, patches.kernel)
+    return gradient.to(weight.dtype, memory_format=torch.contiguous_format)

@@ -2,9 +2,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -18,23 +19,63 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Pair = std::vector<int64_t>;
 
-// Work that is worth waking a thread for, in terms of a sum: some ten microseconds.
-constexpr int64_t kGrainTerms = 1 << 19;
+// Work that is worth waking a thread for, in steps of the loops: some ten microseconds.
+constexpr int64_t kGrainSteps = 1 << 15;
 
-int64_t grain(int64_t terms, int64_t items) { return std::max<int64_t>(1, kGrainTerms / (terms / items + 1)); }
+int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / std::max<int64_t>(1, item_steps)); }
 
-struct Geometry {
-  int64_t batch, groups, channels, filters;  // channels and filters of one group
-  int64_t height, width, out_height, out_width;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+// Not STD_TORCH_CHECK, which shows users the path of this file where it was compiled.
+template <typename... Words>
+[[noreturn]] void fail(const Words&... words) {
+  std::ostringstream text;
+  text << "adder2d: ";
+  (text << ... << words);
+  throw std::runtime_error(text.str());
+}
 
-  int64_t taps() const { return kernel_h * kernel_w; }
-};
+// As Python writes a tuple.
+std::string tuple(const std::vector<int64_t>& numbers) {
+  std::string text = "(";
+  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
+  return text + (numbers.size() == 1 ? ",)" : ")");
+}
 
 std::string shape(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text += (d ? ", " : "") + std::to_string(tensor.size(d));
-  return text + ")";
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return tuple(sizes);
+}
+
+// As Python writes it.
+std::string dtype(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return torch::headeronly::toString(tensor.scalar_type());
+  }
 }
 
 bool is_supported(ScalarType type) {
@@ -43,57 +84,66 @@ bool is_supported(ScalarType type) {
 }
 
 void check_pair(const char* name, const Pair& pair, int64_t least) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= least && pair[1] >= least, "adder2d: ", name,
-                  " must be two integers of at least ", least);
+  if (pair.size() != 2 || pair[0] < least || pair[1] < least) {
+    fail(name, " must be two integers of at least ", least, ", got ", tuple(pair));
+  }
 }
 
-// The same checks, in the same words, as adderzoo/ops/adder2d.py makes for tensors without data.
+void check_mode(const char* name, const std::string& mode, const char* one, const char* other) {
+  if (mode != one && mode != other) fail(name, " must be '", one, "' or '", other, "', got '", mode, "'");
+}
+
+// The same checks, in the same words, as adderzoo/ops/reference.py makes; that of the devices is made there alone,
+// because the dispatcher calls these kernels for tensors that are all on the CPU.
 Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
                int64_t groups) {
-  STD_TORCH_CHECK(input.dim() == 4, "adder2d: input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
-  STD_TORCH_CHECK(weight.dim() == 4, "adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape ",
-                  shape(weight));
-  STD_TORCH_CHECK(is_supported(input.scalar_type()), "adder2d: input must be float32, float64, bfloat16 or float16");
-  STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "adder2d: weight must have the dtype of input");
-  STD_TORCH_CHECK(weight.device() == input.device(), "adder2d: weight must be on the device of input");
+  if (input.dim() != 4) fail("input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
+  if (weight.dim() != 4) fail("weight must have 4 dimensions (O, C / groups, kH, kW), got shape ", shape(weight));
+  if (!is_supported(input.scalar_type())) {
+    fail("input must be float32, float64, bfloat16 or float16, got ", dtype(input));
+  }
+  if (weight.scalar_type() != input.scalar_type()) {
+    fail("weight must have the dtype of input, ", dtype(input), ", got ", dtype(weight));
+  }
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
   check_pair("dilation", dilation, 1);
-  STD_TORCH_CHECK(groups >= 1 && weight.size(0) % groups == 0 && input.size(1) == weight.size(1) * groups,
-                  "adder2d: groups must divide the filters, and input must have groups times the channels of weight, "
-                  "got groups ",
-                  groups, ", input ", shape(input), " and weight ", shape(weight));
-  STD_TORCH_CHECK(weight.numel() > 0, "adder2d: weight must not be empty, got shape ", shape(weight));
+  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
+    fail("groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
+         ", input ", shape(input), " and weight ", shape(weight));
+  }
+  if (weight.numel() == 0) fail("weight must not be empty, got shape ", shape(weight));
 
-  Geometry g;
-  g.batch = input.size(0);
-  g.groups = groups;
-  g.channels = weight.size(1);
-  g.filters = weight.size(0) / groups;
-  g.height = input.size(2);
-  g.width = input.size(3);
-  g.kernel_h = weight.size(2);
-  g.kernel_w = weight.size(3);
-  g.stride_h = stride[0];
-  g.stride_w = stride[1];
-  g.padding_h = padding[0];
-  g.padding_w = padding[1];
-  g.dilation_h = dilation[0];
-  g.dilation_w = dilation[1];
+  Geometry g{
+      .batch = input.size(0),
+      .groups = groups,
+      .channels = weight.size(1),
+      .filters = weight.size(0) / groups,
+      .height = input.size(2),
+      .width = input.size(3),
+      .kernel_h = weight.size(2),
+      .kernel_w = weight.size(3),
+      .stride_h = stride[0],
+      .stride_w = stride[1],
+      .padding_h = padding[0],
+      .padding_w = padding[1],
+      .dilation_h = dilation[0],
+      .dilation_w = dilation[1],
+  };
   const int64_t span_h = g.height + 2 * g.padding_h - g.dilation_h * (g.kernel_h - 1) - 1;
   const int64_t span_w = g.width + 2 * g.padding_w - g.dilation_w * (g.kernel_w - 1) - 1;
-  STD_TORCH_CHECK(span_h >= 0 && span_w >= 0, "adder2d: the dilated kernel must fit into the padded input, got input ",
-                  shape(input), " and weight ", shape(weight));
+  if (span_h < 0 || span_w < 0) {
+    fail("the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
+         ", padding ", tuple(padding), " and dilation ", tuple(dilation));
+  }
   g.out_height = span_h / g.stride_h + 1;
   g.out_width = span_w / g.stride_w + 1;
   return g;
 }
 
-void check_grad(const Tensor& grad, const Tensor& input, const Tensor& weight, const Geometry& g) {
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == g.batch && grad.size(1) == weight.size(0) &&
-                      grad.size(2) == g.out_height && grad.size(3) == g.out_width,
-                  "adder2d: grad must have the shape of the output, got ", shape(grad), " for input ", shape(input),
-                  " and weight ", shape(weight));
+void check_grad(const Tensor& grad, const Geometry& g) {
+  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
+  if (shape(grad) != expected) fail("grad must have the shape of the output, ", expected, ", got ", shape(grad));
 }
 
 // Adder outputs lie near -1000 with a spread of a few units: half precision would round the spread away.
@@ -141,9 +191,7 @@ template <typename T>
 void run(Function function, const Accumulation<T>& work) {
   const int64_t items = loops<T>().num_items(function, work);
   if (items == 0) return;
-  const int64_t points = work.batch * work.rows * work.columns;
-  const int64_t terms = points * work.groups * work.channels * work.source_channels * work.num_taps;
-  torch::stable::parallel_for(0, items, grain(terms, items),
+  torch::stable::parallel_for(0, items, grain(loops<T>().item_steps(function, work)),
                               [&](int64_t begin, int64_t end) { loops<T>().run(function, work, begin, end); });
 }
 
@@ -160,25 +208,26 @@ void forward(const Geometry& g, const Tensor& input, const Tensor& weight, Tenso
     }
   }
 
-  Accumulation<T> work{};
-  work.batch = g.batch;
-  work.rows = g.out_height;
-  work.columns = g.out_width;
-  work.step_h = g.stride_h;
-  work.step_w = g.stride_w;
-  work.groups = g.groups;
-  work.source_channels = g.channels;
-  work.channels = g.filters;
-  work.source = input.const_data_ptr<T>();
-  work.source_height = g.height;
-  work.source_width = g.width;
-  work.zeros = zeros.data();
-  work.taps = tap_list.data();
-  work.num_taps = taps;
-  work.filters = filters.data();
-  work.filter_taps = taps;
-  work.output = output.mutable_data_ptr<T>();
-  work.output_strides = dense_strides(format, g.groups * g.filters, g.out_height, g.out_width);
+  const Accumulation<T> work{
+      .batch = g.batch,
+      .rows = g.out_height,
+      .columns = g.out_width,
+      .step_h = g.stride_h,
+      .step_w = g.stride_w,
+      .groups = g.groups,
+      .source_channels = g.channels,
+      .channels = g.filters,
+      .source = input.const_data_ptr<T>(),
+      .source_height = g.height,
+      .source_width = g.width,
+      .zeros = zeros.data(),
+      .taps = tap_list.data(),
+      .num_taps = taps,
+      .filters = filters.data(),
+      .filter_taps = taps,
+      .output = output.mutable_data_ptr<T>(),
+      .output_strides = dense_strides(format, g.groups * g.filters, g.out_height, g.out_width),
+  };
   run(Function::kDistance, work);
 }
 
@@ -207,27 +256,28 @@ void backward_input(Function function, const Geometry& g, const Tensor& grad, co
         }
       }
 
-      Accumulation<T> work{};
-      work.batch = g.batch;
-      work.rows = (g.height - y + g.stride_h - 1) / g.stride_h;
-      work.columns = (g.width - x + g.stride_w - 1) / g.stride_w;
-      work.step_h = 1;
-      work.step_w = 1;
-      work.groups = g.groups;
-      work.source_channels = g.filters;
-      work.channels = g.channels;
-      work.source = grad.const_data_ptr<T>();
-      work.source_height = g.out_height;
-      work.source_width = g.out_width;
-      work.zeros = zeros.data();
-      work.taps = tap_list.data();
-      work.num_taps = static_cast<int64_t>(tap_list.size());
-      work.filters = filters.data();
-      work.filter_taps = taps;
-      work.output = grad_input.mutable_data_ptr<T>() + y * to.row + x * to.column;
-      work.output_strides = {to.image, to.row * g.stride_h, to.column * g.stride_w, to.channel};
-      work.input = input.const_data_ptr<T>() + y * from.row + x * from.column;
-      work.input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel};
+      const Accumulation<T> work{
+          .batch = g.batch,
+          .rows = (g.height - y + g.stride_h - 1) / g.stride_h,
+          .columns = (g.width - x + g.stride_w - 1) / g.stride_w,
+          .step_h = 1,
+          .step_w = 1,
+          .groups = g.groups,
+          .source_channels = g.filters,
+          .channels = g.channels,
+          .source = grad.const_data_ptr<T>(),
+          .source_height = g.out_height,
+          .source_width = g.out_width,
+          .zeros = zeros.data(),
+          .taps = tap_list.data(),
+          .num_taps = static_cast<int64_t>(tap_list.size()),
+          .filters = filters.data(),
+          .filter_taps = taps,
+          .output = grad_input.mutable_data_ptr<T>() + y * to.row + x * to.column,
+          .output_strides = {to.image, to.row * g.stride_h, to.column * g.stride_w, to.channel},
+          .input = input.const_data_ptr<T>() + y * from.row + x * from.column,
+          .input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel},
+      };
       run(function, work);
     }
   }
@@ -236,39 +286,22 @@ void backward_input(Function function, const Geometry& g, const Tensor& grad, co
 template <typename T>
 void backward_weight(const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& weight,
                      Tensor& grad_weight) {
-  FilterSignGradient<T> work{};
-  work.batch = g.batch;
-  work.groups = g.groups;
-  work.channels = g.channels;
-  work.filters = g.filters;
-  work.height = g.height;
-  work.width = g.width;
-  work.out_height = g.out_height;
-  work.out_width = g.out_width;
-  work.kernel_h = g.kernel_h;
-  work.kernel_w = g.kernel_w;
-  work.stride_h = g.stride_h;
-  work.stride_w = g.stride_w;
-  work.padding_h = g.padding_h;
-  work.padding_w = g.padding_w;
-  work.dilation_h = g.dilation_h;
-  work.dilation_w = g.dilation_w;
-  work.input = input.const_data_ptr<T>();
-  work.grad = grad.const_data_ptr<T>();
-  work.weight = weight.const_data_ptr<T>();
-  work.grad_weight = grad_weight.mutable_data_ptr<T>();
-  const int64_t items = g.groups * g.filters * g.taps();
-  const int64_t terms = items * g.channels * g.batch * g.out_height * g.out_width;
-  torch::stable::parallel_for(0, items, grain(terms, items),
+  const FilterSignGradient<T> work{
+      .geometry = g,
+      .input = input.const_data_ptr<T>(),
+      .grad = grad.const_data_ptr<T>(),
+      .weight = weight.const_data_ptr<T>(),
+      .grad_weight = grad_weight.mutable_data_ptr<T>(),
+  };
+  const int64_t item_steps = g.batch * g.out_height * g.out_width * (g.channels + kStepsOfPixel);
+  torch::stable::parallel_for(0, g.groups * g.filters * g.taps(), grain(item_steps),
                               [&](int64_t begin, int64_t end) { loops<T>().filter_sign_gradient(work, begin, end); });
 }
 
 Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padding, Pair dilation, int64_t groups,
                std::string input_grad, std::string weight_grad) {
-  STD_TORCH_CHECK(input_grad == "hardtanh" || input_grad == "sign",
-                  "adder2d: input_grad must be 'hardtanh' or 'sign', got '", input_grad, "'");
-  STD_TORCH_CHECK(weight_grad == "full" || weight_grad == "sign",
-                  "adder2d: weight_grad must be 'full' or 'sign', got '", weight_grad, "'");
+  check_mode("input_grad", input_grad, "hardtanh", "sign");
+  check_mode("weight_grad", weight_grad, "full", "sign");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
@@ -285,8 +318,9 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
 
 Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                               Pair dilation, int64_t groups, std::string input_grad) {
+  check_mode("input_grad", input_grad, "hardtanh", "sign");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
-  check_grad(grad, input, weight, g);
+  check_grad(grad, g);
   const Function function = input_grad == "sign" ? Function::kSignSlope : Function::kClippedSlope;
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
@@ -305,7 +339,7 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
 Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                                Pair dilation, int64_t groups) {
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
-  check_grad(grad, input, weight, g);
+  check_grad(grad, g);
   const ScalarType type = accumulation_type(input);
   Tensor grad_weight =
       new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type, MemoryFormat::Contiguous);

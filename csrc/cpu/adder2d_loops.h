@@ -9,6 +9,15 @@
 
 namespace adderzoo::cpu {
 
+// One call of the operator.
+struct Geometry {
+  int64_t batch, groups, channels, filters;  // channels and filters of one group
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+};
+
 enum class Function {
   kDistance,      // |source - filter|; the sum is written with a minus sign (eq. 2)
   kClippedSlope,  // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
@@ -71,17 +80,19 @@ struct FilterShape {
   int64_t source_stride;
 };
 
-// Gradient of the filters from the sign of X - F (eq. 4). `channels` and `filters` are those of one group.
+// Gradient of the filters from the sign of X - F (eq. 4).
 template <typename T>
 struct FilterSignGradient {
-  int64_t batch, groups, channels, filters;
-  int64_t height, width, out_height, out_width;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  Geometry geometry;
   const T* input;   // dense NHWC
   const T* grad;    // dense NHWC
   const T* weight;  // dense OIHW
   T* grad_weight;   // dense OIHW
 };
+
+// Time is counted in steps, of one term for every lane of a vector, a third of a nanosecond or more. Finding a pixel
+// takes as long as this many (measured).
+constexpr int64_t kStepsOfPixel = 8;
 
 // The loops for one instruction set.
 template <typename T>
@@ -89,6 +100,8 @@ struct Loops {
   const char* capability;
   // The work is cut into `num_items` independent items; `run` does those in [begin, end).
   int64_t (*num_items)(Function, const Accumulation<T>&);
+  // What an item costs, in steps.
+  int64_t (*item_steps)(Function, const Accumulation<T>&);
   void (*run)(Function, const Accumulation<T>&, int64_t begin, int64_t end);
   // Packed filters: (groups, blocks of channels, taps, source channels, channels of a block), the last block filled up
   // with zeros.

@@ -192,6 +192,13 @@ int64_t num_items(Function function, const Accumulation<T>& a) {
   return a.groups * divide_up(a.channels, block_width<T>(a.channels)) * tiles(function, a);
 }
 
+// The store of a point's sums counts as one more tap.
+template <typename T>
+int64_t item_steps(Function function, const Accumulation<T>& a) {
+  const int vectors = vectors_of_block<T>(a.channels);
+  return points_of_tile(function, vectors) * (a.num_taps + 1) * (vectors * a.source_channels + kStepsOfPixel);
+}
+
 template <Function F, int kVectors, typename T>
 void run_tiles(const Accumulation<T>& a, int64_t begin, int64_t end) {
   constexpr int kPoints = points_of_tile(F, kVectors);
@@ -253,29 +260,30 @@ void pack(const T* weight, T* packed, const FilterShape& s) {
 
 template <typename T>
 void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t end) {
-  const int64_t taps = a.kernel_h * a.kernel_w;
-  const int64_t x_pixel = a.groups * a.channels, g_pixel = a.groups * a.filters;
+  const Geometry& s = a.geometry;
+  const int64_t taps = s.taps();
+  const int64_t x_pixel = s.groups * s.channels, g_pixel = s.groups * s.filters;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t tap = item % taps, output_channel = item / taps, group = output_channel / a.filters;
-    const int64_t offset_h = tap / a.kernel_w * a.dilation_h - a.padding_h;
-    const int64_t offset_w = tap % a.kernel_w * a.dilation_w - a.padding_w;
-    for (int64_t first = 0; first < a.channels; first += kBlock) {
-      const int64_t channels = smaller(kBlock, a.channels - first);
-      const int64_t at = (output_channel * a.channels + first) * taps + tap;
+    const int64_t tap = item % taps, output_channel = item / taps, group = output_channel / s.filters;
+    const int64_t offset_h = tap / s.kernel_w * s.dilation_h - s.padding_h;
+    const int64_t offset_w = tap % s.kernel_w * s.dilation_w - s.padding_w;
+    for (int64_t first = 0; first < s.channels; first += kBlock) {
+      const int64_t channels = smaller(kBlock, s.channels - first);
+      const int64_t at = (output_channel * s.channels + first) * taps + tap;
       const T zeros[kBlock] = {};
       T filter[kBlock], sum[kBlock] = {}, total[kBlock] = {};
       for (int64_t c = 0; c < channels; ++c) filter[c] = a.weight[at + c * taps];
 
       const T* g = a.grad + output_channel;
       int64_t pending = 0;
-      for (int64_t n = 0; n < a.batch; ++n) {
-        for (int64_t oh = 0; oh < a.out_height; ++oh) {
-          const int64_t y = oh * a.stride_h + offset_h;
-          for (int64_t ow = 0; ow < a.out_width; ++ow, g += g_pixel) {
-            const int64_t x = ow * a.stride_w + offset_w;
-            const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+      for (int64_t n = 0; n < s.batch; ++n) {
+        for (int64_t oh = 0; oh < s.out_height; ++oh) {
+          const int64_t y = oh * s.stride_h + offset_h;
+          for (int64_t ow = 0; ow < s.out_width; ++ow, g += g_pixel) {
+            const int64_t x = ow * s.stride_w + offset_w;
+            const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
             const T* source =
-                inside ? a.input + ((n * a.height + y) * a.width + x) * x_pixel + group * a.channels + first : zeros;
+                inside ? a.input + ((n * s.height + y) * s.width + x) * x_pixel + group * s.channels + first : zeros;
             for (int64_t c = 0; c < channels; ++c) {
               const T difference = source[c] - filter[c];
               sum[c] += *g * (difference > T(0) ? T(1) : (difference < T(0) ? T(-1) : difference));
@@ -297,8 +305,15 @@ void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t
 
 // Constant initialisers: nothing of this instruction set runs while the library is loaded.
 template <typename T>
-constexpr Loops<T> kLoops = {ADDERZOO_CAPABILITY_NAME, num_items<T>, run<T>,
-                             packed_size<T>,           pack<T>,      filter_sign_gradient<T>};
+constexpr Loops<T> kLoops = {
+    .capability = ADDERZOO_CAPABILITY_NAME,
+    .num_items = num_items<T>,
+    .item_steps = item_steps<T>,
+    .run = run<T>,
+    .packed_size = packed_size<T>,
+    .pack = pack<T>,
+    .filter_sign_gradient = filter_sign_gradient<T>,
+};
 
 }  // namespace
 

@@ -322,7 +322,8 @@ def test_infinities_do_what_they_do_in_the_definition(device: torch.device, oper
 
 # -------------------------------------------------------------------------------------------------------- bad input
 
-MUST_BE_DTYPE = "adder2d: input must be float32, float64, bfloat16 or float16"
+MUST_BE_DTYPE = "adder2d: input must be float32, float64, bfloat16 or float16, got "
+MUST_FIT = "adder2d: the dilated kernel must fit into the padded input, got input "
 WORDS_OF_GROUPS = (
     "adder2d: groups must divide the filters, and input must have groups times the channels of weight, got groups "
 )
@@ -336,19 +337,46 @@ BAD_INPUT: dict[str, tuple] = {
         {},
         "adder2d: input must have 4 dimensions (N, C, H, W), got shape (4, 5, 5)",
     ),
+    "input of 1 dimension": (
+        ((4,), (6, 4, 3, 3)),
+        SINGLE,
+        {},
+        "adder2d: input must have 4 dimensions (N, C, H, W), got shape (4,)",
+    ),
     "weight of 2 dimensions": (
         ((2, 4, 5, 5), (6, 4)),
         SINGLE,
         {},
         "adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape (6, 4)",
     ),
-    "integers": (SHAPES, (torch.int64, torch.int64), {}, MUST_BE_DTYPE),
-    "complex numbers": (SHAPES, (torch.complex64, torch.complex64), {}, MUST_BE_DTYPE),
-    "two dtypes": (SHAPES, (torch.bfloat16, torch.float32), {}, "adder2d: weight must have the dtype of input"),
-    "stride 0": (SHAPES, SINGLE, {"stride": (1, 0)}, "adder2d: stride must be two integers of at least 1"),
-    "stride of 3": (SHAPES, SINGLE, {"stride": (1, 1, 1)}, "adder2d: stride must be two integers of at least 1"),
-    "negative padding": (SHAPES, SINGLE, {"padding": -1}, "adder2d: padding must be two integers of at least 0"),
-    "dilation 0": (SHAPES, SINGLE, {"dilation": (0, 1)}, "adder2d: dilation must be two integers of at least 1"),
+    "integers": (SHAPES, (torch.int64, torch.int64), {}, MUST_BE_DTYPE + "int64"),
+    "complex numbers": (SHAPES, (torch.complex64, torch.complex64), {}, MUST_BE_DTYPE + "complex64"),
+    "bytes": (SHAPES, (torch.uint8, torch.float32), {}, MUST_BE_DTYPE + "uint8"),
+    "two dtypes": (
+        SHAPES,
+        (torch.bfloat16, torch.float32),
+        {},
+        "adder2d: weight must have the dtype of input, bfloat16, got float32",
+    ),
+    "stride 0": (SHAPES, SINGLE, {"stride": (1, 0)}, "adder2d: stride must be two integers of at least 1, got (1, 0)"),
+    "stride of 3": (
+        SHAPES,
+        SINGLE,
+        {"stride": (1, 1, 1)},
+        "adder2d: stride must be two integers of at least 1, got (1, 1, 1)",
+    ),
+    "negative padding": (
+        SHAPES,
+        SINGLE,
+        {"padding": -1},
+        "adder2d: padding must be two integers of at least 0, got (-1, -1)",
+    ),
+    "dilation 0": (
+        SHAPES,
+        SINGLE,
+        {"dilation": (0, 1)},
+        "adder2d: dilation must be two integers of at least 1, got (0, 1)",
+    ),
     "groups 0": (
         SHAPES,
         SINGLE,
@@ -377,13 +405,13 @@ BAD_INPUT: dict[str, tuple] = {
         ((2, 4, 5, 2), (6, 4, 3, 3)),
         SINGLE,
         {},
-        "adder2d: the dilated kernel must fit into the padded input, got input (2, 4, 5, 2) and weight (6, 4, 3, 3)",
+        MUST_FIT + "(2, 4, 5, 2), weight (6, 4, 3, 3), padding (0, 0) and dilation (1, 1)",
     ),
     "dilated kernel higher than the padded input": (
         SHAPES,
         SINGLE,
         {"dilation": (4, 1), "padding": 1},
-        "adder2d: the dilated kernel must fit into the padded input, got input (2, 4, 5, 5) and weight (6, 4, 3, 3)",
+        MUST_FIT + "(2, 4, 5, 5), weight (6, 4, 3, 3), padding (1, 1) and dilation (4, 1)",
     ),
     "unknown input_grad": (
         SHAPES,
@@ -415,28 +443,74 @@ def test_bad_input_is_refused_in_the_same_words_everywhere(device: torch.device,
             adder2d(input, weight, **arguments)
 
     fake = FakeTensorMode() if where == "fake" else contextlib.nullcontext()
-    with fake, pytest.raises(RuntimeError, match=re.escape(words) + r"$"):
+    with fake, pytest.raises(RuntimeError, match="^" + re.escape(words) + "$"):
         call("meta" if where == "meta" else device)
 
 
 def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
     x, w = torch.randn(1, 2, 4, 4, device=device), torch.randn(1, 2, 3, 3, device="meta")
-    with pytest.raises(RuntimeError, match="adder2d: weight must be on the device of input"):
+    words = "^adder2d: weight must be on the device of input, {}, got {}$"
+    with pytest.raises(RuntimeError, match=words.format(x.device, "meta")):
         adder2d(x, w)
-    with pytest.raises(RuntimeError, match="adder2d: weight must be on the device of input"):
+    with pytest.raises(RuntimeError, match=words.format("meta", x.device)):
         adder2d(x.to("meta"), w.new_empty(w.shape, device=device))
 
 
-def test_backward_refuses_a_gradient_of_another_shape(device: torch.device) -> None:
-    x, w = torch.randn(2, 3, 5, 5, device=device), torch.randn(4, 3, 3, 3, device=device)
+@pytest.mark.parametrize("where", ["device", "reference"])
+def test_backward_operators_refuse_what_does_not_fit(device: torch.device, where: str) -> None:
+    operators = torch.ops.adderzoo
+    backward_input, backward_weight = operators._adder2d_backward_input, operators._adder2d_backward_weight
+    if where == "reference":
+        backward_input, backward_weight = reference.backward_input, reference.backward_weight
+    x, w, g = (torch.randn(shape, device=device) for shape in ((2, 3, 5, 5), (4, 3, 3, 3), (2, 4, 3, 3)))
     geometry = [[1, 1], [0, 0], [1, 1], 1]
-    words = r"adder2d: grad must have the shape of the output, got \(2, 4, 5, 5\)"
-    for kernel, modes in (
-        (torch.ops.adderzoo._adder2d_backward_input, ["sign"]),
-        (torch.ops.adderzoo._adder2d_backward_weight, []),
+    for grad, input, words in (
+        (g.new_zeros(2, 4, 5, 5), x, "grad must have the shape of the output, (2, 4, 3, 3), got (2, 4, 5, 5)"),
+        (g[0], x, "grad must have the shape of the output, (2, 4, 3, 3), got (4, 3, 3)"),
+        (g, x.long(), "input must be float32, float64, bfloat16 or float16, got int64"),
     ):
-        with pytest.raises(RuntimeError, match=words):
-            kernel(torch.randn(2, 4, 5, 5, device=device), x, w, *geometry, *modes)
+        pattern = f"^adder2d: {re.escape(words)}$"
+        with pytest.raises(RuntimeError, match=pattern):
+            backward_input(grad, input, w, *geometry, "sign")
+        with pytest.raises(RuntimeError, match=pattern):
+            backward_weight(grad, input, w, *geometry)
+    with pytest.raises(RuntimeError, match=r"^adder2d: input_grad must be 'hardtanh' or 'sign', got 'tanh'$"):
+        backward_input(g, x, w, *geometry, "tanh")
+
+
+# ------------------------------------------------------------------------------------- what the gradients are not for
+
+
+@pytest.mark.parametrize("wanted", [0, 1], ids=["input", "weight"])
+@pytest.mark.parametrize("weight_grad", WEIGHT_GRADS)
+def test_double_backward_is_refused(device: torch.device, weight_grad: str, wanted: int) -> None:
+    """Of a loss that is linear in the output, too, and where one tensor alone has a gradient."""
+    x, w, geometry = sample("strided", device=device)
+    for both in (True, False):
+        tensors = [t.clone().requires_grad_(both or index == wanted) for index, t in enumerate((x, w))]
+        y = adder2d(*tensors, *geometry, "hardtanh", weight_grad)
+        for loss in (y.sum(), y.square().sum()):
+            (first,) = torch.autograd.grad(loss, tensors[wanted], create_graph=True)
+            assert first.equal(torch.autograd.grad(loss, tensors[wanted], retain_graph=True)[0])
+            with pytest.raises(RuntimeError, match=r"^adder2d: double backward is not defined"):
+                (first.square().sum() + tensors[wanted].sum()).backward()
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode_differentiation_is_refused(device: torch.device, requires_grad: bool) -> None:
+    x, w, geometry = sample("strided", device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual_x, dual_w = (torch.autograd.forward_ad.make_dual(t, torch.ones_like(t)) for t in (x, w))
+        for tensors in ((dual_x, w.requires_grad_(requires_grad)), (x.requires_grad_(requires_grad), dual_w)):
+            with pytest.raises(RuntimeError, match=r"^adder2d: forward-mode differentiation is not defined"):
+                adder2d(*tensors, *geometry)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev, torch.func.grad, torch.func.hessian])
+def test_differentiation_by_functional_transforms_is_refused(device: torch.device, transform: Callable) -> None:
+    x, w, geometry = sample("strided", device=device)
+    with pytest.raises(RuntimeError, match=r"^adder2d: torch.func's differentiation .* is not defined"):
+        transform(lambda x: adder2d(x, w, *geometry).sum())(x)
 
 
 # ------------------------------------------------------------------------------------------------------------ threads
@@ -453,7 +527,8 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 def test_results_do_not_depend_on_the_number_of_threads(
     device: torch.device, set_threads: Callable[[int], None], name: str
 ) -> None:
-    x, w, geometry = sample(name, device=device, batch=8, size=(41, 37))
+    """Of tensors large enough for three threads: some 10^5 steps of the kernels at the least."""
+    x, w, geometry = sample(name, device=device, batch=8, size=(83, 75))
     g = torch.randn_like(adder2d(x, w, *geometry))
     results = []
     for threads in (1, 2, 3):
