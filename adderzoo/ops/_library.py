@@ -69,10 +69,10 @@ def _load_built() -> None:
     digest = hashlib.sha256(" ".join([*_build.CXX_FLAGS, platform.machine()]).encode())
     for path in _build.build_inputs():
         digest.update(path.read_bytes())
-    cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    folder = Path(cache) / f"adderzoo_{digest.hexdigest()[:16]}"
-    library, complete = folder / "adderzoo_C.so", folder / "complete"
     try:
+        cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+        folder = Path(cache) / f"adderzoo_{digest.hexdigest()[:16]}"
+        library, complete = folder / "adderzoo_C.so", folder / "complete"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "adderzoo.lock"):
             if not complete.exists():
@@ -91,7 +91,7 @@ def _load_built() -> None:
                 return
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
-        lines = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines() or [repr(error)]
         reason = next((line for line in lines if "error:" in line), lines[0])  # of a compiler's many
         raise LibraryNotFoundError(f"building it failed: {reason}") from error
 
@@ -115,7 +115,8 @@ def _load() -> str:
     LIBRARY.impl("_cpu_capability", lambda: "none", "CompositeExplicitAutograd")
     warnings.warn(
         "adderzoo's compiled operator is not available, so its PyTorch reference runs, many times slower: "
-        f"{'; '.join(reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja) and start Python again.",
+        f"{'; '.join(reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja), then adderzoo again (a "
+        "checkout is compiled when it is imported next).",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
@@ -108,6 +109,21 @@ def test_installed_library_is_loaded_and_nothing_is_compiled(
     assert "Warning" not in printed
 
 
+def test_setup_without_a_compiler_installs_the_rest(
+    checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
+) -> None:
+    shutil.copy(CHECKOUT / "setup.py", checkout)
+    (checkout / "pyproject.toml").write_text("")
+    environment = os.environ | {name: str(value) for name, value in no_compiler.items()}
+    environment["PATH"] = sysconfig.get_path(
+        "scripts"
+    )  # where pip's ninja is, whose failure setuptools does not expect
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(checkout.rglob("*.so"))
+
+
 def test_installed_library_older_than_its_sources_is_not_used(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = checkout / "adderzoo" / "_C.abi3.so"
     library.write_bytes(b"old")
@@ -205,6 +221,25 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     file.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
     with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
+        _library._load_built()
+
+
+def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: Could not determine home directory"):
+        _library._load_built()
+
+
+def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(_library, "FileLock", fail)
+    with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: OSError\(\)"):
         _library._load_built()
 
 
