@@ -10,16 +10,23 @@ def _batch_norm(
     input: Tensor,
     mean: Tensor,
     var: Tensor,
+    batches: Tensor,
     weight: Tensor,
     bias: Tensor,
     training: bool,
-    momentum: float,
+    momentum: float | None,
     eps: float,
 ) -> Tensor:
+    if input.dim() != 4:
+        raise ValueError(f"input must be (N, C, H, W), got {input.dim()} dimensions")
+    factor = 0.0  # the share of this batch in the running statistics
+    if training:
+        batches.add_(1)
+        factor = 1.0 / float(batches) if momentum is None else momentum
     if weight.dtype == torch.float32 or weight.dtype == torch.float64:
-        return F.batch_norm(input, mean, var, weight, bias, training, momentum, eps)
+        return F.batch_norm(input, mean, var, weight, bias, training, factor, eps)
     mean32, var32 = mean.float(), var.float()
-    output = F.batch_norm(input.float(), mean32, var32, weight.float(), bias.float(), training, momentum, eps)
+    output = F.batch_norm(input.float(), mean32, var32, weight.float(), bias.float(), training, factor, eps)
     if training:
         mean.copy_(mean32)
         var.copy_(var32)
@@ -35,7 +42,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: Channels.
         eps: Added to the variance.
-        momentum: Of the running statistics.
+        momentum: Share of a new batch in the running statistics; None for the mean of all batches.
         device: Of the parameters.
         dtype: Of the parameters.
     """
@@ -48,22 +55,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training:
-            self.num_batches_tracked.add_(1)
         return _batch_norm(
             input,
             self.running_mean,
             self.running_var,
+            self.num_batches_tracked,
             self.weight,
             self.bias,
             self.training,
-            self.momentum,  # type: ignore[arg-type]
+            self.momentum,
             self.eps,
         )
