@@ -37,9 +37,13 @@ class _AdderFilter(nn.Module):
 class Adder2d(_AdderFilter, _ConvNd):
     """Two-dimensional adder layer ("AdderNet", CVPR 2020, eq. 2): :class:`torch.nn.Conv2d`, with L1 distances.
 
-    It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one stands. The output is never
-    positive and has a large negative mean, so a BatchNorm has to follow for a network to train. `weight` starts from
-    N(0, 1) as in the paper, `bias` from zero.
+    It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one takes batches; a single (C, H, W)
+    image needs `unsqueeze(0)`. The output is never positive and has a large negative mean, so a BatchNorm has to follow
+    for a network to train. `weight` starts from N(0, 1) as in the paper, `bias` from zero.
+
+    In half precision the output is still float32, because half precision cannot hold its deviations from that mean. Use
+    autocast, or for a network of half-precision parameters :class:`adderzoo.layers.BatchNorm2d` behind the layer, which
+    returns to the network's type; torch.nn.BatchNorm2d refuses the mixture.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H', W'), of at least float32 (see
     :func:`adderzoo.ops.adder2d`).

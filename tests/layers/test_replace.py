@@ -9,10 +9,13 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timm.layers import Conv2dSame, StdConv2d
+from timm.layers import CondConv2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 from adderzoo.layers import Adder2d, AdderLinear, replace_conv
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "timm resnet18": lambda: timm.create_model("resnet18", num_classes=10),
@@ -228,3 +231,88 @@ def test_training_step_reaches_and_moves_every_filter(name: str) -> None:
         assert gradient.isfinite().all(), key
         assert gradient.count_nonzero() > 0, key
         assert not torch.equal(parameters[key].detach(), before[key]), key
+
+
+def test_the_last_layer_is_the_last_that_is_registered_and_others_are_kept_by_name() -> None:
+    """torchvision registers a segmentation network's auxiliary head behind the main one, and runs it last as well."""
+
+    def make() -> nn.Module:
+        return torchvision.models.segmentation.fcn_resnet50(weights_backbone=None, num_classes=3, aux_loss=True)
+
+    with torch.device("meta"):
+        model, other = make(), make()
+    replace_conv(model)
+    assert (type(model.classifier[4]), type(model.aux_classifier[4])) == (Adder2d, nn.Conv2d)
+    replace_conv(other, keep=["classifier.4"])
+    assert (type(other.classifier[4]), type(other.aux_classifier[4])) == (nn.Conv2d, nn.Conv2d)
+    kinds = [{name: type(module) for name, module in m.named_modules()} for m in (model, other)]
+    assert {name for name in kinds[0] if kinds[0][name] is not kinds[1][name]} == {"classifier.4"}
+
+
+def test_kept_names_are_of_layers_or_of_what_holds_them() -> None:
+    model = NETWORKS["timm resnet18"]()
+    kept = {name: m for name, m in model.named_modules() if name.startswith(("layer1.", "layer2.0.conv1", "conv1"))}
+    replace_conv(model, keep=("layer1", "layer2.0.conv1", "conv1"))
+    assert all(model.get_submodule(name) is module for name, module in kept.items())
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert convolutions == ["conv1", *(f"layer1.{b}.conv{c}" for b in (0, 1) for c in (1, 2)), "layer2.0.conv1"]
+    # A kept layer is still the first: no other takes its place.
+    model = replace_conv(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)), keep=["0", "2"])
+    assert [type(m) for m in model] == [nn.Conv2d, Adder2d, nn.Linear]
+
+
+def test_kept_name_that_is_none_of_the_network_is_refused() -> None:
+    model = NETWORKS["timm resnet18"]()
+    before = list(model.modules())
+    with pytest.raises(ValueError, match="keep must name modules of the network, got 'layer5'"):
+        replace_conv(model, keep=["layer1", "layer5"])
+    assert list(model.modules()) == before
+
+
+class Twice(nn.Module):
+    """One convolution under two names, one of them in a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.middle = nn.Conv2d(4, 4, 3, padding=1)
+        self.body = nn.Sequential(nn.BatchNorm2d(4), self.middle)
+        self.same_body = self.body
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.same_body(self.body(self.middle(self.first(x)))).mean((2, 3)))
+
+
+def test_layer_under_several_names_becomes_one_adder_layer_under_all_of_them() -> None:
+    model = replace_conv(Twice())
+    assert type(model.middle) is Adder2d
+    assert model.middle is model.body[1] is model.same_body[1]
+    assert model.body is model.same_body
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 5)
+    for name in ("middle", "body.1", "same_body"):  # kept under one name, kept under all
+        kept = Twice()
+        with pytest.raises(ValueError, match="model must have a convolution to replace"):
+            replace_conv(kept, keep=[name])
+        assert type(kept.middle) is type(kept.body[1]) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    "special", [lambda: CondConv2d(4, 4, 3), lambda: DeformConv2d(4, 4, 3)], ids=["CondConv2d", "DeformConv2d"]
+)
+def test_convolutions_that_are_no_conv2d_are_refused_unless_they_are_kept(special: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), special(), nn.Linear(4, 5))
+    before = list(model)
+    with pytest.raises(TypeError, match=f"built from torch.nn.Conv2d, but 2 is a {type(before[2]).__name__}"):
+        replace_conv(model)
+    assert all(a is b for a, b in zip(model, before, strict=True))
+    replace_conv(model, keep=["2"])
+    assert model[2] is before[2]
+    assert type(model[1]) is Adder2d
+
+
+def test_timms_conditional_convolutions_are_refused() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("tf_efficientnet_cc_b0_4e")
+    with pytest.raises(TypeError, match=r"but blocks\.\S+ is a CondConv2d"):
+        replace_conv(model)
