@@ -1,5 +1,9 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from pictures import SHARED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -11,3 +15,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On a busy machine a thread that is not running keeps the others waiting, far longer than small tensors take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """The path of a file or folder of ../shared; a test that asks for one that is absent is skipped."""
+
+    def path(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"../shared/{name} is absent: it lies beside the checkout, not in it")
+        return SHARED / name
+
+    return path

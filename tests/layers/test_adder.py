@@ -18,6 +18,8 @@ from torch.fx.experimental.optimization import fuse
 
 from adderzoo.layers import Adder2d, AdderLinear, get_conv_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def adder2d64(layer: Adder2d, input: Tensor, sides: list[int], mode: str = "constant") -> Tensor:
     """Eq. 2 with the parameters of a layer: `sides` are (left, right, top, bottom), everything in float64."""
