@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import torch
-    from timm.data import resolve_data_config
+    from timm.data import resolve_model_data_config
     from timm.utils import random_seed
     from torch import nn
     from tqdm import tqdm
@@ -118,7 +118,9 @@ def run(args: argparse.Namespace) -> None:
         return create_model(args.model, **arguments)
 
     # What the network is fed with does not depend on its classes, which come from the data.
-    config = resolve_data_config({"img_size": args.img_size}, model=network())
+    config = resolve_model_data_config(network())
+    if args.img_size:
+        config["input_size"] = (config["input_size"][0], args.img_size, args.img_size)
     keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
     train_set, val_set = open_training_data(
         args.dataset,

@@ -50,7 +50,7 @@ def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the steps
+# ------------------------------------------------------------------------------------------------------------ the steps
 
 
 @pytest.mark.parametrize(("opt", "nesterov"), [("momentum", False), ("sgd", True), ("addersgd", True)])
@@ -125,7 +125,7 @@ def test_a_scheduler_that_cannot_be_had_is_a_value_error() -> None:
         create_scheduler(create_optimizer(lenet()), "magic", 2)
 
 
-# -------------------------------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------------------------------------------- the loop
 
 
 def test_an_epoch_reports_the_mean_loss_and_accuracy_of_its_batches() -> None:
@@ -264,7 +264,7 @@ def test_the_progress_bar_shows_time_loss_rate_and_accuracy(capsys: pytest.Captu
     assert re.search(r"4/4 \[\d+:\d+<\d+:\d+, .*loss \d", captured.err)
 
 
-# ------------------------------------------------------------------------------------------------------------- the files
+# ------------------------------------------------------------------------------------------------------------ the files
 
 
 def test_the_best_epoch_is_the_first_of_highest_accuracy_then_lowest_loss() -> None:

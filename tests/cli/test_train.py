@@ -1,0 +1,417 @@
+import csv
+import json
+import re
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from commands import Done, run_group
+from pictures import random_images
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from adderzoo.checkpoints import load_checkpoint, save_weights
+from adderzoo.data import write_digits
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture
+def train(adderzoo: Command, tmp_path: Path) -> Callable[..., Done]:
+    """A quick training, into tmp_path/out/run unless the arguments say otherwise."""
+
+    def run(*arguments: object) -> Done:
+        defaults = ("--model", "adder_lenet5", "--workers", 0, "--output", tmp_path / "out", "--experiment", "run")
+        return adderzoo("train", *defaults, *arguments)
+
+    return run
+
+
+def write_classes(root: Path, counts: dict[str, int], size: tuple[int, int] = (32, 32), mode: str = "L") -> Path:
+    for seed, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for index, image in enumerate(random_images(count, size, mode=mode, seed=seed)):
+            image.save(root / name / f"{index}.png")
+    return root
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+QUICK = ("--epochs", 1, "--batch-size", 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ it learns
+
+
+def test_a_network_learns_digits_and_its_files_say_so(train: Command, adderzoo: Command, digits: Path) -> None:
+    done = train("--data-dir", digits, "--epochs", 8, "--batch-size", 64, "--hflip", 0)
+    assert done.status == 0, done
+    folder = Path(re.findall(r"; to (.*)", done.out)[0])
+    assert {path.name for path in folder.iterdir()} == {
+        "args.yaml",
+        "best.safetensors",
+        "last.safetensors",
+        "summary.csv",
+    }
+    table = rows(folder)
+    assert len(table) == 8
+    accuracies = [float(row["eval_top1"]) for row in table]
+    assert max(accuracies) > 80  # chance is 10
+    assert len(re.findall(r"^epoch \d+: loss .*, validation top-1 [\d.]+ ± [\d.]+ %", done.out, re.MULTILINE)) == 8
+
+    arguments = yaml.safe_load((folder / "args.yaml").read_text())
+    assert (arguments["model"], arguments["batch_size"], arguments["eta"]) == ("adder_lenet5", 64, 0.2)
+
+    for name, accuracy in (("best", max(accuracies)), ("last", accuracies[-1])):
+        path = folder / f"{name}.safetensors"
+        about = metadata(path)
+        assert about["architecture"] == "adder_lenet5"
+        assert json.loads(about["classes"]) == [str(digit) for digit in range(10)]
+        assert about["num_classes"] == "10"
+        assert json.loads(about["data_config"])["input_size"] == [1, 32, 32]
+        assert about["command"].startswith("adderzoo train --model adder_lenet5 ")
+        assert float(about["top1"]) == pytest.approx(accuracy, abs=0.005)
+        result = folder / f"{name}.json"
+        done = adderzoo(
+            *("validate", "--model", "adder_lenet5", "--checkpoint", path, "--data-dir", digits, "--split", "test"),
+            *("-j", 0, "--results-file", result),
+        )
+        assert done.status == 0, done
+        assert json.loads(result.read_text())["top1"] == accuracy
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
+    train: Command, digits: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        arguments = ("--data-dir", digits, "--val-split", "", "--epochs", 1, "--workers", 1)
+        assert train(*arguments, "--seed", seed, "--experiment", name).status == 0
+    a, b, c = (load_file(tmp_path / "out" / name / "last.safetensors") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
+
+
+def test_eta_reaches_the_optimiser(train: Command, tmp_path: Path) -> None:
+    """Filters go further with a larger eta, and a CNN does not care."""
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    for model, changes in (("adder_lenet5", True), ("cnn_lenet5", False)):
+        for eta in (0, 0.2):
+            done = train("--model", model, "--data-dir", folder, *QUICK, "--eta", eta, "--experiment", f"{model}{eta}")
+            assert done.status == 0, done
+        weights = [load_file(tmp_path / "out" / f"{model}{eta}" / "last.safetensors") for eta in (0, 0.2)]
+        assert torch.equal(weights[0]["conv2.weight"], weights[1]["conv2.weight"]) != changes
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "test"])
+def test_the_validation_folder_is_found_under_its_usual_names(train: Command, tmp_path: Path, name: str) -> None:
+    write_classes(tmp_path / "data" / "train", {"cat": 4, "dog": 4})
+    write_classes(tmp_path / "data" / name, {"cat": 1, "dog": 2})
+    done = train("--data-dir", tmp_path / "data", *QUICK)
+    assert done.status == 0, done
+    assert "8 training images, 3 validation images, 2 classes" in done.out
+    assert json.loads(metadata(tmp_path / "out" / "run" / "best.safetensors")["classes"]) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_folder_without_validation_images_is_trained_on_alone(train: Command, tmp_path: Path, inside: str) -> None:
+    write_classes(tmp_path / "data" / inside, {"cat": 4, "dog": 4})
+    done = train("--data-dir", tmp_path / "data", *QUICK)
+    assert done.status == 0, done
+    assert "8 training images, no validation images, 2 classes" in done.out
+    assert {path.name for path in (tmp_path / "out" / "run").iterdir()} == {
+        "args.yaml",
+        "last.safetensors",
+        "summary.csv",
+    }
+    assert rows(tmp_path / "out" / "run")[0]["eval_top1"] == ""
+
+
+def test_validation_images_of_some_classes_keep_their_indices(
+    train: Command, adderzoo: Command, tmp_path: Path
+) -> None:
+    # Images are their class's shade, so that a network learns them; there are none of the first class to validate.
+    shades = {"a": 20, "b": 120, "c": 240}
+    for split, count in (("train", 16), ("val", 4)):
+        for name, shade in shades.items():
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = random_images(1, mode="L", seed=index)[0].point(lambda value, shade=shade: shade + value // 20)
+                noise.save(tmp_path / "data" / split / name / f"{index}.png")
+    shutil.rmtree(tmp_path / "data" / "val" / "a")
+    done = train("--data-dir", tmp_path / "data", "--epochs", 30, "--batch-size", 16, "--no-aug")
+    assert done.status == 0, done
+    best = max(float(row["eval_top1"]) for row in rows(tmp_path / "out" / "run"))
+    assert best == 100
+    done = adderzoo(
+        *("validate", "--model", "adder_lenet5", "--checkpoint", tmp_path / "out" / "run" / "best.safetensors"),
+        *("--data-dir", tmp_path / "data", "--workers", 0),
+    )
+    assert done.out.startswith("top-1 100.00 ")
+
+
+def write_mnist(root: Path, labels: Sequence[int]) -> Path:
+    """As torchvision keeps MNIST: magic number, sizes, bytes."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = b"".join(image.tobytes() for image in random_images(len(labels), (28, 28), mode="L"))
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, len(labels), 28, 28) + pixels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, len(labels)) + bytes(labels))
+    return root
+
+
+def test_torchvisions_data_sets_are_trained_on(train: Command, tmp_path: Path) -> None:
+    root = write_mnist(tmp_path / "mnist", [0, 1, 2, 9, 1, 1, 0, 3])
+    done = train("--dataset", "torch/mnist", "--data-dir", root, *QUICK)
+    assert done.status == 0, done
+    assert "8 training images, 8 validation images, 10 classes" in done.out
+    assert json.loads(metadata(tmp_path / "out" / "run" / "last.safetensors")["classes"])[3] == "3 - three"
+
+
+def test_colour_images_of_any_size_train_a_grey_network_and_the_other_way_round(train: Command, tmp_path: Path) -> None:
+    write_classes(tmp_path / "colour", {"a": 4, "b": 4}, (50, 40), "RGB")
+    write_classes(tmp_path / "grey", {"a": 4, "b": 4}, (20, 70), "L")
+    for model, data in (("adder_lenet5", "colour"), ("adder_resnet20", "grey")):
+        done = train("--model", model, "--data-dir", tmp_path / data, *QUICK, "--experiment", model)
+        assert done.status == 0, done
+        weights = load_file(tmp_path / "out" / model / "last.safetensors")
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize("options", [("--train-crop-mode", "rrc"), ("--train-crop-mode", "rkrr"), ("--no-aug",)])
+def test_augmentation_changes_what_is_learned(train: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    for name, arguments in (("default", ()), ("other", options)):
+        done = train("--data-dir", folder, *QUICK, *arguments, "--experiment", name)
+        assert done.status == 0, done
+    default, other = (load_file(tmp_path / "out" / name / "last.safetensors") for name in ("default", "other"))
+    assert not torch.equal(default["conv1.weight"], other["conv1.weight"])
+
+
+def test_another_image_size_is_remembered_for_validation(train: Command, adderzoo: Command, tmp_path: Path) -> None:
+    write_classes(tmp_path / "data" / "train", {"a": 4, "b": 4}, (48, 48))
+    write_classes(tmp_path / "data" / "val", {"a": 8, "b": 8}, (48, 48))
+    done = train("--data-dir", tmp_path / "data", *QUICK, "--img-size", 40)
+    assert done.status == 0, done
+    path, result = tmp_path / "out" / "run" / "last.safetensors", tmp_path / "result.json"
+    assert json.loads(metadata(path)["data_config"])["input_size"] == [1, 40, 40]
+    arguments = ("--data-dir", tmp_path / "data", "--workers", 0, "--results-file", result)
+    assert adderzoo("validate", "--model", "adder_lenet5", "--checkpoint", path, *arguments).status == 0
+    assert json.loads(result.read_text())["loss"] == pytest.approx(
+        float(rows(tmp_path / "out" / "run")[0]["eval_loss"]), rel=1e-6
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_published_weights_are_fine_tuned_to_other_classes(train: Command, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4, "c": 4})
+    arguments = ("--model", "adder_lenet5.digits", "--pretrained", "--data-dir", folder, *QUICK, "--lr", 1e-12)
+    assert train(*arguments).status == 0
+    path = tmp_path / "out" / "run" / "last.safetensors"
+    published = timm.create_model("adder_lenet5.digits", pretrained=True)
+    content = load_file(path)
+    torch.testing.assert_close(content["conv2.weight"], published.state_dict()["conv2.weight"])
+    assert metadata(path)["num_classes"] == "3"
+    model = timm.create_model("adder_lenet5", num_classes=3)
+    load_checkpoint(model, path)
+    assert metadata(path)["architecture"] == "adder_lenet5"
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("name", ["adder_lenet5", "adder_resnet20"])
+def test_training_starts_from_a_checkpoint_of_the_users(
+    train: Command, tmp_path: Path, classes: int, name: str
+) -> None:
+    torch.manual_seed(5)
+    start = timm.create_model(name, num_classes=classes)
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter += torch.randn_like(parameter)
+    save_weights(start, tmp_path / "start.safetensors", {})
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    checkpoint = ("--initial-checkpoint", tmp_path / "start.safetensors")
+    done = train("--model", name, *checkpoint, "--data-dir", folder, *QUICK, "--lr", 1e-12, "--weight-decay", 0)
+    assert done.status == 0, done
+    content, expected = load_file(tmp_path / "out" / "run" / "last.safetensors"), start.state_dict()
+    learned = dict(timm.create_model(name, num_classes=2).named_parameters())
+    kept = (
+        {key for key in learned if torch.allclose(content[key], expected[key], atol=1e-6)}
+        if classes == 2
+        else {
+            key
+            for key in learned
+            if content[key].shape == expected[key].shape and torch.allclose(content[key], expected[key], atol=1e-6)
+        }
+    )
+    # Of another number of classes, all but the classifier and the BatchNorm on the logits: weight, and weight and bias.
+    assert len(learned) - len(kept) == (0 if classes == 2 else 3)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_classes(tmp_path / "data" / "train", {"a": 4, "b": 4})
+    write_classes(tmp_path / "data" / "val", {"a": 1, "b": 1})
+    write_classes(tmp_path / "other" / "train", {"a": 4, "b": 4})
+    write_classes(tmp_path / "other" / "val", {"b": 1, "z": 1})
+    write_classes(tmp_path / "one", {"a": 4})
+    write_classes(tmp_path / "untrained" / "val", {"a": 4, "b": 4})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    random_images(1)[0].save(tmp_path / "flat" / "0.png")
+    write_mnist(tmp_path / "mnist", [0, 1, 2, 3])
+    save_weights(timm.create_model("adder_resnet20"), tmp_path / "resnet.safetensors", {})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "data-dir must be a folder, got None"),
+        (("--data-dir", "nowhere"), "data-dir must be a folder, got 'nowhere'"),
+        (("--data-dir", "empty"), "Found 0 images"),
+        (("--data-dir", "flat"), "training needs at least two classes, data-dir 'flat' has one"),
+        (("--data-dir", "one"), "training needs at least two classes, data-dir 'one' has one: 'a'"),
+        (("--data-dir", "untrained"), "'untrained' has no folder for the split 'train', but has: val"),
+        (("--data-dir", "other"), "the validation images have classes that the training images do not have: 'z'"),
+        (("--data-dir", "data", "--val-split", "test"), "has no folder for the split 'test', but has: train, val"),
+        (("--data-dir", "data", "--num-classes", "1"), "the data set has 2 classes, the network 1"),
+        (("--data-dir", "data", "--num-classes", "0"), "num-classes must be at least 1, got 0"),
+        (("--data-dir", "data", "--batch-size", "9"), "there are 8 training images, fewer than a batch: batch-size"),
+        (("--data-dir", "data", "--batch-size", "1"), "batch-size must be at least 2, got 1"),
+        (("--data-dir", "data", "--epochs", "0"), "epochs must be at least 1, got 0"),
+        (("--data-dir", "data", "--warmup-epochs", "1"), "warmup-epochs must be fewer than the 1 epochs, got 1"),
+        (("--data-dir", "data", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
+        (("--data-dir", "data", "--opt", "magic"), "opt 'magic' cannot be used"),
+        (("--data-dir", "data", "--lr", "-1"), "opt 'momentum' cannot be used: Invalid learning rate"),
+        (("--data-dir", "data", "--sched", "magic"), "sched 'magic' cannot be used"),
+        (("--data-dir", "data", "--eta", "nan"), "eta must be a finite number from 0, got nan"),
+        (("--data-dir", "data", "--hflip", "2"), "hflip must be from 0 to 1, got 2.0"),
+        (("--data-dir", "data", "--device", "abacus"), "device 'abacus' cannot be used"),
+        (("--data-dir", "data", "--initial-checkpoint", "no.pth"), "no.pth is not a file"),
+        (("--data-dir", "data", "--initial-checkpoint", "resnet.safetensors"), "is a checkpoint of another network"),
+        (("--data-dir", "mnist", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'mnist' cannot be read"),
+        (("--data-dir", "mnist", "--dataset", "torch/mnist", "--num-classes", "9"), "has 10 classes, the network 9"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    train: Command, scene: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = train("--epochs", 1, "--batch-size", 4, *arguments)
+    assert done.error.startswith("adderzoo train: error: ")
+    assert message in done.error
+    assert not (scene / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_an_error_that_names_the_file(tmp_path: Path, workers: int) -> None:
+    # In a process of its own: PyTorch takes seconds to end loading processes after an error.
+    folder = write_classes(tmp_path / "data", {"a": 8, "b": 8})
+    path = folder / "b" / "3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    arguments = ("train", "--model", "adder_lenet5", "--data-dir", folder, *QUICK, "-j", workers)
+    (done,) = run_group([(*arguments, "--output", tmp_path / "out", "--experiment", "run")], tmp_path)
+    assert done.status == 1
+    line = done.err.splitlines()[-1]
+    assert re.fullmatch(rf"adderzoo train: error: image {re.escape(str(path))} cannot be read: [^\n]+", line)
+    assert "Traceback" not in done.err
+    assert {path.name for path in (tmp_path / "out" / "run").iterdir()} == {"args.yaml"}
+
+
+def test_a_loss_that_is_not_finite_keeps_the_files_of_the_epoch_before(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    arguments = ("--data-dir", folder, "--batch-size", 4, "--sched", "none")
+    assert train(*arguments, "--epochs", 2, "--experiment", "two").status == 0
+    forward, calls = torch.nn.CrossEntropyLoss.forward, []
+
+    def diverge(self: torch.nn.CrossEntropyLoss, *inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, *inputs) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", diverge)
+    done = train(*arguments, "--epochs", 4)
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith(
+        "adderzoo train: error: the loss is nan at step 6 (step 2 of epoch 3): a lower learning rate may help"
+    )
+    a, b = (load_file(tmp_path / "out" / name / "last.safetensors") for name in ("run", "two"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert len(rows(tmp_path / "out" / "run")) == 2
+
+
+def test_a_training_is_never_overwritten_by_another(train: Command, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    assert train("--data-dir", folder, *QUICK).status == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").iterdir()}
+    done = train("--data-dir", folder, *QUICK, "--seed", 7)
+    assert "has a training already: choose another --experiment" in done.error
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").iterdir()} == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(train: Command, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    (tmp_path / "file").write_text("")
+    assert "file" in train("--data-dir", folder, *QUICK, "--output", tmp_path / "file").error
+
+
+def test_an_interrupted_training_says_where_its_weights_are(
+    adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    forward, calls = torch.nn.CrossEntropyLoss.forward, []
+
+    def interrupt(self: torch.nn.CrossEntropyLoss, *inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", interrupt)
+    with pytest.raises(SystemExit) as info:
+        adderzoo(
+            *("train", "--model", "adder_lenet5", "--data-dir", folder, "-j", 0, "--epochs", 3, "--batch-size", 4),
+            *("--output", tmp_path / "out", "--experiment", "run"),
+        )
+    assert info.value.code == 130
+    assert f"stopped after 1 of 3 epochs; their weights are in {tmp_path / 'out' / 'run'}" in capsys.readouterr().out
+    assert metadata(tmp_path / "out" / "run" / "last.safetensors")["epoch"] == "1"
+
+
+def test_the_folder_is_named_after_time_and_network(adderzoo: Command, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    done = adderzoo(
+        *("train", "--model", "adder_lenet5", "--data-dir", folder, "-j", 0, *QUICK, "--output", tmp_path / "out")
+    )
+    assert done.status == 0, done
+    (made,) = (tmp_path / "out").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-adder_lenet5", made.name)
