@@ -129,7 +129,7 @@ def test_each_type_of_device_is_warned_about_once(monkeypatch: pytest.MonkeyPatc
 # A device whose tensors are CPU tensors in a shell: adderzoo's operators run the kernel that the dispatcher has for the
 # device, PyTorch's run on the CPU tensors.
 TOY_DEVICE = """
-import sys, warnings
+import os, sys, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 import torch
@@ -186,7 +186,8 @@ with warnings.catch_warnings(record=True) as caught:
             gradients = torch.autograd.grad(y, shells, ToyTensor(ones))
             for actual, wanted in zip((y.detach(), *gradients), expected, strict=True):
                 torch.testing.assert_close(actual.inside, wanted)
-print([str(warning.message) for warning in caught if "adderzoo" in str(warning.message)])
+print([str(warning.message) for warning in caught if "adderzoo" in str(warning.message)], flush=True)
+os._exit(0)  # PyTorch's backward thread for such a device does not always survive the end of Python
 """
 
 
