@@ -1,5 +1,6 @@
 """The README's code blocks run as they stand."""
 
+import csv
 import os
 import re
 import subprocess
@@ -46,3 +47,17 @@ def test_the_training_loop_learns(clone: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True)
     # Chance is 10 %, scikit-learn's own example (a support vector machine on the same halves) 97 %.
     assert float(re.findall(r"([\d.]+) % of the held-out half", done.stdout)[-1]) > 95
+
+
+def test_fine_tuning_beats_training_from_scratch(clone: Path) -> None:
+    accuracies = {}
+    if not (clone / "demo" / "train").exists():  # the test of the blocks has not run
+        for language, code in BLOCKS:
+            if "demo/parity" in code:
+                test_block_runs(language, code, clone)
+    for name in ("fine_tuned", "from_scratch"):
+        with (clone / "demo" / "train" / name / "summary.csv").open(newline="") as file:
+            accuracies[name] = float(list(csv.DictReader(file))[-1]["eval_top1"])
+    assert accuracies["fine_tuned"] > 95
+    # By more than three standard errors of the difference, which is at most 1.7 for 879 images.
+    assert accuracies["fine_tuned"] > accuracies["from_scratch"] + 5.1
