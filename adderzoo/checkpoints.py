@@ -240,7 +240,9 @@ def open_network(
     return model
 
 
-def convert(source: Path, destination: Path, model_name: str, original: bool = False) -> dict[str, str]:
+def convert(
+    source: Path, destination: Path, model_name: str, original: bool = False, num_classes: int | None = None
+) -> dict[str, str]:
     """Convert a checkpoint to safetensors, or to the AdderNet authors' format.
 
     Args:
@@ -249,9 +251,10 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
             once or not at all.
         model_name: Registered name of the network, which the checkpoint has to fit.
         original: Write the authors' format: a PyTorch file, keys with the prefix `module.`, filters named `adder`.
+        num_classes: Of the network; None for what the source's metadata says, or else the network's own.
 
     Returns:
-        The metadata: architecture, name, SHA-256 and licence of the source. safetensors carries it.
+        The metadata: architecture, number of classes, name, SHA-256 and licence of the source. safetensors carries it.
 
     Raises:
         ValueError: if the network is unknown or the file is not what it should be; nothing is written.
@@ -263,7 +266,8 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
         raise ValueError(f"destination must end in .safetensors, got {destination}")
     if original and destination.suffix == ".safetensors":
         raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
-    model = create_model(model_name)
+    num_classes = num_classes or read_num_classes(source)
+    model = create_model(model_name, **({"num_classes": num_classes} if num_classes else {}))
     state_dict = from_original(read_state_dict(source))
     check_fits(state_dict, model, source)
     # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
@@ -272,6 +276,7 @@ def convert(source: Path, destination: Path, model_name: str, original: bool = F
     metadata = {
         "format": "pt",
         "architecture": model_name,
+        "num_classes": str(model.num_classes),
         "source": source.name,
         "source_sha256": digest,
         "license": _KNOWN_LICENCES.get(digest, "unknown"),

@@ -143,7 +143,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def _with_empty_classes(dataset: ImageDataset) -> ImageDataset:
-    """Count class folders without images too, as torchvision does: timm would shift the indices behind them."""
+    """Count class folders without images too: timm would shift the indices behind them."""
     root, known = Path(dataset.reader.root), dataset.reader.class_to_idx
     others = [path for path in root.iterdir() if path.is_dir() and path.name not in known and path.name[0] != "."]
     empty = [path.name for path in others if not any(path.iterdir())]

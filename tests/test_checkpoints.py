@@ -34,7 +34,7 @@ def random_network(name: str) -> nn.Module:
 
 def authors_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """As their training script saved it: from DataParallel, with the filters of adder layers named `adder`."""
-    adder = re.compile(r"(layer\d\.\d\.(conv\d|downsample\.0)|LeNet5\.(conv|fc)\d)\.weight")
+    adder = re.compile(r"(layer\d\.\d\.(conv\d|downsample\.0)|LeNet5\.(conv\d|fc))\.weight")
     kind = f"{type(model).__name__}." if type(model).__name__ == "LeNet5" else ""
     is_adder = any("Adder" in type(module).__name__ for module in model.modules())
     return {
@@ -91,6 +91,7 @@ def test_safetensors_carries_architecture_source_digest_and_licence(tmp_path: Pa
     assert metadata == {
         "format": "pt",
         "architecture": "adder_lenet5",
+        "num_classes": "10",
         "source": "lenet 5.pth",
         "source_sha256": hashlib.sha256((tmp_path / "lenet 5.pth").read_bytes()).hexdigest(),
         "license": "unknown",
@@ -229,7 +230,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys_and_changes_not
     state_dict = random_network("adder_lenet5").state_dict()
     del state_dict["conv2.weight"]
     state_dict["conv3.bias"] = torch.ones(120)
-    state_dict["fc1.weight"] = torch.ones(84, 121, 1, 1)
+    state_dict["conv4.weight"] = torch.ones(84, 121, 1, 1)
     torch.save(state_dict, tmp_path / "a.pth")
     model = random_network("adder_lenet5")
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -237,7 +238,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys_and_changes_not
         load_checkpoint(model, tmp_path / "a.pth")
     assert "1 missing: conv2.weight" in str(info.value)
     assert "1 unknown: conv3.bias" in str(info.value)
-    assert "1 of another shape: fc1.weight (84, 121, 1, 1) for (84, 120, 1, 1)" in str(info.value)
+    assert "1 of another shape: conv4.weight (84, 121, 1, 1) for (84, 120, 1, 1)" in str(info.value)
     assert_same_tensors(model.state_dict(), before)
 
 

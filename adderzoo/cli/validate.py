@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     distributed = processes > 1
+    if distributed and args.dataset_download:
+        raise ValueError("dataset-download is for one process, several would write the same files: download first")
     device = open_device(args.device, int(os.environ.get("LOCAL_RANK", "0")) if distributed else None)
     if distributed:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -58,7 +58,7 @@ def evaluate(
 
     Returns:
         Top-1 and top-5 accuracy with standard errors sqrt(p (1 - p) / n), mean cross-entropy, the number of images, and
-        images per second through the model (loading not counted, after one batch to warm up).
+        images per second through the model (loading not counted, each shape of batch warmed up once).
 
     Raises:
         ValueError: if there are no images, or a label is none of the network's classes.
@@ -69,6 +69,7 @@ def evaluate(
     model.eval()
     left = math.inf if images is None else images
     top1 = top5 = loss = count = seconds = 0.0
+    warmed_up: set[torch.Size] = set()
     distributed = dist.is_available() and dist.is_initialized()
     hidden = distributed and dist.get_rank() != 0
     # leave=None: below another bar, that of a training, it makes room when it is done.
@@ -78,8 +79,9 @@ def evaluate(
             x, target = batch.to(device), labels.to(device)
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            if count == 0:
+            if x.shape not in warmed_up:  # a compiled network compiles anew for the smaller last batch
                 model(x)
+                warmed_up.add(x.shape)
             started = _now(device)
             logits = model(x)
             seconds += _now(device) - started
