@@ -1,5 +1,8 @@
 """BatchNorm behind adder layers."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +30,7 @@ def _batch_norm(
         return F.batch_norm(input, mean, var, weight, bias, training, factor, eps)
     mean32, var32 = mean.float(), var.float()
     output = F.batch_norm(input.float(), mean32, var32, weight.float(), bias.float(), training, factor, eps)
-    if training:
+    if training and mean.dtype != torch.float32:  # assigned so: the module itself keeps them in float32
         mean.copy_(mean32)
         var.copy_(var32)
     return output.to(weight.dtype)
@@ -37,14 +40,15 @@ class BatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` that takes an adder layer's float32 output in a half-precision network.
 
     Such a network's BatchNorm works in float32 and returns the network's own type: it centres what half precision could
-    not hold.
+    not hold. The running statistics stay in float32 for the same reason, whatever type the module is made of or turned
+    into: a mean near -1000 that is rounded to bfloat16 is off by as much as the outputs deviate from it.
 
     Args:
         num_features: Channels.
         eps: Added to the variance.
         momentum: Share of a new batch in the running statistics; None for the mean of all batches.
         device: Of the parameters.
-        dtype: Of the parameters.
+        dtype: Of the parameters; the running statistics are of at least float32.
     """
 
     running_mean: Tensor
@@ -60,6 +64,20 @@ class BatchNorm2d(nn.BatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
+        self._widen(dict(self._buffers))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self._widen(before)
+        return self
+
+    def _widen(self, before: dict[str, Any]) -> None:
+        """Running statistics that have become half precision are what they were before, in float32."""
+        for name in ("running_mean", "running_var"):
+            now = getattr(self, name)
+            if now.dtype.itemsize < 4:
+                setattr(self, name, before[name].to(now.device, torch.float32))
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(

@@ -66,26 +66,56 @@ def test_is_pytorchs_bit_for_bit(
 @pytest.mark.parametrize("input_dtype", [torch.float32, None], ids=["of an adder layer", "of its own type"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_half_precision_is_that_of_float32_but_for_the_rounding_of_what_is_kept(
+def test_half_precision_is_float32_but_for_the_rounding_of_parameters_and_output(
     dtype: torch.dtype, training: bool, input_dtype: torch.dtype | None, way: Callable[[nn.Module], nn.Module]
 ) -> None:
     ours, _ = pair(dtype)
-    with torch.no_grad():
-        ours.running_mean.fill_(-1000)
+    ours.running_mean.copy_(torch.linspace(-1000, -997, 5))
     reference = copy.deepcopy(ours).float().train(training)
     run = way(ours.train(training))
     ulp = torch.finfo(dtype).eps
     for x in batches(input_dtype or dtype, mean=-1000.0):
         y, expected = run(x), reference(x.float())
         assert y.dtype == dtype
-        # Running statistics are rounded after every batch; the reference goes on from the same rounded ones.
         torch.testing.assert_close(y.float(), expected, rtol=ulp, atol=0)
-        for key in STATISTICS[:2]:
-            mine, exact = run.state_dict()[key], reference.get_buffer(key)
-            assert mine.dtype == dtype
-            torch.testing.assert_close(mine.float(), exact, rtol=ulp, atol=0)
-            exact.copy_(mine)
-    assert run.state_dict()["num_batches_tracked"] == (3 if training else 0)
+        (y.float() * x.float()).sum().backward()
+    state = run.state_dict()
+    assert all(torch.equal(state[key], reference.get_buffer(key)) for key in STATISTICS)
+    assert state["running_mean"].dtype == torch.float32
+    assert state["num_batches_tracked"] == (3 if training else 0)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_running_statistics_are_never_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    """Near -1000 bfloat16 knows every fourth number only."""
+    mean = torch.linspace(-1000, -997, 5)
+    norm = BatchNorm2d(5)
+    norm.running_mean.copy_(mean)
+    for module in (norm.to(dtype), norm.half(), norm.to("cpu", dtype), copy.deepcopy(norm), norm.float()):
+        assert module.running_mean.dtype == module.running_var.dtype == torch.float32
+        assert torch.equal(module.running_mean, mean)
+    assert norm.double().running_mean.dtype == torch.float64
+    assert norm.to(dtype).running_mean.dtype == torch.float32
+    assert norm.weight.dtype == dtype
+    new = BatchNorm2d(5, dtype=dtype)
+    new.load_state_dict(norm.state_dict())
+    assert torch.equal(new.running_mean, mean)
+    empty = BatchNorm2d(5, device="meta", dtype=dtype).to(dtype).to_empty(device="cpu")
+    assert (empty.running_mean.dtype, empty.weight.dtype) == (torch.float32, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_statistics_that_a_checkpoint_assigns_in_half_precision_are_updated_in_place(dtype: torch.dtype) -> None:
+    norm, reference = BatchNorm2d(5, dtype=dtype), BatchNorm2d(5)
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in norm.state_dict().items()}
+    norm.load_state_dict(state, assign=True)
+    x = batches()[0]
+    norm(x).float().sum().backward()
+    reference(x)
+    for key in STATISTICS[:2]:
+        assert norm.get_buffer(key).dtype == dtype
+        expected = reference.get_buffer(key)
+        torch.testing.assert_close(norm.get_buffer(key).float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
