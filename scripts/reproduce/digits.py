@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=adderzoo.models.WEIGHTS)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # the sums of a weight gradient depend on it
     with tempfile.TemporaryDirectory() as folder:
         digits = Path(folder)
         write_digits(digits)
