@@ -24,8 +24,11 @@ def twin(name: str) -> str:
 
 
 def small(name: str) -> dict[str, Any]:
-    """Arguments that make an ImageNet ResNet narrow; the others are small as they are."""
-    return {"widths": (4, 6, 8, 10), "num_classes": 10} if name in IMAGENET_RESNETS else {}
+    """Arguments that make an ImageNet ResNet narrow, and the deepest less deep; the others are small as they are."""
+    if name not in IMAGENET_RESNETS:
+        return {}
+    depth = {"layers": (1, 2, 3, 2)} if name.endswith("101") else {}
+    return {"widths": (4, 6, 8, 10), "num_classes": 10} | depth
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -58,7 +61,7 @@ def image_size(network: nn.Module) -> int:
     """As small as the network takes them."""
     if network.pretrained_cfg["input_size"][1] == 224:
         return 64
-    return 16 if network.feature_info[-1]["reduction"] == 4 else network.pretrained_cfg["input_size"][1]
+    return 16 if network.feature_info[-1]["reduction"] in (4, 8) else network.pretrained_cfg["input_size"][1]
 
 
 def images(network: nn.Module, batch: int = 2, size: int | None = None, channels: int | None = None) -> Tensor:

@@ -228,32 +228,25 @@ def test_classifier_is_found_by_name(name: str) -> None:
 # Features
 
 
-@pytest.mark.parametrize("feature_cls", [None, "list", "dict", "hook", "fx", "getter"])
 @pytest.mark.parametrize("name", NAMES)
-def test_features_only_gives_every_level_of_the_network(name: str, feature_cls: str | None, tmp_path: Path) -> None:
+def test_features_only_gives_every_level_of_the_network(name: str, tmp_path: Path) -> None:
     network = make(name)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors")}
-    kwargs = {"feature_cls": feature_cls} if feature_cls else {}
-    backbone = timm.create_model(
-        name,
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        features_only=True,
-        **small(name) | kwargs,
-    ).eval()
     x = images(network)
-    with torch.no_grad():
-        outputs = backbone(x)
-    features = list(outputs.values()) if isinstance(outputs, dict) else outputs
-    assert len(features) == len(network.feature_info)
-    for feature, expected, info in zip(features, taps(network, x), network.feature_info, strict=True):
-        torch.testing.assert_close(feature, expected)
-        assert feature.shape[1] == info["num_chs"]
+    expected = taps(network, x)
+    for feature_cls in (None, "list", "dict", "hook", "fx", "getter"):
+        chosen = {"feature_cls": feature_cls} if feature_cls else {}
+        kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "features_only": True, **small(name), **chosen}
+        backbone = timm.create_model(name, **kwargs).eval()
+        with torch.no_grad():
+            outputs = backbone(x)
+        features = list(outputs.values()) if isinstance(outputs, dict) else outputs
+        torch.testing.assert_close(features, expected, msg=lambda text, kind=feature_cls: f"{kind}: {text}")
+        assert backbone.feature_info.channels() == [feature.shape[1] for feature in features]
+        assert backbone.feature_info.reduction() == [info["reduction"] for info in network.feature_info]
         if name not in LENETS:  # whose layers without padding leave a little less
-            assert feature.shape[2] == x.shape[2] // info["reduction"]
-    assert backbone.feature_info.channels() == [info["num_chs"] for info in network.feature_info]
-    assert backbone.feature_info.reduction() == [info["reduction"] for info in network.feature_info]
+            assert [x.shape[2] // feature.shape[2] for feature in features] == backbone.feature_info.reduction()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -546,7 +539,9 @@ def test_network_saved_for_the_hub_comes_back_from_its_folder_with_all_its_argum
     conv = "conv" if name in ADDERS else "adder"  # the other kind
     args = {"global_pool": "max", "in_chans": 2, "conv_layer": conv, "drop_rate": 0.25}
     if name in RESNETS:
-        args |= {"output_stride": 8, "widths": [4, 6, 8, 10][: 3 if name in CIFAR_RESNETS else 4]}
+        args |= {"output_stride": 8, "widths": [4, 6, 8]}
+    if name in IMAGENET_RESNETS:
+        args |= {"layers": [1, 2, 1, 2], "widths": [4, 6, 8, 10]}
     network = make(name, num_classes=7, **args)
     save_for_hf(network, str(tmp_path), model_args=args, safe_serialization=True)
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
