@@ -123,13 +123,14 @@ class PlainPyTorch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_plain_pytorch_reference_gives_the_logits_of_the_compiled_operator(
+def test_plain_pytorch_reference_is_right_as_often_and_gives_the_logits_of_the_compiled_operator(
     network: nn.Module, compiled_logits: Tensor, cifar10: tuple[Tensor, Tensor]
 ) -> None:
     with PlainPyTorch() as mode:
-        scores = logits(network, cifar10[0][:200])
-    assert mode.calls == 20 * 2  # 18 layers of 3x3 and 2 shortcuts, in two batches
-    torch.testing.assert_close(scores, compiled_logits[:200], rtol=1e-3, atol=1e-3)
+        scores = logits(network, cifar10[0])
+    assert mode.calls == 20 * 10  # 18 layers of 3x3 and 2 shortcuts, in ten batches
+    assert right(scores, cifar10[1]) in (915, 916, 917)
+    torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
 
 
 def randomised(network: nn.Module) -> nn.Module:
