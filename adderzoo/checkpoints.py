@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adderzoo.layers import Adder2d
 from adderzoo.models._builder import FOREIGN_SHA256, from_original, to_original
 
 # SHA-256 of files whose origin is known.
@@ -154,6 +155,7 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
         ValueError: as :func:`read_state_dict`, or listing the keys that do not fit.
     """
     content = read_state_dict(path)
+    check_architecture(path, model)
     state_dict = checkpoint_filter(model)(content, model)
     if other_classes:
         dropped = from_original(content).keys() - state_dict.keys()  # the BatchNorm on the logits
@@ -172,6 +174,25 @@ def _own_classifier(state_dict: Mapping[str, Tensor], model: Any, dropped: Set[s
         if key in dropped
         or (key.startswith(prefixes) and key in state_dict and state_dict[key].shape[:1] != value.shape[:1])
     }
+
+
+def check_architecture(path: Path, model: nn.Module) -> None:
+    """Refuse a file that says it is another network's: an adder network and its CNN twin have the same shapes.
+
+    Raises:
+        ValueError: naming both networks.
+    """
+    said = read_metadata(path).get("architecture", "").partition(".")[0]
+    name = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if said and name and said != name:
+        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {said}")
+    has_filters = any(isinstance(module, Adder2d) for module in model.modules())
+    if (
+        path.suffix != ".safetensors"
+        and not has_filters
+        and any(key.endswith(".adder") for key in read_state_dict(path))
+    ):
+        raise ValueError(f"{path} is a checkpoint of another network than {name}: it has the filters of adder layers")
 
 
 def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
@@ -269,6 +290,7 @@ def convert(
     num_classes = num_classes or read_num_classes(source)
     model = create_model(model_name, **({"num_classes": num_classes} if num_classes else {}))
     state_dict = from_original(read_state_dict(source))
+    check_architecture(source, model)
     check_fits(state_dict, model, source)
     # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}

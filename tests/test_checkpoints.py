@@ -343,3 +343,14 @@ def test_a_checkpoint_is_read_once_without_code_and_onto_the_cpu(resnet: Path, m
     )
     read_state_dict(resnet)
     assert calls == [{"map_location": "cpu", "weights_only": True}]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_twin_of_the_same_shapes_is_refused(tmp_path: Path, suffix: str) -> None:
+    torch.save(authors_state_dict(random_network("adder_lenet5")), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "a.safetensors", "adder_lenet5")
+    with pytest.raises(ValueError, match="is a checkpoint of another network than cnn_lenet5: "):
+        convert(tmp_path / f"a.{suffix}", tmp_path / "b.safetensors", "cnn_lenet5")
+    assert not (tmp_path / "b.safetensors").exists()
+    with pytest.raises(ValueError, match="is a checkpoint of another network than cnn_lenet5: "):
+        checkpoints.load_checkpoint(timm.create_model("cnn_lenet5"), tmp_path / f"a.{suffix}")
