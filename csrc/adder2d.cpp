@@ -12,4 +12,5 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
       "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups) -> Tensor");
   m.def("_cpu_capability() -> str");
+  m.def("_cpu_ceiling(str form, int steps) -> int");
 }

@@ -26,6 +26,7 @@ SCHEMAS = (
     "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
     "SymInt[2] dilation, SymInt groups) -> Tensor",
     "_cpu_capability() -> str",
+    "_cpu_ceiling(str form, int steps) -> int",
 )
 
 # Registrations made from Python live as long as this object.

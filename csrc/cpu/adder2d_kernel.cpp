@@ -4,12 +4,14 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "adder2d_loops.h"
+#include "adder2d_plan.h"
 
 namespace adderzoo::cpu {
 namespace {
@@ -21,6 +23,11 @@ using Pair = std::vector<int64_t>;
 
 // Work that is worth waking a thread for, in steps of the loops: some ten microseconds.
 constexpr int64_t kGrainSteps = 1 << 15;
+
+// Packing gathers the channels of a step one by one.
+constexpr int64_t kStepsOfPackedStep = 16;
+// Finding a pixel takes as long as so many steps (measured).
+constexpr int64_t kStepsOfPixel = 8;
 
 int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / std::max<int64_t>(1, item_steps)); }
 
@@ -180,105 +187,92 @@ Strides dense_strides(MemoryFormat format, int64_t channels, int64_t height, int
   return {channels * height * width, width, 1, height * width};
 }
 
+// A float or double tensor in either format, as it is if it is dense.
 template <typename T>
-std::vector<T> pack(const Tensor& weight, const FilterShape& filter_shape) {
-  std::vector<T> packed(loops<T>().packed_size(filter_shape));
-  loops<T>().pack(weight.const_data_ptr<T>(), packed.data(), filter_shape);
-  return packed;
-}
+struct Dense {
+  Dense(const Tensor& given, ScalarType type)
+      : tensor(dense(given, type, format_like(given))),
+        view{tensor.const_data_ptr<T>(),
+             dense_strides(format_like(given), given.size(1), given.size(2), given.size(3))} {}
+  Tensor tensor;
+  View<const T> view;
+};
 
 template <typename T>
-void run(Function function, const Accumulation<T>& work) {
-  const int64_t items = loops<T>().num_items(function, work);
-  if (items == 0) return;
-  torch::stable::parallel_for(0, items, grain(loops<T>().item_steps(function, work)),
-                              [&](int64_t begin, int64_t end) { loops<T>().run(function, work, begin, end); });
+View<T> view(Tensor& tensor, MemoryFormat format) {
+  return {tensor.mutable_data_ptr<T>(), dense_strides(format, tensor.size(1), tensor.size(2), tensor.size(3))};
 }
 
+// Memory that begins at a cache line.
 template <typename T>
-void forward(const Geometry& g, const Tensor& input, const Tensor& weight, Tensor& output, MemoryFormat format) {
-  const int64_t taps = g.taps();
-  const std::vector<T> filters =
-      pack<T>(weight, {g.groups, g.filters, g.channels, taps, g.filters * g.channels * taps, g.channels * taps, taps});
-  const std::vector<T> zeros(g.channels);
-  std::vector<Tap> tap_list;
-  for (int64_t i = 0; i < g.kernel_h; ++i) {
-    for (int64_t j = 0; j < g.kernel_w; ++j) {
-      tap_list.push_back({i * g.dilation_h - g.padding_h, j * g.dilation_w - g.padding_w, i * g.kernel_w + j});
-    }
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : memory_(new T[size + kLine]) {
+    void* begin = memory_.get();
+    size_t space = (size + kLine) * sizeof(T);
+    begin_ = static_cast<T*>(std::align(kLine * sizeof(T), size * sizeof(T), begin, space));
   }
+  T* begin() const { return begin_; }
 
-  const Accumulation<T> work{
-      .batch = g.batch,
-      .rows = g.out_height,
-      .columns = g.out_width,
-      .step_h = g.stride_h,
-      .step_w = g.stride_w,
-      .groups = g.groups,
-      .source_channels = g.channels,
-      .channels = g.filters,
-      .source = input.const_data_ptr<T>(),
-      .source_height = g.height,
-      .source_width = g.width,
-      .zeros = zeros.data(),
-      .taps = tap_list.data(),
-      .num_taps = taps,
-      .filters = filters.data(),
-      .filter_taps = taps,
-      .output = output.mutable_data_ptr<T>(),
-      .output_strides = dense_strides(format, g.groups * g.filters, g.out_height, g.out_width),
-  };
-  run(Function::kDistance, work);
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T);
+  std::unique_ptr<T[]> memory_;
+  T* begin_;
+};
+
+int64_t threads() { return torch::stable::get_num_threads(); }
+
+template <typename T>
+struct PackedFilters {
+  PackedFilters(const T* weight, const FilterShape& s) : packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
+    torch::stable::parallel_for(0, s.panels(), grain(s.steps() * kStepsOfPackedStep), [&](int64_t begin, int64_t end) {
+      loops<T>().pack(weight, packed.begin(), sums.begin(), s, begin, end);
+    });
+  }
+  bool finite(int64_t channels) const {
+    return std::all_of(sums.begin(), sums.begin() + channels, [](T x) { return x - x == T(0); });
+  }
+  Buffer<T> packed, sums;
+};
+
+template <typename T>
+void run(const Accumulation<T>& work) {
+  if (work.num_items == 0) return;
+  torch::stable::parallel_for(0, work.num_items, grain(work.item_steps), [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(work.scratch_size);
+    loops<T>().run(work, begin, end, scratch.begin());
+  });
+}
+
+template <typename T>
+void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, Epilogue<T> epilogue,
+             View<T> output) {
+  Plan<T> plan;
+  plan.work.function = loops<T>().max_distance ? Function::kMaxDistance : Function::kDistance;
+  plan.work.filters = filters;
+  plan.work.filter_sums = filter_sums;
+  plan.work.epilogue = epilogue;
+  plan_forward(plan, g, input, output, threads());
+  run(plan.work);
 }
 
 // Input rows that leave the same remainder modulo the stride are reached by the same taps: one accumulation for each
 // pair of remainders, in which the step over the gradient is one pixel.
 template <typename T>
-void backward_input(Function function, const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& weight,
-                    Tensor& grad_input, MemoryFormat format) {
-  const int64_t taps = g.taps();
-  const std::vector<T> filters =
-      pack<T>(weight, {g.groups, g.channels, g.filters, taps, g.filters * g.channels * taps, taps, g.channels * taps});
-  const std::vector<T> zeros(g.filters);
-  const Strides to = dense_strides(format, g.groups * g.channels, g.height, g.width);
-  const Strides from = dense_strides(MemoryFormat::ChannelsLast, g.groups * g.channels, g.height, g.width);
-
+void backward_input(Function function, const Geometry& g, View<const T> grad, View<const T> input, const T* weight,
+                    View<T> grad_input) {
+  const PackedFilters<T> filters(weight, backward_filters(g));
+  if (function == Function::kClippedSlope && !filters.finite(g.groups * g.channels)) {
+    function = Function::kExactClippedSlope;
+  }
   for (int64_t y = 0; y < std::min(g.stride_h, g.height); ++y) {
     for (int64_t x = 0; x < std::min(g.stride_w, g.width); ++x) {
-      std::vector<Tap> tap_list;
-      for (int64_t i = 0; i < g.kernel_h; ++i) {
-        const int64_t row = y + g.padding_h - i * g.dilation_h;
-        if (row % g.stride_h != 0) continue;
-        for (int64_t j = 0; j < g.kernel_w; ++j) {
-          const int64_t column = x + g.padding_w - j * g.dilation_w;
-          if (column % g.stride_w != 0) continue;
-          tap_list.push_back({row / g.stride_h, column / g.stride_w, i * g.kernel_w + j});
-        }
-      }
-
-      const Accumulation<T> work{
-          .batch = g.batch,
-          .rows = (g.height - y + g.stride_h - 1) / g.stride_h,
-          .columns = (g.width - x + g.stride_w - 1) / g.stride_w,
-          .step_h = 1,
-          .step_w = 1,
-          .groups = g.groups,
-          .source_channels = g.filters,
-          .channels = g.channels,
-          .source = grad.const_data_ptr<T>(),
-          .source_height = g.out_height,
-          .source_width = g.out_width,
-          .zeros = zeros.data(),
-          .taps = tap_list.data(),
-          .num_taps = static_cast<int64_t>(tap_list.size()),
-          .filters = filters.data(),
-          .filter_taps = taps,
-          .output = grad_input.mutable_data_ptr<T>() + y * to.row + x * to.column,
-          .output_strides = {to.image, to.row * g.stride_h, to.column * g.stride_w, to.channel},
-          .input = input.const_data_ptr<T>() + y * from.row + x * from.column,
-          .input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel},
-      };
-      run(function, work);
+      Plan<T> plan;
+      plan.work.function = function;
+      plan.work.filters = filters.packed.begin();
+      plan.work.filter_sums = filters.sums.begin();
+      plan_backward(plan, g, y, x, grad, input, grad_input, threads());
+      run(plan.work);
     }
   }
 }
@@ -306,13 +300,13 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
   Tensor output = new_empty(input, {g.batch, weight.size(0), g.out_height, g.out_width}, type, format);
-  const Tensor x = dense(input, type, MemoryFormat::ChannelsLast);
   const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
-  if (type == ScalarType::Double) {
-    forward<double>(g, x, w, output, format);
-  } else {
-    forward<float>(g, x, w, output, format);
-  }
+  const auto compute = [&]<typename T>(T) {
+    const Dense<T> x(input, type);
+    const PackedFilters<T> filters(w.const_data_ptr<T>(), forward_filters(g));
+    forward<T>(g, x.view, filters.packed.begin(), filters.sums.begin(), {}, view<T>(output, format));
+  };
+  type == ScalarType::Double ? compute(double()) : compute(float());
   return output;
 }
 
@@ -325,14 +319,12 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
   Tensor grad_input = new_empty(input, {g.batch, input.size(1), g.height, g.width}, type, format);
-  const Tensor dy = dense(grad, type, MemoryFormat::ChannelsLast);
-  const Tensor x = dense(input, type, MemoryFormat::ChannelsLast);
   const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
-  if (type == ScalarType::Double) {
-    backward_input<double>(function, g, dy, x, w, grad_input, format);
-  } else {
-    backward_input<float>(function, g, dy, x, w, grad_input, format);
-  }
+  const auto compute = [&]<typename T>(T) {
+    const Dense<T> dy(grad, type), x(input, type);
+    backward_input<T>(function, g, dy.view, x.view, w.const_data_ptr<T>(), view<T>(grad_input, format));
+  };
+  type == ScalarType::Double ? compute(double()) : compute(float());
   return torch::stable::to(grad_input, input.scalar_type());
 }
 
@@ -354,6 +346,25 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   return torch::stable::to(grad_weight, weight.scalar_type());
 }
 
+// For `adderzoo benchmark`: runs the loop of `form` on all threads, and returns the number of elements.
+int64_t cpu_ceiling(std::string form, int64_t steps) {
+  Ceiling ceiling;
+  if (form == "multiply_add") {
+    ceiling = Ceiling::kMultiplyAdd;
+  } else if (form == "distance") {
+    ceiling = Ceiling::kDistance;
+  } else if (form == "slope") {
+    ceiling = Ceiling::kSlope;
+  } else {
+    fail("form must be 'multiply_add', 'distance' or 'slope', got '", form, "'");
+  }
+  std::atomic<int64_t> elements = 0;
+  torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) elements += loops<float>().ceiling(ceiling, steps);
+  });
+  return elements;
+}
+
 std::string cpu_capability() { return loops<float>().capability; }
 
 }  // namespace
@@ -367,4 +378,5 @@ STABLE_TORCH_LIBRARY_IMPL(adderzoo, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(adderzoo, CompositeExplicitAutograd, m) {
   m.impl("_cpu_capability", TORCH_BOX(&adderzoo::cpu::cpu_capability));
+  m.impl("_cpu_ceiling", TORCH_BOX(&adderzoo::cpu::cpu_ceiling));
 }

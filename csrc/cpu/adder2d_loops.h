@@ -1,15 +1,21 @@
-// The seam between the operator (adder2d_kernel.cpp, which knows PyTorch) and its loops (which know only pointers).
+// The seam between the operators (adder2d_kernel.cpp, which knows PyTorch) and their loops (which know only pointers).
 //
 // Forward pass and input gradient are the same walk over memory: for every point of a lattice, for every tap of the
 // filter, fetch one pixel of `source` and add a function of its channels and the filter's to the channels of the point.
 // `Accumulation` describes that walk, `Function` what is added.
+//
+// It is done like a matrix product, and without im2col. The points are cut into items of some rows. The part of the
+// source that an item reads, its region, is copied into scratch memory with its padding, channels last, so that a tap is
+// one constant offset for all points; where the source is channels_last and has no padding, it is the region itself. All
+// steps (one source channel of one tap) are taken in blocks of kBlock: the filters of a block and some channels fit into
+// the first cache and serve all tiles (some points times some vectors of channels, their sums in registers) of the item.
 #pragma once
 
 #include <cstdint>
 
 namespace adderzoo::cpu {
 
-// One call of the operator.
+// One call of an operator.
 struct Geometry {
   int64_t batch, groups, channels, filters;  // channels and filters of one group
   int64_t height, width, out_height, out_width;
@@ -19,17 +25,19 @@ struct Geometry {
 };
 
 enum class Function {
-  kDistance,      // |source - filter|; the sum is written with a minus sign (eq. 2)
-  kClippedSlope,  // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
-  kSignSlope,     // source * sign(filter - input)
+  kDistance,           // |source - filter|; the sum is written with a minus sign (eq. 2)
+  kMaxDistance,        // the same, from the sum of max(source, filter)
+  kClippedSlope,       // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
+  kExactClippedSlope,  // the same where a filter or the input may be NaN
+  kSignSlope,          // source * sign(filter - input)
 };
 
-// The source pixel of point (y, x) under this tap is (y * step_h + row, x * step_w + column).
-struct Tap {
-  int64_t row;
-  int64_t column;
-  int64_t index;  // position among the packed filter's taps
-};
+// Channels of a panel of packed filters: the same on all processors, because networks are saved with packed filters.
+constexpr int64_t kPanel = 16;
+
+// A plain float32 sum of thousands of terms loses the precision that the operator promises (1e-6 of the sum of
+// |x| + |w|), so sums are taken in blocks of so many terms and the blocks added.
+constexpr int64_t kBlock = 128;
 
 // Distances in elements from one image, row, column and channel to the next.
 struct Strides {
@@ -39,45 +47,79 @@ struct Strides {
   int64_t channel;
 };
 
+// Successive steps whose sources lie in a line.
+struct Piece {
+  int64_t source;  // offset of the first from the point's place in the region, in elements
+  int64_t step;    // number of the first among the packed filter's steps
+  int64_t length;
+};
+
+// What is done with the sums before they are written: y * scale + shift + addend, then max(0, y).
+template <typename T>
+struct Epilogue {
+  const T* scale = nullptr;  // null: the sums are written as they are
+  const T* shift = nullptr;
+  const T* addend = nullptr;  // with the output's strides, or null
+  bool relu = false;
+};
+
 template <typename T>
 struct Accumulation {
-  // The points.
-  int64_t batch;
-  int64_t rows;
-  int64_t columns;
-  int64_t step_h;
-  int64_t step_w;
+  Function function;
 
-  // Each group reads `source_channels` channels and writes `channels`.
-  int64_t groups;
-  int64_t source_channels;
-  int64_t channels;
+  // The points: a row of `rows` and `columns` for each image. A point's source pixel under a tap is
+  // (y * step_h + tap's row, x * step_w + tap's column).
+  int64_t batch, rows, columns, step_h, step_w;
+  int64_t channels;  // of all groups
 
-  const T* source;  // dense NHWC
-  int64_t source_height;
-  int64_t source_width;
-  const T* zeros;  // `source_channels` of them: what a tap reads outside the source
+  // Shared: all channels of a group see the same source channels. Else every channel has its own copy of them in the
+  // region, which serves groups that are narrower than a panel (depthwise layers).
+  bool shared;
+  int64_t groups, source_channels, group_channels;  // of a group; one group where nothing is shared
 
-  const Tap* taps;
-  int64_t num_taps;
-  const T* filters;  // packed
-  int64_t filter_taps;
+  const T* source;
+  Strides source_strides;
+  int64_t source_height, source_width;
+
+  // Taps are all pairs of these, ascending.
+  const int64_t* tap_rows;
+  const int64_t* tap_columns;
+  int64_t num_tap_rows, num_tap_columns;
+
+  bool staged;            // whether the region is a copy
+  int64_t region_width;   // in pixels
+  int64_t region_pixel;   // elements of a pixel
+  int64_t source_step;    // from one step to the next of a piece, in elements
+  const Piece* pieces;
+  const int64_t* blocks;  // block b is the pieces [blocks[b], blocks[b + 1])
+  int64_t num_blocks;
+
+  const T* filters;      // packed: (panels, steps, kPanel), a step being a tap and a source channel
+  const T* filter_sums;  // of each channel; for kMaxDistance
+  int64_t filter_steps;
 
   T* output;
   Strides output_strides;
-  const T* input;  // x at the points, channels dense; not read by kDistance
+  const T* input;  // x at the points; for slopes
   Strides input_strides;
+  Epilogue<T> epilogue;
+
+  // The items: some rows of all images' and some panels of one group each.
+  int64_t rows_of_item, panels_of_item, panel_chunks;
+  int64_t num_items, item_steps;
+  int64_t scratch_size;  // in elements
+  int64_t max_points;    // of an item
+  int64_t max_region_rows;
 };
 
-// A filter tensor as it is to be packed. The strides are those of the unpacked filters, in which taps are adjacent.
+// A filter tensor as it is to be packed; steps are ordered by tap, then source channel.
 struct FilterShape {
-  int64_t groups;
-  int64_t channels;
-  int64_t source_channels;
-  int64_t taps;
-  int64_t group_stride;
-  int64_t channel_stride;
-  int64_t source_stride;
+  int64_t channels, group_channels, source_channels, taps;
+  int64_t group_stride, channel_stride, source_stride;  // between filters; taps are adjacent
+  bool reverse_taps;
+
+  int64_t panels() const { return (channels + kPanel - 1) / kPanel; }
+  int64_t steps() const { return source_channels * taps; }
 };
 
 // Gradient of the filters from the sign of X - F (eq. 4).
@@ -90,25 +132,23 @@ struct FilterSignGradient {
   T* grad_weight;   // dense OIHW
 };
 
-// Time is counted in steps, of one term for every lane of a vector, a third of a nanosecond or more. Finding a pixel
-// takes as long as this many (measured).
-constexpr int64_t kStepsOfPixel = 8;
+// What a machine can do at most: loops with the instructions of one of the above, but all operands at hand.
+enum class Ceiling { kMultiplyAdd, kDistance, kSlope };
 
 // The loops for one instruction set.
 template <typename T>
 struct Loops {
   const char* capability;
-  // The work is cut into `num_items` independent items; `run` does those in [begin, end).
-  int64_t (*num_items)(Function, const Accumulation<T>&);
-  // What an item costs, in steps.
-  int64_t (*item_steps)(Function, const Accumulation<T>&);
-  void (*run)(Function, const Accumulation<T>&, int64_t begin, int64_t end);
-  // Packed filters: (groups, blocks of channels, taps, source channels, channels of a block), the last block filled up
-  // with zeros.
-  int64_t (*packed_size)(const FilterShape&);
-  void (*pack)(const T* weight, T* packed, const FilterShape&);
+  bool max_distance;  // whether kMaxDistance is faster than kDistance
+  // Does the items in [begin, end), which are independent, with `scratch_size` elements of scratch memory.
+  void (*run)(const Accumulation<T>&, int64_t begin, int64_t end, T* scratch);
+  // Packs some panels; `sums` gets those of each channel.
+  void (*pack)(const T* weight, T* packed, T* sums, const FilterShape&, int64_t begin, int64_t end);
+  void (*sum_filters)(const T* packed, T* sums, int64_t channels, int64_t steps, int64_t begin, int64_t end);
   // An item is one tap of one filter.
   void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
+  // Returns the number of elements.
+  int64_t (*ceiling)(Ceiling, int64_t steps);
 };
 
 // The best loops that this processor can run. ADDERZOO_CPU_CAPABILITY (default, avx2, avx512) in the environment asks

@@ -3,6 +3,8 @@
 #include "adder2d_loops.h"
 
 #ifdef __x86_64__
+#include <immintrin.h>
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
 #else

@@ -1,0 +1,42 @@
+// Turns a call of an operator into items for the loops. Knows neither PyTorch nor instruction sets.
+#pragma once
+
+#include <vector>
+
+#include "adder2d_loops.h"
+
+namespace adderzoo::cpu {
+
+// Where a tensor (N, C, H, W) lies.
+template <typename T>
+struct View {
+  T* data;
+  Strides strides;
+};
+
+// An accumulation and what it points to. It stays where it is made.
+template <typename T>
+struct Plan {
+  Accumulation<T> work{};
+  std::vector<int64_t> tap_rows, tap_columns, blocks;
+  std::vector<Piece> pieces;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+};
+
+FilterShape forward_filters(const Geometry&);
+FilterShape backward_filters(const Geometry&);
+
+// Plans -sum |x - w| with filters that are packed by `forward_filters`. `work.function` has to be set, and so have
+// filters, filter_sums and epilogue.
+template <typename T>
+void plan_forward(Plan<T>& plan, const Geometry& geometry, View<const T> input, View<T> output, int64_t threads);
+
+// Plans the input gradient at the input pixels whose coordinates leave the remainders (y, x) modulo the stride: they are
+// reached by the same taps. Filters are packed by `backward_filters`.
+template <typename T>
+void plan_backward(Plan<T>& plan, const Geometry& geometry, int64_t y, int64_t x, View<const T> grad,
+                   View<const T> input, View<T> grad_input, int64_t threads);
+
+}  // namespace adderzoo::cpu
