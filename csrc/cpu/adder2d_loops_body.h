@@ -11,6 +11,7 @@ namespace {
 template <typename T>
 struct PlainSimd {
   typedef T Vector __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
+  using Mask = decltype(Vector{} != Vector{});
   static constexpr int kLanes = ADDERZOO_VECTOR_BYTES / sizeof(T);
   static constexpr bool kMaxDistance = false;
 
@@ -30,7 +31,45 @@ struct PlainSimd {
     for (int i = 0; i < kLanes; ++i) sum += x[i];
     return sum;
   }
+  static bool any(Mask mask) {
+    bool any = false;
+    for (int i = 0; i < kLanes; ++i) any |= mask[i] != 0;
+    return any;
+  }
+  static void transpose4(const T* from, int64_t stride, T* a, T* b, T* c, T* d) {
+    for (int i = 0; i < 4; ++i, from += stride) {
+      a[i] = from[0];
+      b[i] = from[1];
+      c[i] = from[2];
+      d[i] = from[3];
+    }
+  }
 };
+
+#if defined(__x86_64__)
+inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
+                                                                float* c, float* d) {
+  __m128 w = _mm_loadu_ps(from), x = _mm_loadu_ps(from + stride), y = _mm_loadu_ps(from + 2 * stride),
+         z = _mm_loadu_ps(from + 3 * stride);
+  _MM_TRANSPOSE4_PS(w, x, y, z);
+  _mm_storeu_ps(a, w);
+  _mm_storeu_ps(b, x);
+  _mm_storeu_ps(c, y);
+  _mm_storeu_ps(d, z);
+}
+#elif defined(__aarch64__)
+inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
+                                                                float* c, float* d) {
+  float32x4x4_t rows = {vld1q_f32(from), vld1q_f32(from + stride), vld1q_f32(from + 2 * stride),
+                        vld1q_f32(from + 3 * stride)};
+  float memory[16];
+  vst4q_f32(memory, rows);  // interleaves the rows: the columns, one after the other
+  vst1q_f32(a, vld1q_f32(memory));
+  vst1q_f32(b, vld1q_f32(memory + 4));
+  vst1q_f32(c, vld1q_f32(memory + 8));
+  vst1q_f32(d, vld1q_f32(memory + 12));
+}
+#endif
 
 template <typename T>
 struct Simd : PlainSimd<T> {};
@@ -38,6 +77,7 @@ struct Simd : PlainSimd<T> {};
 #if ADDERZOO_VECTOR_BYTES == 64
 template <>
 struct Simd<float> : PlainSimd<float> {
+  static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm512_set1_ps(x); }
   static Vector opaque(Vector x) {
@@ -54,10 +94,12 @@ struct Simd<float> : PlainSimd<float> {
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }
   static float sum(Vector x) { return _mm512_reduce_add_ps((__m512)x); }
+  static bool any(Mask mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 };
 #elif ADDERZOO_VECTOR_BYTES == 32
 template <>
 struct Simd<float> : PlainSimd<float> {
+  static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm256_set1_ps(x); }
   static Vector opaque(Vector x) {
@@ -75,11 +117,13 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm256_max_ps(_mm256_min_ps((__m256)x, (__m256)one), (__m256)-one);
   }
+  static bool any(Mask mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 };
 #elif defined(__aarch64__)
 // The absolute difference is one instruction, so there is nothing to win from the maximum.
 template <>
 struct Simd<float> : PlainSimd<float> {
+  static constexpr auto transpose4 = transpose4_of_floats;
   static Vector broadcast(float x) { return (Vector)vdupq_n_f32(x); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
@@ -93,6 +137,7 @@ struct Simd<float> : PlainSimd<float> {
 #elif defined(__x86_64__)
 template <>
 struct Simd<float> : PlainSimd<float> {
+  static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm_set1_ps(x); }
   static Vector max(Vector a, Vector b) { return (Vector)_mm_max_ps((__m128)a, (__m128)b); }
@@ -170,12 +215,19 @@ inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T
   }
 }
 
-// Points of a tile. A distance needs one register for each pair of point and vector, a slope two (sum and input); one
-// vector of filters, one of the source and the constant one have to fit beside them. The pointers of more than eight
-// points would not fit into the general registers.
+// Whether a tile keeps its totals in registers beside its sums and takes all blocks at once. A wide one has no room for
+// them; it takes the same block as all other tiles of the item, while its filters lie in the first cache.
+constexpr bool takes_all_blocks(Function f, int vectors) {
+  return ADDERZOO_REGISTERS >= 32 && vectors <= (has_input(f) ? 1 : 2);
+}
+
+// Points of a tile. Each pair of point and vector needs a register for the sum, one for the total where all blocks are
+// taken at once, and one for the input of a slope; one vector of filters, one of the source and the constant one have
+// to fit beside them. The pointers of more than eight points would not fit into the general registers.
 constexpr int points_of_tile(Function f, int vectors) {
-  constexpr int registers = ADDERZOO_REGISTERS - 3;
-  const int points = (registers - vectors) / (has_input(f) ? 2 * vectors : vectors);
+  const int pair = 1 + takes_all_blocks(f, vectors) + has_input(f);
+  const int spare = takes_all_blocks(f, vectors) ? 8 : 3;
+  const int points = (ADDERZOO_REGISTERS - spare - vectors) / (pair * vectors);
   return points < 1 ? 1 : points > 8 ? 8 : points;
 }
 
@@ -188,15 +240,19 @@ struct Tile {
   int64_t panel_size;
   const T* inputs;  // (points, vectors)
   T* totals;        // (points, vectors)
+  // What the next item reads comes into the second cache meanwhile, some bytes with every step.
+  const char* ahead;
+  int64_t ahead_step;
 };
 
-// Adds the terms of one block of steps to the totals.
+// Adds the terms of the blocks [begin, end) to the totals, or begins with them.
 template <Function F, bool kShared, int kPoints, int kVecs, typename T>
-void add_block(const Accumulation<T>& a, const Tile<T>& tile, int64_t block) {
+void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, int64_t end) {
   constexpr int64_t width = kVecs * kLanes<T>;
   const Vector<T> one = Simd<T>::opaque(Vector<T>{} + T(1));
   const T* source[kPoints];
   Vector<T> sum[kPoints][kVecs] = {};
+  Vector<T> total[kPoints][kVecs] = {};
   Vector<T> input[kPoints][kVecs] = {};
 #pragma GCC unroll 8
   for (int p = 0; p < kPoints; ++p) {
@@ -207,47 +263,77 @@ void add_block(const Accumulation<T>& a, const Tile<T>& tile, int64_t block) {
     }
   }
 
-  for (int64_t i = a.blocks[block]; i < a.blocks[block + 1]; ++i) {
-    const Piece piece = a.pieces[i];
-    const T* filter = tile.filters + piece.step * kPanel;
-    const T* const end = filter + piece.length * kPanel;
-    const int64_t panel_size = tile.panel_size;
-    const int64_t source_step = kShared ? 1 : a.source_step;
-    for (int64_t at = piece.source; filter != end; at += source_step, filter += kPanel) {
-      Vector<T> w[kVecs];
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) {
-        w[v] = load(filter + v / kVectors<T> * panel_size + v % kVectors<T> * kLanes<T>);
+  const char* ahead = tile.ahead;
+  for (int64_t block = begin; block < end; ++block) {
+    for (int64_t i = a.blocks[block]; i < a.blocks[block + 1]; ++i) {
+      const Piece piece = a.pieces[i];
+      const T* filter = tile.filters + piece.step * kPanel;
+      const T* const last = filter + piece.length * kPanel;
+      const int64_t panel_size = tile.panel_size;
+      const int64_t source_step = kShared ? 1 : a.source_step;
+      if constexpr (kVecs < 4) {
+        const char* const until = ahead + piece.length * tile.ahead_step;
+        for (; ahead < until; ahead += 64) __builtin_prefetch(ahead, 0, 2);
+        ahead = until;
       }
-#pragma GCC unroll 8
-      for (int p = 0; p < kPoints; ++p) {
-        Vector<T> x = {};
-        if constexpr (kShared) x = Simd<T>::broadcast(source[p][at]);
+      for (int64_t at = piece.source; filter != last; at += source_step, filter += kPanel) {
+        if constexpr (kVecs >= 4) {
+          __builtin_prefetch(ahead, 0, 2);
+          ahead += tile.ahead_step;
+        }
+        Vector<T> w[kVecs];
 #pragma GCC unroll 8
         for (int v = 0; v < kVecs; ++v) {
-          if constexpr (!kShared) x = load(source[p] + at + v * kLanes<T>);
-          sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one);
+          w[v] = load(filter + v / kVectors<T> * panel_size + v % kVectors<T> * kLanes<T>);
+        }
+#pragma GCC unroll 8
+        for (int p = 0; p < kPoints; ++p) {
+          Vector<T> x = {};
+          if constexpr (kShared) x = Simd<T>::broadcast(source[p][at]);
+#pragma GCC unroll 8
+          for (int v = 0; v < kVecs; ++v) {
+            if constexpr (!kShared) x = load(source[p] + at + v * kLanes<T>);
+            sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one);
+          }
+        }
+      }
+    }
+    if constexpr (takes_all_blocks(F, kVecs)) {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPoints; ++p) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) {
+          total[p][v] += sum[p][v];
+          sum[p][v] = Vector<T>{};
+        }
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int p = 0; p < kPoints; ++p) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) {
+          T* to = tile.totals + p * width + v * kLanes<T>;
+          store(to, block == 0 ? sum[p][v] : load(to) + sum[p][v]);
+          sum[p][v] = Vector<T>{};
         }
       }
     }
   }
-
+  if constexpr (takes_all_blocks(F, kVecs)) {
 #pragma GCC unroll 8
-  for (int p = 0; p < kPoints; ++p) {
+    for (int p = 0; p < kPoints; ++p) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) {
-      T* total = tile.totals + p * width + v * kLanes<T>;
-      store(total, block == 0 ? sum[p][v] : load(total) + sum[p][v]);
+      for (int v = 0; v < kVecs; ++v) store(tile.totals + p * width + v * kLanes<T>, total[p][v]);
     }
   }
 }
 
 template <Function F, bool kShared, int kVecs, typename T>
-void add_block(const Accumulation<T>& a, const Tile<T>& tile, int64_t block, int points) {
+void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, int64_t end, int points) {
   constexpr int kMost = points_of_tile(F, kVecs);
 #define ADDERZOO_POINTS(n) \
   case n:                  \
-    if constexpr (n <= kMost) return add_block<F, kShared, n, kVecs>(a, tile, block);
+    if constexpr (n <= kMost) return add_blocks<F, kShared, n, kVecs>(a, tile, begin, end);
   switch (points) {
     ADDERZOO_POINTS(1)
     ADDERZOO_POINTS(2)
@@ -271,6 +357,8 @@ struct Item {
   int64_t *offsets, *output_offsets, *input_offsets;
   T *region_copy, *row_sums, *pixel_sums, *sums;  // sums of the sources of each point
   T *totals, *inputs;
+  const char* ahead;    // where the source of the next item begins that this one does not read
+  int64_t ahead_bytes;
 };
 
 template <typename T>
@@ -283,14 +371,22 @@ T sum_of(const T* from, int64_t length) {
   return sum;
 }
 
-template <typename T>
-void transpose(const T* from, int64_t channel_stride, int64_t column_stride, T* to, int64_t pixel, int64_t channels,
-               int64_t pixels) {
-  for (int64_t first = 0; first < channels; first += 16) {
-    const int64_t last = smaller(channels, first + 16);
-    for (int64_t x = 0; x < pixels; ++x) {
-      for (int64_t c = first; c < last; ++c) to[x * pixel + c] = from[c * channel_stride + x * column_stride];
+// to(c)[r] = from[r * stride + c], four by four.
+template <typename T, typename To>
+inline __attribute__((always_inline)) void transpose(const T* from, int64_t stride, int64_t rows, int64_t columns,
+                                                     const To& to) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4, from += 4 * stride) {
+    int64_t c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      Simd<T>::transpose4(from + c, stride, to(c) + r, to(c + 1) + r, to(c + 2) + r, to(c + 3) + r);
     }
+    for (; c < columns; ++c) {
+      for (int i = 0; i < 4; ++i) to(c)[r + i] = from[i * stride + c];
+    }
+  }
+  for (; r < rows; ++r, from += stride) {
+    for (int64_t c = 0; c < columns; ++c) to(c)[r] = from[c];
   }
 }
 
@@ -322,7 +418,7 @@ void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int
       }
       return;
     }
-    transpose(from, s.channel, s.column, to, a.region_pixel, a.source_channels, pixels);
+    transpose(from, s.channel, a.source_channels, pixels, [&](int64_t x) { return to + x * a.region_pixel; });
     return;
   }
   // Each channel's own copy: (source channel, channel).
@@ -361,8 +457,16 @@ void sum_row(const Accumulation<T>& a, const T* pixels, T* pixel_sums, T* row_su
   std::memset(row_sums, 0, a.columns * sizeof(T));
   for (int64_t j = 0; j < a.num_tap_columns; ++j) {
     const T* from = pixel_sums + a.tap_columns[j] - a.tap_columns[0];
-    for (int64_t x = 0; x < a.columns; ++x) row_sums[x] += from[x * a.step_w];
+    if (a.step_w == 1) {
+      for (int64_t x = 0; x < a.columns; ++x) row_sums[x] += from[x];
+    } else {
+      for (int64_t x = 0; x < a.columns; ++x) row_sums[x] += from[x * a.step_w];
+    }
   }
+}
+
+inline void write_offsets(int64_t* to, int64_t first, int64_t step, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = first + i * step;
 }
 
 // Finds the points of rows [begin, end) of all images, and their region.
@@ -404,164 +508,212 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
           for (int64_t x = 0; x < a.columns; ++x) sums[x] += from[x];
         }
       }
-      for (int64_t x = 0; x < a.columns; ++x, ++point) {
-        item.offsets[point] = at + y * a.step_h * region_row + x * a.step_w * a.region_pixel;
-        item.output_offsets[point] =
-            image * a.output_strides.image + (y0 + y) * a.output_strides.row + x * a.output_strides.column;
-        item.input_offsets[point] =
-            image * a.input_strides.image + (y0 + y) * a.input_strides.row + x * a.input_strides.column;
+      write_offsets(item.offsets + point, at + y * a.step_h * region_row, a.step_w * a.region_pixel, a.columns);
+      const Strides &to = a.output_strides, &from = a.input_strides;
+      write_offsets(item.output_offsets + point, image * to.image + (y0 + y) * to.row, to.column, a.columns);
+      if (a.input != nullptr) {
+        write_offsets(item.input_offsets + point, image * from.image + (y0 + y) * from.row, from.column, a.columns);
       }
+      point += a.columns;
+    }
+    item.ahead = reinterpret_cast<const char*>(a.source);
+    item.ahead_bytes = 0;
+    if (a.source_strides.channel == 1) {
+      const int64_t next = image * a.source_height + smaller(a.source_height, top + region_rows), step_rows = rows * a.step_h;
+      const int64_t last = smaller(a.batch * a.source_height, next + step_rows);
+      item.ahead = reinterpret_cast<const char*>(a.source + next * a.source_strides.row);
+      item.ahead_bytes = (last - next) * a.source_strides.row * sizeof(T);
     }
     row += rows;
   }
   item.points = point;
 }
 
-// Copies x at the points, `width` channels from `first` on, zeros for those beyond `last`.
+// Length of the run of points from `point` on whose places, in steps of `column`, follow one another.
 template <typename T>
-void load_inputs(const Accumulation<T>& a, const Item<T>& item, int64_t first, int64_t last, int64_t width) {
-  const int64_t channels = smaller(width, last - first), stride = a.input_strides.channel;
-  for (int64_t p = 0; p < item.points; ++p) {
+int64_t run_of_points(const Item<T>& item, const int64_t* offsets, int64_t point) {
+  int64_t end = point + 1;
+  while (end < item.points && offsets[end] == offsets[end - 1] + 1) ++end;
+  return end - point;
+}
+
+// Copies x at the points, `width` channels from `first` on, zeros for those beyond the last.
+template <typename T>
+void load_inputs(const Accumulation<T>& a, const Item<T>& item, int64_t first, int64_t width) {
+  const int64_t channels = smaller(width, a.channels - first), stride = a.input_strides.channel;
+  if (channels < width) std::memset(item.inputs, 0, item.points * width * sizeof(T));
+  if (stride == 1) {
+    for (int64_t p = 0; p < item.points; ++p) {
+      std::memcpy(item.inputs + p * width, a.input + item.input_offsets[p] + first, channels * sizeof(T));
+    }
+    return;
+  }
+  for (int64_t p = 0; p < item.points;) {
+    const int64_t run = run_of_points(item, item.input_offsets, p);
     T* to = item.inputs + p * width;
-    const T* from = a.input + item.input_offsets[p] + first * stride;
-    if (stride == 1) {
-      std::memcpy(to, from, channels * sizeof(T));
-    } else {
-      for (int64_t c = 0; c < channels; ++c) to[c] = from[c * stride];
-    }
-    for (int64_t c = channels; c < width; ++c) to[c] = T(0);
+    transpose(a.input + item.input_offsets[p] + first * stride, stride, channels, run,
+              [&](int64_t x) { return to + x * width; });
+    p += run;
   }
 }
 
-// Turns a tile's totals into sums of terms; false if the fast form does not hold for them.
-template <Function F, typename T>
-bool finish_sums(T* totals, const T* inputs, const T* sums, const T* filter_sums, int points, int64_t width) {
-  Vector<T> odd = {};
-  for (int p = 0; p < points; ++p) {
-    for (int64_t c = 0; c < width; c += kLanes<T>) {
-      T* total = totals + p * width + c;
-      if constexpr (F == Function::kMaxDistance) {
-        const Vector<T> zero = {};
-        const Vector<T> y = (sums[p] + load(filter_sums + c)) - T(2) * load(total);
-        odd += y - y;
-        store(total, y > zero ? zero : y);
-      } else if constexpr (F == Function::kDistance) {
-        store(total, -load(total));
-      } else if constexpr (F == Function::kClippedSlope) {
-        const Vector<T> x = load(inputs + p * width + c);
-        const Vector<T> zero = {}, one = zero + T(1);
-        odd += x == x ? zero : one;
-      }
-    }
-  }
-  const T sum = Simd<T>::sum(odd);
-  return sum == T(0);
-}
-
+// Writes the totals where a point's channels do not lie together.
 template <typename T>
-void apply_epilogue(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, T* totals,
-                    int64_t first_channel, int64_t width) {
-  const Epilogue<T>& e = a.epilogue;
-  const int64_t channels = smaller(width, a.channels - first_channel);
-  for (int p = 0; p < points; ++p, totals += width) {
-    for (int64_t c = 0; c < channels; ++c) totals[c] = totals[c] * e.scale[first_channel + c] + e.shift[first_channel + c];
-    if (e.addend != nullptr) {
-      const T* addend = e.addend + item.output_offsets[point + p] + first_channel * a.output_strides.channel;
-      if (a.output_strides.channel == 1) {
-        for (int64_t c = 0; c < channels; ++c) totals[c] += addend[c];
-      } else {
-        for (int64_t c = 0; c < channels; ++c) totals[c] += addend[c * a.output_strides.channel];
-      }
+void store_planes(const Accumulation<T>& a, const Item<T>& item, int64_t first, int64_t from, int64_t to,
+                  int64_t width) {
+  const int64_t plane = a.output_strides.channel;
+  for (int64_t p = 0; p < item.points;) {
+    const int64_t run = run_of_points(item, item.output_offsets, p);
+    T* output = a.output + item.output_offsets[p] + (first + from) * plane;
+    transpose(item.totals + p * width + from, width, run, to - from, [&](int64_t c) { return output + c * plane; });
+    p += run;
+  }
+}
+
+// Zeros beyond the last channel.
+template <typename T>
+Vector<T> load_channels(const T* from, int64_t first, int64_t channels) {
+  if (first + kLanes<T> <= channels) return load(from + first);
+  T padded[kLanes<T>] = {};
+  if (first < channels) std::memcpy(padded, from + first, (channels - first) * sizeof(T));
+  return load(padded);
+}
+
+// Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them.
+template <Function F, bool kAffine, int kVecs, typename T>
+bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, int64_t first_channel) {
+  constexpr int64_t width = kVecs * kLanes<T>;
+  // A distance of less than a 64th of what is subtracted for it has lost too many bits.
+  constexpr T kCancelled = T(1) / 64;
+  const Vector<T> zero = {};
+  const Epilogue<T>& epilogue = a.epilogue;
+  Vector<T> filter_sums[kVecs], limits[kVecs], scale[kVecs], shift[kVecs];
+  for (int v = 0; v < kVecs; ++v) {
+    if constexpr (F == Function::kMaxDistance) {
+      filter_sums[v] = load(a.filter_sums + first_channel + v * kLanes<T>);
+      limits[v] = kCancelled * Simd<T>::distance(filter_sums[v], zero);
     }
-    if (e.relu) {
-      for (int64_t c = 0; c < channels; ++c) totals[c] = totals[c] < T(0) ? T(0) : totals[c];
+    if constexpr (kAffine) {
+      scale[v] = load_channels(epilogue.scale, first_channel + v * kLanes<T>, a.channels);
+      shift[v] = load_channels(epilogue.shift, first_channel + v * kLanes<T>, a.channels);
     }
   }
+
+  const bool direct = a.output_strides.channel == 1 && first_channel >= item.first_channel &&
+                      first_channel + width <= item.last_channel;
+  typename Simd<T>::Mask odd = {};
+  for (int p = 0; p < points; ++p) {
+    T* totals = item.totals + (point + p) * width;
+    T* output = direct ? a.output + item.output_offsets[point + p] + first_channel : totals;
+    Vector<T> sum = {}, limit = {};
+    if constexpr (F == Function::kMaxDistance) {
+      sum = Simd<T>::broadcast(item.sums[point + p]);
+      limit = kCancelled * Simd<T>::distance(sum, zero);
+    }
+    for (int v = 0; v < kVecs; ++v) {
+      Vector<T> y = load(totals + v * kLanes<T>);
+      if constexpr (F == Function::kMaxDistance) {
+        y = (sum + filter_sums[v]) - (y + y);
+        odd |= ~(y <= -(limit + limits[v]));  // true of a NaN as well
+      } else if constexpr (F == Function::kDistance) {
+        y = -y;
+      } else if constexpr (F == Function::kClippedSlope) {
+        const Vector<T> x = load(item.inputs + (point + p) * width + v * kLanes<T>);
+        odd |= x != x;
+      }
+      if constexpr (kAffine) {
+        y = Simd<T>::multiply_add(y, scale[v], shift[v]);
+        if (epilogue.addend == nullptr && epilogue.relu) y = y < zero ? zero : y;
+      }
+      store(output + v * kLanes<T>, y);
+    }
+    if (kAffine && epilogue.addend != nullptr) {
+      const int64_t stride = a.output_strides.channel, channels = smaller(width, a.channels - first_channel);
+      const T* addend = epilogue.addend + item.output_offsets[point + p] + first_channel * stride;
+      for (int64_t c = 0; c < channels; ++c) {
+        const T y = output[c] + addend[c * stride];
+        output[c] = epilogue.relu && y < T(0) ? T(0) : y;
+      }
+    }
+  }
+  return !Simd<T>::any(odd);
 }
 
 // All points of an item, for kPanels panels from `panel` on.
-template <Function F, bool kShared, int kPanels, typename T>
+template <Function F, bool kShared, bool kAffine, int kPanels, typename T>
 void run_panels(const Accumulation<T>& a, const Item<T>& item, int64_t panel) {
   constexpr int kVecs = kPanels * kVectors<T>;
   constexpr int64_t width = kPanels * kPanel;
   constexpr int kMost = points_of_tile(F, kVecs);
-  const int64_t first_channel = panel * kPanel;
-  if constexpr (has_input(F)) load_inputs(a, item, first_channel, a.channels, width);
+  const int64_t first_channel = panel * kPanel, panel_size = a.filter_steps * kPanel;
+  if constexpr (has_input(F)) load_inputs(a, item, first_channel, width);
 
   const int64_t tiles = (item.points + kMost - 1) / kMost;
-  const int64_t panel_size = a.filter_steps * kPanel;
-  const T* filters = a.filters + panel * panel_size;
-  // Only the lanes of the item's own group are its to write.
-  const int64_t from = first_channel < item.first_channel ? item.first_channel - first_channel : 0;
-  const int64_t to = smaller(width, item.last_channel - first_channel);
-
-  for (int64_t block = 0; block < a.num_blocks; ++block) {
+  const int64_t steps = a.num_tap_rows * a.num_tap_columns * a.source_channels;
+  const int64_t ahead_step = panel == item.first_panel ? item.ahead_bytes / (tiles * steps + 1) : 0;
+  const int64_t blocks = takes_all_blocks(F, kVecs) ? a.num_blocks : 1;
+  for (int64_t block = 0; block < a.num_blocks; block += blocks) {
     int64_t point = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
       const int points = static_cast<int>((item.points - point + (tiles - t) - 1) / (tiles - t));
-      const Tile<T> tile{
+      Tile<T> tile{
           .source = item.region + (kShared ? 0 : first_channel - item.first_panel * kPanel),
           .offsets = item.offsets + point,
-          .filters = filters,
+          .filters = a.filters + panel * panel_size,
           .panel_size = panel_size,
           .inputs = item.inputs + point * width,
           .totals = item.totals + point * width,
+          .ahead = item.ahead + (block * kBlock * tiles + t * smaller(kBlock * blocks, steps - block * kBlock)) * ahead_step,
+          .ahead_step = ahead_step,
       };
-      add_block<F, kShared, kVecs>(a, tile, block, points);
-      if (block == a.num_blocks - 1) {
-        T* totals = tile.totals;
-        if (!finish_sums<F>(totals, tile.inputs, item.sums + point, a.filter_sums + first_channel, points, width)) {
-          for (int64_t b = 0; b < a.num_blocks; ++b) {
-            for (int p = 0; p < points; ++p) {
-              Tile<T> one = tile;
-              one.offsets += p;
-              one.inputs += p * width;
-              one.totals += p * width;
-              add_block<exact(F), kShared, 1, kVecs>(a, one, b);
-            }
-          }
-          finish_sums<exact(F)>(totals, tile.inputs, item.sums, a.filter_sums, points, width);
+      add_blocks<F, kShared, kVecs>(a, tile, block, block + blocks, points);
+      if (block + blocks == a.num_blocks && !finish<F, kAffine, kVecs>(a, item, point, points, first_channel)) {
+        for (int p = 0; p < points; ++p, ++tile.offsets, tile.inputs += width, tile.totals += width) {
+          add_blocks<exact(F), kShared, 1, kVecs>(a, tile, 0, a.num_blocks);
         }
-        if (a.epilogue.scale != nullptr) apply_epilogue(a, item, point, points, totals, first_channel, width);
-        if (a.output_strides.channel == 1) {
-          for (int p = 0; p < points; ++p) {
-            T* output = a.output + item.output_offsets[point + p] + first_channel;
-            if (to - from == width) {
-#pragma GCC unroll 8
-              for (int v = 0; v < kVecs; ++v) store(output + v * kLanes<T>, load(totals + p * width + v * kLanes<T>));
-            } else {
-              for (int64_t c = from; c < to; ++c) output[c] = totals[p * width + c];
-            }
-          }
-        }
+        finish<exact(F), kAffine, kVecs>(a, item, point, points, first_channel);
       }
       point += points;
     }
   }
+
+  // Only the lanes of the item's own group are its to write.
+  const int64_t from = first_channel < item.first_channel ? item.first_channel - first_channel : 0;
+  const int64_t to = smaller(width, item.last_channel - first_channel);
   if (a.output_strides.channel != 1) {
-    for (int64_t c = from; c < to; ++c) {
-      T* output = a.output + (first_channel + c) * a.output_strides.channel;
-      for (int64_t p = 0; p < item.points; ++p) output[item.output_offsets[p]] = item.totals[p * width + c];
+    store_planes(a, item, first_channel, from, to, width);
+  } else if (to - from < width) {
+    for (int64_t p = 0; p < item.points; ++p) {
+      std::memcpy(a.output + item.output_offsets[p] + first_channel + from, item.totals + p * width + from,
+                  (to - from) * sizeof(T));
     }
   }
 }
 
-template <Function F, bool kShared, typename T>
+template <Function F, bool kShared, bool kAffine, typename T>
 void run_item(const Accumulation<T>& a, const Item<T>& item) {
   for (int64_t panel = item.first_panel; panel < item.last_panel;) {
     const int64_t left = item.last_panel - panel;
     if (kMaxPanels<T> >= 4 && left >= 4) {
-      run_panels<F, kShared, kMaxPanels<T> >= 4 ? 4 : 1>(a, item, panel);
+      run_panels<F, kShared, kAffine, kMaxPanels<T> >= 4 ? 4 : 1>(a, item, panel);
       panel += 4;
     } else if (kMaxPanels<T> >= 2 && left >= 2) {
-      run_panels<F, kShared, kMaxPanels<T> >= 2 ? 2 : 1>(a, item, panel);
+      run_panels<F, kShared, kAffine, kMaxPanels<T> >= 2 ? 2 : 1>(a, item, panel);
       panel += 2;
     } else {
-      run_panels<F, kShared, 1>(a, item, panel);
+      run_panels<F, kShared, kAffine, 1>(a, item, panel);
       panel += 1;
     }
   }
+}
+
+// The sources of unshared layers are loaded as vectors: there the sum of a point's sources, which the maximum needs, is
+// one of each channel, and would cost as much as it saves.
+template <Function F, bool kAffine, typename T>
+void run_shared(const Accumulation<T>& a, const Item<T>& item) {
+  constexpr Function kUnshared = F == Function::kMaxDistance ? Function::kDistance : F;
+  a.shared ? run_item<F, true, kAffine>(a, item) : run_item<kUnshared, false, kAffine>(a, item);
 }
 
 template <typename T>
@@ -597,22 +749,24 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
       prepare_item(a, item, chunk * a.rows_of_item, smaller(rows, (chunk + 1) * a.rows_of_item));
       prepared = region;
     }
-#define ADDERZOO_RUN(function)                                                                  \
-  case function:                                                                                \
-    if (a.shared) {                                                                             \
-      run_item<function, true>(a, item);                                                        \
-    } else {                                                                                    \
-      run_item<function == Function::kMaxDistance ? Function::kDistance : function, false>(a, item); \
-    }                                                                                           \
-    break;
+    const bool affine = a.epilogue.scale != nullptr;
     switch (a.function) {
-      ADDERZOO_RUN(Function::kDistance)
-      ADDERZOO_RUN(Function::kMaxDistance)
-      ADDERZOO_RUN(Function::kClippedSlope)
-      ADDERZOO_RUN(Function::kExactClippedSlope)
-      ADDERZOO_RUN(Function::kSignSlope)
+      case Function::kDistance:
+        affine ? run_shared<Function::kDistance, true>(a, item) : run_shared<Function::kDistance, false>(a, item);
+        break;
+      case Function::kMaxDistance:
+        affine ? run_shared<Function::kMaxDistance, true>(a, item) : run_shared<Function::kMaxDistance, false>(a, item);
+        break;
+      case Function::kClippedSlope:
+        run_shared<Function::kClippedSlope, false>(a, item);
+        break;
+      case Function::kExactClippedSlope:
+        run_shared<Function::kExactClippedSlope, false>(a, item);
+        break;
+      case Function::kSignSlope:
+        run_shared<Function::kSignSlope, false>(a, item);
+        break;
     }
-#undef ADDERZOO_RUN
   }
 }
 
@@ -636,20 +790,29 @@ template <typename T>
 void pack(const T* weight, T* packed, T* sums, const FilterShape& s, int64_t begin, int64_t end) {
   const int64_t steps = s.steps();
   for (int64_t panel = begin; panel < end; ++panel) {
-    const T* lane[kPanel];
-    const int64_t lanes = smaller(kPanel, s.channels - panel * kPanel);
-    for (int64_t l = 0; l < lanes; ++l) {
-      const int64_t channel = panel * kPanel + l;
-      lane[l] = weight + channel / s.group_channels * s.group_stride + channel % s.group_channels * s.channel_stride;
-    }
     T* to = packed + panel * steps * kPanel;
-    for (int64_t tap = 0; tap < s.taps; ++tap) {
-      const int64_t from = s.reverse_taps ? s.taps - 1 - tap : tap;
-      for (int64_t source = 0; source < s.source_channels; ++source, to += kPanel) {
-        const int64_t at = source * s.source_stride + from;
-        for (int64_t l = 0; l < lanes; ++l) to[l] = lane[l][at];
-        for (int64_t l = lanes; l < kPanel; ++l) to[l] = T(0);
+    const int64_t first = panel * kPanel, lanes = smaller(kPanel, s.channels - first);
+    if (lanes < kPanel) std::memset(to, 0, steps * kPanel * sizeof(T));
+    // Lanes of one group are equally far apart.
+    for (int64_t lane = 0; lane < lanes;) {
+      const int64_t channel = first + lane, in_group = channel % s.group_channels;
+      const int64_t run = smaller(lanes - lane, s.group_channels - in_group);
+      const T* from = weight + channel / s.group_channels * s.group_stride + in_group * s.channel_stride;
+      for (int64_t source = 0; source < s.source_channels; ++source, from += s.source_stride) {
+        const auto step = [&](int64_t tap) {
+          return to + ((s.reverse_taps ? s.taps - 1 - tap : tap) * s.source_channels + source) * kPanel + lane;
+        };
+        if (s.taps == 1 && s.channel_stride == 1) {
+          std::memcpy(step(0), from, run * sizeof(T));
+        } else if (s.taps == 1) {
+          // Sources are adjacent in the filter and in the panel.
+          transpose(from, s.channel_stride, run, s.source_channels, [&](int64_t c) { return to + c * kPanel + lane; });
+          break;
+        } else {
+          transpose(from, s.channel_stride, run, s.taps, step);
+        }
       }
+      lane += run;
     }
   }
   sum_filters(packed, sums, s.channels, steps, begin, end);
