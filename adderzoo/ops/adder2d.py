@@ -48,11 +48,11 @@ def adder2d(
         RuntimeError: if a shape, dtype, device or mode does not fit; the message names the argument.
     """
     return torch.ops.adderzoo.adder2d(
-        input, weight, _pair(stride), _pair(padding), _pair(dilation), groups, input_grad, weight_grad
+        input, weight, pair(stride), pair(padding), pair(dilation), groups, input_grad, weight_grad
     )
 
 
-def _pair(value: int | tuple[int, int]) -> list[int]:
+def pair(value: int | tuple[int, int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
@@ -69,7 +69,7 @@ def _(
 ) -> Tensor:
     check_modes(input_grad, weight_grad)
     check(input, weight, stride, padding, dilation, groups)
-    size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
+    size = [input.shape[0], weight.shape[0], *output_size(input, weight.shape[2:], stride, padding, dilation)]
     dtype = accumulation_dtype(input.dtype)
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 
@@ -167,31 +167,36 @@ def _autograd(*arguments: Any) -> Tensor:
 LIBRARY.impl("adder2d", _autograd, "Autograd")
 
 
-def _register_autocast(key: str) -> None:
-    """Casts like a convolution's: to the region's lower precision, float64 excepted. The output stays float32."""
+AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1")
 
-    def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
+
+def to_autocast_dtype(tensor: Tensor) -> Tensor:
+    """Cast like a convolution's input: to the region's lower precision, float64 excepted."""
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
+
+
+def _register_autocast(key: str) -> None:
+    """Input and filters are cast. The output stays float32."""
 
     def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
-            return torch.ops.adderzoo.adder2d(cast(input), cast(weight), *arguments)
+            return torch.ops.adderzoo.adder2d(to_autocast_dtype(input), to_autocast_dtype(weight), *arguments)
 
     LIBRARY.impl("adder2d", kernel, key)
 
 
-for _key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
+for _key in AUTOCAST_KEYS:
     _register_autocast(_key)
 
 
-def _fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, ...) with a mapped dimension, or without one, to (B * N, ...)."""
     mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return mapped.flatten(0, 1)
 
 
-def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, C, H, W) with a mapped dimension, or without one, to (N, B * C, H, W)."""
     mapped = tensor.unsqueeze(1).expand(-1, size, -1, -1, -1) if dim is None else tensor.movedim(dim, 1)
     return mapped.flatten(1, 2)
@@ -202,11 +207,11 @@ def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *argum
     stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
     size = info.batch_size
     if in_dims[1] is None:
-        folded = _fold_into_batch(input, in_dims[0], size)
+        folded = fold_into_batch(input, in_dims[0], size)
         output = torch.ops.adderzoo.adder2d(folded, weight, stride, padding, dilation, groups, *modes)
         return output.unflatten(0, (size, -1)), 0
     # Every example has filters of its own: one more kind of groups.
-    folded, filters = _fold_into_channels(input, in_dims[0], size), _fold_into_batch(weight, in_dims[1], size)
+    folded, filters = fold_into_channels(input, in_dims[0], size), fold_into_batch(weight, in_dims[1], size)
     output = torch.ops.adderzoo.adder2d(folded, filters, stride, padding, dilation, size * groups, *modes)
     return output.unflatten(1, (size, -1)), 1
 
@@ -218,11 +223,11 @@ def _(
     *geometry, groups, mode = arguments
     size = info.batch_size
     if in_dims[2] is None:
-        grad, input = _fold_into_batch(grad, in_dims[0], size), _fold_into_batch(input, in_dims[1], size)
+        grad, input = fold_into_batch(grad, in_dims[0], size), fold_into_batch(input, in_dims[1], size)
         output = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, groups, mode)
         return output.unflatten(0, (size, -1)), 0
-    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
-    filters = _fold_into_batch(weight, in_dims[2], size)
+    grad, input = fold_into_channels(grad, in_dims[0], size), fold_into_channels(input, in_dims[1], size)
+    filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_input(grad, input, filters, *geometry, size * groups, mode)
     return output.unflatten(1, (size, -1)), 1
 
@@ -233,8 +238,8 @@ def _(
 ) -> tuple[Tensor, int]:
     *geometry, groups = arguments
     size = info.batch_size
-    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
-    filters = _fold_into_batch(weight, in_dims[2], size)
+    grad, input = fold_into_channels(grad, in_dims[0], size), fold_into_channels(input, in_dims[1], size)
+    filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
     return output.unflatten(0, (size, -1)), 0
 

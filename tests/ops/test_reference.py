@@ -101,15 +101,16 @@ def test_reference_makes_no_tensor_larger_than_its_piece_or_its_arguments(
 
 
 @pytest.mark.parametrize("key", ["CUDA", "XPU", "MPS", "PrivateUse1"])
-@pytest.mark.parametrize("schema", _library.SCHEMAS[:3], ids=lambda schema: schema.partition("(")[0])
+@pytest.mark.parametrize("schema", _library.SCHEMAS[:4], ids=lambda schema: schema.partition("(")[0])
 def test_every_device_has_a_kernel(schema: str, key: str) -> None:
     name = "adderzoo::" + schema.partition("(")[0]
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)
 
 
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "XPU", "MPS", "PrivateUse1"])
-def test_every_device_has_autocast(key: str) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("adderzoo::adder2d", f"Autocast{key}")
+@pytest.mark.parametrize("name", ["adder2d", "adder2d_affine"])
+def test_every_device_has_autocast(name: str, key: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adderzoo::{name}", f"Autocast{key}")
 
 
 def test_each_type_of_device_is_warned_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
