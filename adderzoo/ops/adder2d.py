@@ -167,26 +167,21 @@ def _autograd(*arguments: Any) -> Tensor:
 LIBRARY.impl("adder2d", _autograd, "Autograd")
 
 
-AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1")
-
-
-def to_autocast_dtype(tensor: Tensor) -> Tensor:
-    """Cast like a convolution's input: to the region's lower precision, float64 excepted."""
-    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
-
-
 def _register_autocast(key: str) -> None:
-    """Input and filters are cast. The output stays float32."""
+    """Casts like a convolution's: to the region's lower precision, float64 excepted. The output stays float32."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
 
     def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
-            return torch.ops.adderzoo.adder2d(to_autocast_dtype(input), to_autocast_dtype(weight), *arguments)
+            return torch.ops.adderzoo.adder2d(cast(input), cast(weight), *arguments)
 
     LIBRARY.impl("adder2d", kernel, key)
 
 
-for _key in AUTOCAST_KEYS:
+for _key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "AutocastPrivateUse1"):
     _register_autocast(_key)
 
 
@@ -196,7 +191,7 @@ def fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return mapped.flatten(0, 1)
 
 
-def fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, C, H, W) with a mapped dimension, or without one, to (N, B * C, H, W)."""
     mapped = tensor.unsqueeze(1).expand(-1, size, -1, -1, -1) if dim is None else tensor.movedim(dim, 1)
     return mapped.flatten(1, 2)
@@ -211,7 +206,7 @@ def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *argum
         output = torch.ops.adderzoo.adder2d(folded, weight, stride, padding, dilation, groups, *modes)
         return output.unflatten(0, (size, -1)), 0
     # Every example has filters of its own: one more kind of groups.
-    folded, filters = fold_into_channels(input, in_dims[0], size), fold_into_batch(weight, in_dims[1], size)
+    folded, filters = _fold_into_channels(input, in_dims[0], size), fold_into_batch(weight, in_dims[1], size)
     output = torch.ops.adderzoo.adder2d(folded, filters, stride, padding, dilation, size * groups, *modes)
     return output.unflatten(1, (size, -1)), 1
 
@@ -226,7 +221,7 @@ def _(
         grad, input = fold_into_batch(grad, in_dims[0], size), fold_into_batch(input, in_dims[1], size)
         output = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, groups, mode)
         return output.unflatten(0, (size, -1)), 0
-    grad, input = fold_into_channels(grad, in_dims[0], size), fold_into_channels(input, in_dims[1], size)
+    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
     filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_input(grad, input, filters, *geometry, size * groups, mode)
     return output.unflatten(1, (size, -1)), 1
@@ -238,7 +233,7 @@ def _(
 ) -> tuple[Tensor, int]:
     *geometry, groups = arguments
     size = info.batch_size
-    grad, input = fold_into_channels(grad, in_dims[0], size), fold_into_channels(input, in_dims[1], size)
+    grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
     filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
     return output.unflatten(0, (size, -1)), 0

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .adder2d import AUTOCAST_KEYS, fold_into_batch, pair, to_autocast_dtype
+from .adder2d import fold_into_batch, pair
 from .reference import check_affine, memory_format_like, output_size
 
 
@@ -47,8 +47,8 @@ def adder2d_affine(
 
     Returns:
         (N, O, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1, with the dtype of `input`,
-        to which the result is rounded once, at the end; channels_last if `input` is, else contiguous. Under autocast
-        float32 input is cast to the region's lower precision, as a convolution's is, and the filters are not.
+        to which the result is rounded once, at the end; channels_last if `input` is, else contiguous. Autocast changes
+        nothing: the type is that of the layer before.
 
     Raises:
         RuntimeError: if a shape, dtype or device does not fit (the message names the argument), and in backward().
@@ -117,18 +117,6 @@ def _requires_grad(tensor: Tensor | None) -> bool:
 
 
 LIBRARY.impl("adder2d_affine", _autograd, "Autograd")
-
-
-def _register_autocast(key: str) -> None:
-    def kernel(input: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
-            return torch.ops.adderzoo.adder2d_affine(to_autocast_dtype(input), *arguments)
-
-    LIBRARY.impl("adder2d_affine", kernel, key)
-
-
-for _key in AUTOCAST_KEYS:
-    _register_autocast(_key)
 
 
 @torch.library.register_vmap("adderzoo::adder2d_affine", lib=LIBRARY)

@@ -449,19 +449,14 @@ def test_recorded_program_gives_the_same_output(device: torch.device, way: str) 
 # ---------------------------------------------------------------------------------------------- autocast, vmap, flops
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_casts_the_input_and_returns_its_type(device: torch.device, dtype: torch.dtype) -> None:
-    p = problem(device=device)
-    expected = adder2d_affine(*p._replace(input=p.input.to(dtype)).arguments())
-    with torch.autocast(device.type, dtype):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_autocast_changes_nothing(device: torch.device, dtype: torch.dtype) -> None:
+    """The output of the layer before has the region's type already; filters stay in float32."""
+    p = problem(dtype=dtype, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
         z = adder2d_affine(*p.arguments())
-        assert adder2d_affine(*p._replace(addend=p.addend.to(dtype)).arguments()).dtype == dtype
     assert z.dtype == dtype
-    assert z.equal(expected)
-    double = problem(dtype=torch.float64, device=device)
-    with torch.autocast(device.type, dtype):
-        assert adder2d_affine(*double.arguments()).equal(adder2d_affine(*double.arguments()))
-        assert adder2d_affine(*double.arguments()).dtype == torch.float64
+    assert z.equal(adder2d_affine(*p.arguments()))
 
 
 @pytest.mark.parametrize(
