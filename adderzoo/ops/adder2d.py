@@ -131,7 +131,7 @@ class _Gradients(torch.autograd.Function):
         if weight_grad == "sign":
             of_weight = torch.ops.adderzoo._adder2d_backward_weight(grad, input, weight, *geometry)
         elif weight_grad == "full":
-            of_weight = _full_weight_gradient(grad, input, weight, *geometry)
+            of_weight = full_weight_gradient(grad, input, weight, *geometry)
         return of_input, of_weight
 
     @staticmethod
@@ -147,7 +147,7 @@ class _Gradients(torch.autograd.Function):
         _not_a_derivative("forward-mode differentiation")
 
 
-def _full_weight_gradient(
+def full_weight_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """Eq. 5: the sum of g (X - W) is a convolution's weight gradient less W times the sum of g, its bias gradient."""
@@ -155,7 +155,7 @@ def _full_weight_gradient(
     _, of_convolution, of_bias = torch.ops.aten.convolution_backward(
         grad, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, [False, True, True]
     )
-    return (of_convolution - w * of_bias[:, None, None, None]).to(weight.dtype)
+    return torch.addcmul(of_convolution, w, of_bias[:, None, None, None], value=-1).to(weight.dtype)
 
 
 def _autograd(*arguments: Any) -> Tensor:
