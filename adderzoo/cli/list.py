@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ._table import align
+
 if TYPE_CHECKING:
     from adderzoo.hub import Measurement, ModelInfo
 
@@ -47,15 +49,7 @@ def _table(networks: Iterable["ModelInfo"]) -> str:
         for weights in network.pretrained:
             rows.append((*cells, weights.tag, *_accuracy(weights.measured)))
             cells = ("", "", "", "", "")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {0, 4, 5}  # names; numbers are aligned on the right
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return align(rows, left={0, 4, 5})
 
 
 def _accuracy(measured: "Measurement | None") -> tuple[str, str]:

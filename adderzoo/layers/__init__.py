@@ -5,10 +5,19 @@ from torch import nn
 from adderzoo import ops as ops  # registers the operator that the layers call
 
 from .adder import Adder2d, AdderLinear
+from .affine import AdderAffine2d, AdderAffineLinear
 from .norm import BatchNorm2d
 from .replace import replace_conv
 
-__all__ = ["Adder2d", "AdderLinear", "BatchNorm2d", "get_conv_layer", "replace_conv"]
+__all__ = [
+    "Adder2d",
+    "AdderAffine2d",
+    "AdderAffineLinear",
+    "AdderLinear",
+    "BatchNorm2d",
+    "get_conv_layer",
+    "replace_conv",
+]
 
 _CONV_LAYERS: dict[str, type[nn.Module]] = {"adder": Adder2d, "conv": nn.Conv2d}
 

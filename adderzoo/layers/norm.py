@@ -1,11 +1,13 @@
 """BatchNorm behind adder layers."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ._float32 import keep_float32
 
 
 @torch.fx.wrap  # one node of a traced graph: what it does depends on a dtype
@@ -64,20 +66,13 @@ class BatchNorm2d(nn.BatchNorm2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
-        self._widen(dict(self._buffers))
+        keep_float32(self, ("running_mean", "running_var"), self._buffers)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
         super()._apply(fn, recurse)
-        self._widen(before)
+        keep_float32(self, ("running_mean", "running_var"), before)
         return self
-
-    def _widen(self, before: dict[str, Any]) -> None:
-        """Running statistics that have become half precision are what they were before, in float32."""
-        for name in ("running_mean", "running_var"):
-            now = getattr(self, name)
-            if now.dtype.itemsize < 4:
-                setattr(self, name, before[name].to(now.device, torch.float32))
 
     def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(

@@ -25,6 +25,8 @@ SCHEMAS = (
     "SymInt[2] dilation, SymInt groups, str input_grad) -> Tensor",
     "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
     "SymInt[2] dilation, SymInt groups) -> Tensor",
+    "adder2d_affine(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, "
+    "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False) -> Tensor",
     "_cpu_capability() -> str",
     "_cpu_ceiling(str form, int steps) -> int",
 )
@@ -153,6 +155,7 @@ BACKEND = _load()
 LIBRARY.impl("adder2d", _on_device(reference.adder2d), "CompositeExplicitAutograd")
 LIBRARY.impl("_adder2d_backward_input", _on_device(reference.backward_input), "CompositeExplicitAutograd")
 LIBRARY.impl("_adder2d_backward_weight", _on_device(reference.backward_weight), "CompositeExplicitAutograd")
+LIBRARY.impl("adder2d_affine", _on_device(reference.affine), "CompositeExplicitAutograd")
 
 
 def backend() -> str:

@@ -48,11 +48,11 @@ def adder2d(
         RuntimeError: if a shape, dtype, device or mode does not fit; the message names the argument.
     """
     return torch.ops.adderzoo.adder2d(
-        input, weight, _pair(stride), _pair(padding), _pair(dilation), groups, input_grad, weight_grad
+        input, weight, pair(stride), pair(padding), pair(dilation), groups, input_grad, weight_grad
     )
 
 
-def _pair(value: int | tuple[int, int]) -> list[int]:
+def pair(value: int | tuple[int, int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
@@ -69,7 +69,7 @@ def _(
 ) -> Tensor:
     check_modes(input_grad, weight_grad)
     check(input, weight, stride, padding, dilation, groups)
-    size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
+    size = [input.shape[0], weight.shape[0], *output_size(input, weight.shape[2:], stride, padding, dilation)]
     dtype = accumulation_dtype(input.dtype)
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 
@@ -131,7 +131,7 @@ class _Gradients(torch.autograd.Function):
         if weight_grad == "sign":
             of_weight = torch.ops.adderzoo._adder2d_backward_weight(grad, input, weight, *geometry)
         elif weight_grad == "full":
-            of_weight = _full_weight_gradient(grad, input, weight, *geometry)
+            of_weight = full_weight_gradient(grad, input, weight, *geometry)
         return of_input, of_weight
 
     @staticmethod
@@ -147,7 +147,7 @@ class _Gradients(torch.autograd.Function):
         _not_a_derivative("forward-mode differentiation")
 
 
-def _full_weight_gradient(
+def full_weight_gradient(
     grad: Tensor, input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """Eq. 5: the sum of g (X - W) is a convolution's weight gradient less W times the sum of g, its bias gradient."""
@@ -155,7 +155,7 @@ def _full_weight_gradient(
     _, of_convolution, of_bias = torch.ops.aten.convolution_backward(
         grad, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, [False, True, True]
     )
-    return (of_convolution - w * of_bias[:, None, None, None]).to(weight.dtype)
+    return torch.addcmul(of_convolution, w, of_bias[:, None, None, None], value=-1).to(weight.dtype)
 
 
 def _autograd(*arguments: Any) -> Tensor:
@@ -185,7 +185,7 @@ for _key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "Autoc
     _register_autocast(_key)
 
 
-def _fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, ...) with a mapped dimension, or without one, to (B * N, ...)."""
     mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return mapped.flatten(0, 1)
@@ -202,11 +202,11 @@ def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *argum
     stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
     size = info.batch_size
     if in_dims[1] is None:
-        folded = _fold_into_batch(input, in_dims[0], size)
+        folded = fold_into_batch(input, in_dims[0], size)
         output = torch.ops.adderzoo.adder2d(folded, weight, stride, padding, dilation, groups, *modes)
         return output.unflatten(0, (size, -1)), 0
     # Every example has filters of its own: one more kind of groups.
-    folded, filters = _fold_into_channels(input, in_dims[0], size), _fold_into_batch(weight, in_dims[1], size)
+    folded, filters = _fold_into_channels(input, in_dims[0], size), fold_into_batch(weight, in_dims[1], size)
     output = torch.ops.adderzoo.adder2d(folded, filters, stride, padding, dilation, size * groups, *modes)
     return output.unflatten(1, (size, -1)), 1
 
@@ -218,11 +218,11 @@ def _(
     *geometry, groups, mode = arguments
     size = info.batch_size
     if in_dims[2] is None:
-        grad, input = _fold_into_batch(grad, in_dims[0], size), _fold_into_batch(input, in_dims[1], size)
+        grad, input = fold_into_batch(grad, in_dims[0], size), fold_into_batch(input, in_dims[1], size)
         output = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, groups, mode)
         return output.unflatten(0, (size, -1)), 0
     grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
-    filters = _fold_into_batch(weight, in_dims[2], size)
+    filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_input(grad, input, filters, *geometry, size * groups, mode)
     return output.unflatten(1, (size, -1)), 1
 
@@ -234,7 +234,7 @@ def _(
     *geometry, groups = arguments
     size = info.batch_size
     grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
-    filters = _fold_into_batch(weight, in_dims[2], size)
+    filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
     return output.unflatten(0, (size, -1)), 0
 

@@ -1,13 +1,15 @@
-"""`adder2d` and its gradients in plain PyTorch: for devices and machines that the compiled library does not serve.
+"""The operators in plain PyTorch: for devices and machines that the compiled library does not serve.
 
 Memory is bounded: the filter's taps are taken one by one, and what a tap broadcasts is cut into pieces.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .packing import LANES, unpack_filters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -30,12 +32,11 @@ def memory_format_like(input: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def output_size(input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+def output_size(
+    input: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
     """(OH, OW) of the output."""
-    return [
-        (input.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
-        for d in (0, 1)
-    ]
+    return [(input.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
 
 
 def check(
@@ -43,22 +44,17 @@ def check(
 ) -> None:
     """What csrc/cpu/adder2d_kernel.cpp checks, in the same words, and the devices."""
     x, w = tuple(input.shape), tuple(weight.shape)
-    torch._check(input.dim() == 4, lambda: f"adder2d: input must have 4 dimensions (N, C, H, W), got shape {x}")
+    _check_dimensions("adder2d", input)
     torch._check(
         weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
     )
-    torch._check(
-        input.dtype in DTYPES,
-        lambda: f"adder2d: input must be float32, float64, bfloat16 or float16, got {_name(input.dtype)}",
-    )
+    _check_dtype("adder2d", input)
     torch._check(
         weight.dtype == input.dtype,
         lambda: f"adder2d: weight must have the dtype of input, {_name(input.dtype)}, got {_name(weight.dtype)}",
     )
-    _check_device("weight", weight, input)
-    _check_pair("stride", stride, 1)
-    _check_pair("padding", padding, 0)
-    _check_pair("dilation", dilation, 1)
+    _check_device("adder2d", "weight", weight, input)
+    _check_pairs("adder2d", stride, padding, dilation)
     torch._check(
         groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
         lambda: (
@@ -67,31 +63,129 @@ def check(
         ),
     )
     torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
+    _check_fit("adder2d", input, weight, w[2:], padding, dilation)
+
+
+def check_affine(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> None:
+    """The same for `adder2d_affine`."""
+    x, w, filters = tuple(input.shape), tuple(weight.shape), scale.numel()
+    _check_dimensions("adder2d_affine", input)
     torch._check(
-        all(x[2 + d] + 2 * padding[d] >= dilation[d] * (w[2 + d] - 1) + 1 for d in (0, 1)),
+        scale.dim() == 1 and filters > 0,
+        lambda: f"adder2d_affine: scale must have a value for each filter, (O,), got shape {tuple(scale.shape)}",
+    )
+    torch._check(
+        shift.shape == scale.shape,
+        lambda: f"adder2d_affine: shift must have the shape of scale, {(filters,)}, got {tuple(shift.shape)}",
+    )
+    torch._check(
+        weight.dim() == 5 and w[0] == -(-filters // LANES) and w[4] == LANES and weight.numel() > 0,
         lambda: (
-            "adder2d: the dilated kernel must fit into the padded input, "
-            f"got input {x}, weight {w}, padding {tuple(padding)} and dilation {tuple(dilation)}"
+            "adder2d_affine: weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), "
+            f"got shape {w} with O = {filters}"
         ),
     )
+    _check_dtype("adder2d_affine", input)
+    dtype = accumulation_dtype(input.dtype)
+    for name, tensor in (("weight", weight), ("scale", scale), ("shift", shift)):
+        _check_parameter(name, tensor, dtype, input)
+    _check_pairs("adder2d_affine", stride, padding, dilation)
+    torch._check(
+        groups >= 1 and filters % groups == 0 and x[1] == w[3] * groups,
+        lambda: (
+            "adder2d_affine: groups must divide the filters, and input must have groups times the channels of weight, "
+            f"got groups {groups}, {filters} filters, input {x} and weight {w}"
+        ),
+    )
+    _check_fit("adder2d_affine", input, weight, w[1:3], padding, dilation)
+    if addend is not None:
+        _check_addend(addend, input, (x[0], filters, *output_size(input, w[1:3], stride, padding, dilation)))
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+def _check_dimensions(operator: str, input: Tensor) -> None:
+    torch._check(
+        input.dim() == 4,
+        lambda: f"{operator}: input must have 4 dimensions (N, C, H, W), got shape {tuple(input.shape)}",
+    )
+
+
+def _check_dtype(operator: str, input: Tensor) -> None:
+    torch._check(
+        input.dtype in DTYPES,
+        lambda: f"{operator}: input must be float32, float64, bfloat16 or float16, got {_name(input.dtype)}",
+    )
+
+
+def _check_device(operator: str, name: str, tensor: Tensor, input: Tensor) -> None:
     torch._check(
         tensor.device == input.device,
-        lambda: f"adder2d: {name} must be on the device of input, {input.device}, got {tensor.device}",
+        lambda: f"{operator}: {name} must be on the device of input, {input.device}, got {tensor.device}",
     )
 
 
-def _check_pair(name: str, pair: list[int], least: int) -> None:
+def _check_pairs(operator: str, stride: list[int], padding: list[int], dilation: list[int]) -> None:
+    _check_pair(operator, "stride", stride, 1)
+    _check_pair(operator, "padding", padding, 0)
+    _check_pair(operator, "dilation", dilation, 1)
+
+
+def _check_pair(operator: str, name: str, pair: list[int], least: int) -> None:
     torch._check(
         len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-        lambda: f"adder2d: {name} must be two integers of at least {least}, got {tuple(pair)}",
+        lambda: f"{operator}: {name} must be two integers of at least {least}, got {tuple(pair)}",
     )
+
+
+def _check_fit(
+    operator: str, input: Tensor, weight: Tensor, kernel: Sequence[int], padding: list[int], dilation: list[int]
+) -> None:
+    torch._check(
+        all(input.shape[2 + d] + 2 * padding[d] >= dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)),
+        lambda: (
+            f"{operator}: the dilated kernel must fit into the padded input, got input {tuple(input.shape)}, "
+            f"weight {tuple(weight.shape)}, padding {tuple(padding)} and dilation {tuple(dilation)}"
+        ),
+    )
+
+
+def _check_parameter(name: str, tensor: Tensor, dtype: torch.dtype, input: Tensor) -> None:
+    torch._check(
+        tensor.dtype == dtype,
+        lambda: (
+            f"adder2d_affine: {name} must be {_name(dtype)} for an input of {_name(input.dtype)}, "
+            f"got {_name(tensor.dtype)}"
+        ),
+    )
+    _check_device("adder2d_affine", name, tensor, input)
+
+
+def _check_addend(addend: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
+    torch._check(
+        tuple(addend.shape) == shape,
+        lambda: f"adder2d_affine: addend must have the shape of the output, {shape}, got {tuple(addend.shape)}",
+    )
+    torch._check(
+        addend.dtype in (input.dtype, torch.float32),
+        lambda: (
+            f"adder2d_affine: addend must have the dtype of input, {_name(input.dtype)}, or be float32, "
+            f"got {_name(addend.dtype)}"
+        ),
+    )
+    _check_device("adder2d_affine", "addend", addend, input)
 
 
 def check_modes(input_grad: str = "hardtanh", weight_grad: str = "full") -> None:
@@ -120,7 +214,7 @@ class _Patches:
         self.dtype = accumulation_dtype(input.dtype)
         self.padded = F.pad(input.to(self.dtype), (padding[1], padding[1], padding[0], padding[0]))
         self.stride, self.dilation, self.groups = stride, dilation, groups
-        self.size = output_size(input, weight, stride, padding, dilation)
+        self.size = output_size(input, weight.shape[2:], stride, padding, dilation)
         self.output_shape = (input.shape[0], weight.shape[0], *self.size)
         self.kernel = tuple(weight.shape[2:])
         # (taps, G, O / G, C / G)
@@ -143,7 +237,7 @@ class _Patches:
             tuple(grad.shape) == self.output_shape,
             lambda: f"adder2d: grad must have the shape of the output, {self.output_shape}, got {tuple(grad.shape)}",
         )
-        _check_device("grad", grad, self.padded)
+        _check_device("adder2d", "grad", grad, self.padded)
         g = grad.to(self.dtype).unflatten(1, (self.groups, -1)).unsqueeze(3)
         for tap, (x, w) in enumerate(zip(self.taps(self.padded), self.filters, strict=True)):
             step = max(1, _PIECE // max(1, x.numel()))
@@ -177,6 +271,31 @@ def adder2d(
         distance += torch.cdist(rows, w, p=1.0)
     output = -distance.unflatten(1, (batch, *patches.size)).permute(1, 0, 4, 2, 3).flatten(1, 2)
     return output.contiguous(memory_format=memory_format_like(input))
+
+
+def affine(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None = None,
+    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
+    padding: list[int] = [0, 0],  # noqa: B006
+    dilation: list[int] = [1, 1],  # noqa: B006
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """`adder2d`, and what follows it in float32 or float64 up to the end."""
+    check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups)
+    filters = unpack_filters(weight, scale.shape[0])
+    result = adder2d(input.to(weight.dtype), filters, stride, padding, dilation, groups)
+    result = result * scale[:, None, None] + shift[:, None, None]
+    if addend is not None:
+        result = result + addend
+    if relu:
+        result = result.relu()
+    output = torch.empty(result.shape, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
+    return output.copy_(result)
 
 
 def backward_input(

@@ -101,7 +101,7 @@ def test_reference_makes_no_tensor_larger_than_its_piece_or_its_arguments(
 
 
 @pytest.mark.parametrize("key", ["CUDA", "XPU", "MPS", "PrivateUse1"])
-@pytest.mark.parametrize("schema", _library.SCHEMAS[:3], ids=lambda schema: schema.partition("(")[0])
+@pytest.mark.parametrize("schema", _library.SCHEMAS[:4], ids=lambda schema: schema.partition("(")[0])
 def test_every_device_has_a_kernel(schema: str, key: str) -> None:
     name = "adderzoo::" + schema.partition("(")[0]
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key)

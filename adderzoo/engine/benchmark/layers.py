@@ -1,0 +1,249 @@
+"""The adder layers of a network as the operator sees them, and how fast it runs on them."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import mul
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adderzoo import ops
+from adderzoo.ops.adder2d import full_weight_gradient
+
+from .timing import Local, Timing, interleave
+
+# What is measured, and the loop whose speed bounds it. The weight gradient is PyTorch's convolution's.
+CEILINGS = {"forward": "distance", "input gradient": "slope", "weight gradient": "multiply_add"}
+
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+_CEILING_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of `adder2d`: shapes of its input and filters, and its geometry."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        rows, columns = ops.reference.output_size(
+            torch.empty(self.input, device="meta"), torch.empty(self.weight, device="meta"), *self.geometry[:3]
+        )
+        return self.input[0], self.weight[0], rows, columns
+
+    @property
+    def elements(self) -> int:
+        """|x - w|, those of padded pixels included."""
+        return math.prod(self.output) * math.prod(self.weight[1:])
+
+    def __str__(self) -> str:
+        filters, channels, height, width = self.weight
+        text = f"{channels * self.groups} to {filters}, {height}x{width}, on {self.input[2]}x{self.input[3]}"
+        if max(self.stride) > 1:
+            text += f", stride {self.stride[0]}"
+        return text + (f", {self.groups} groups" if self.groups > 1 else "")
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the calls of `adder2d`, whatever module they come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: Counter[Layer] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.adderzoo.adder2d.default:
+            call: dict[str, Any] = {a.name: a.default_value for a in func._schema.arguments}
+            call |= dict(zip(call, args, strict=False)) | (kwargs or {})
+            stride, padding, dilation = (tuple(call[name]) for name in ("stride", "padding", "dilation"))
+            shapes = tuple(call["input"].shape), tuple(call["weight"].shape)
+            self.layers[Layer(*shapes, stride, padding, dilation, call["groups"])] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def adder_layers(name: str, batch: int) -> Counter[Layer]:
+    """The distinct adder layers of a network for a batch of images of its own size, and how often it has each."""
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
+        model(torch.empty(batch, *model.pretrained_cfg["input_size"], device="meta"))
+    return recorder.layers
+
+
+def _ceiling(form: str) -> tuple[Local, int]:
+    """A tight loop of the same instructions on all threads, the machine's own limit, and its elements."""
+    steps = 1 << 10
+    while True:
+        loop = Local(partial(torch.ops.adderzoo._cpu_ceiling, form, steps))
+        if loop.warm_up() >= _CEILING_SECONDS:
+            return loop, torch.ops.adderzoo._cpu_ceiling(form, steps)
+        steps *= 2
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """Of one adder layer.
+
+    Attributes:
+        layer: Shapes and geometry.
+        count: How often the network has it.
+        elements: |x - w| of one call.
+        seconds: Of one call, median of the rounds.
+        spread: Half the distance between quartiles, as a share of the median.
+        share: Of the ceiling; None where there is none.
+    """
+
+    layer: Layer
+    count: int
+    elements: int
+    seconds: float
+    spread: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class OperatorResult:
+    """All adder layers of a network, in one direction and one memory format.
+
+    Attributes:
+        model: The network.
+        batch: Images of a batch.
+        direction: "forward", "input gradient" or "weight gradient".
+        memory_format: Of input and gradient.
+        form: The loop that the ceiling was measured with.
+        ceiling: Elements a second that it reached, median of the rounds; None without compiled loops.
+        rate: Elements a second over all layers of the network, each as often as it has it.
+        share: `rate` by `ceiling`, compared in each round: the mean over the layers, weighted by their time.
+        layers: Each distinct layer.
+    """
+
+    model: str
+    batch: int
+    direction: str
+    memory_format: str
+    form: str
+    ceiling: float | None
+    rate: float
+    share: float | None
+    layers: tuple[LayerResult, ...]
+
+    @property
+    def worst(self) -> LayerResult:
+        return min(self.layers, key=lambda layer: layer.elements / layer.seconds)
+
+
+class _Data:
+    """Tensors of normally distributed numbers, views of three that all layers share."""
+
+    def __init__(self, layers: Counter[Layer]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.pools = {
+            kind: torch.randn(max(math.prod(getattr(layer, kind)) for layer in layers), generator=generator)
+            for kind in ("input", "weight", "output")
+        }
+
+    def get(self, layer: Layer, kind: str, memory_format: str = "contiguous") -> Tensor:
+        shape = getattr(layer, kind)
+        values = self.pools[kind][: math.prod(shape)]
+        if memory_format == "contiguous":
+            return values.view(shape)
+        n, c, h, w = shape
+        return values.view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def call(self, layer: Layer, memory_format: str, direction: str) -> Callable[[], Tensor]:
+        x, w = self.get(layer, "input", memory_format), self.get(layer, "weight")
+        if direction == "forward":
+            return lambda: torch.ops.adderzoo.adder2d(x, w, *layer.geometry)
+        g = self.get(layer, "output", memory_format)
+        if direction == "input gradient":
+            return lambda: torch.ops.adderzoo._adder2d_backward_input(g, x, w, *layer.geometry, "hardtanh")
+        return lambda: full_weight_gradient(g, x, w, *layer.geometry)
+
+
+def measure_operator(
+    name: str, batch: int, seconds: float, note: Callable[[str], object] = lambda text: None
+) -> list[OperatorResult]:
+    """Time the operator on the adder layers of a network, in this process and with PyTorch's threads.
+
+    Args:
+        name: The network.
+        batch: Images of a batch.
+        seconds: Time for each layer, direction and memory format.
+        note: Called with what is being done, now and then.
+    """
+    layers = adder_layers(name, batch)
+    data = _Data(layers)
+    compiled = ops.backend() != "PyTorch reference"
+    kinds = [(memory_format, direction) for memory_format in FORMATS for direction in CEILINGS]
+    runners: dict[Any, Local] = {}
+    ceiling_elements = {}
+    for kind in kinds:
+        if compiled:
+            runners[kind], ceiling_elements[kind] = _ceiling(CEILINGS[kind[1]])
+        for layer in layers:
+            runners[*kind, layer] = Local(data.call(layer, *kind))
+    with torch.inference_mode():
+        timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[1]}, {key[0]}"))
+    results = []
+    for kind in kinds:
+        ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
+        results.append(_summary(name, batch, kind, layers, {layer: timings[*kind, layer] for layer in layers}, ceiling))
+    return results
+
+
+def _summary(
+    name: str,
+    batch: int,
+    kind: tuple[str, str],
+    layers: Counter[Layer],
+    timings: dict[Layer, Timing],
+    ceiling: Timing | None,
+) -> OperatorResult:
+    """Of the timings of the layers and that of an element at the ceiling."""
+
+    def share(timing: Timing, elements: int) -> float | None:
+        return (timing / elements).speedup_over(ceiling) if ceiling else None
+
+    rounds = zip(*(timings[layer].visits for layer in layers), strict=False)
+    whole = Timing(tuple(sum(map(mul, layers.values(), seconds)) for seconds in rounds), 0)
+    elements = sum(count * layer.elements for layer, count in layers.items())
+    results = [
+        LayerResult(
+            layer=layer,
+            count=count,
+            elements=layer.elements,
+            seconds=timings[layer].median,
+            spread=timings[layer].spread,
+            share=share(timings[layer], layer.elements),
+        )
+        for layer, count in layers.items()
+    ]
+    return OperatorResult(
+        model=name,
+        batch=batch,
+        memory_format=kind[0],
+        direction=kind[1],
+        form=CEILINGS[kind[1]],
+        ceiling=1 / ceiling.median if ceiling else None,
+        rate=elements / whole.median,
+        share=share(whole, elements),
+        layers=tuple(results),
+    )

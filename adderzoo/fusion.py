@@ -1,0 +1,440 @@
+"""Turns a trained network into one for inference, in which adder layers are one with what follows them.
+
+The pass has three parts: `trace` records the network as a graph, `find_patterns` looks for adder layers with what
+follows them, and `replace_patterns` puts modules in their place, which a target makes. :func:`fuse` has the float
+target.
+"""
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.ops.stochastic_depth import stochastic_depth
+
+from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d
+from adderzoo.layers.affine import AdderAffine2d, AdderAffine2dSame, AdderAffineLinear
+from adderzoo.layers.replace import Adder2dSame
+
+# Of a network's attributes, what timm and this package ask a network for.
+_ATTRIBUTES = (
+    *("pretrained_cfg", "default_cfg", "num_classes", "in_chans", "num_features", "head_hidden_size"),
+    *("feature_info", "output_fmt"),
+)
+
+# These and no classes derived from them, of which it is not known what else they do.
+_CONVS = (nn.Conv2d, Conv2dSame)
+_NORM_ACTS = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
+_NORMS = (nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, *_NORM_ACTS)
+_ADDERS: dict[type[nn.Module], type[nn.Module]] = {
+    Adder2d: AdderAffine2d,
+    Adder2dSame: AdderAffine2dSame,
+    AdderLinear: AdderAffineLinear,
+}
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
+_RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+# Modules that a graph has as one call, and that read their input and return a tensor of their own.
+_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- tracing
+
+
+class _Tracer(fx.Tracer):
+    """Knows in which module it could not go on."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self.failed: nn.Module | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*_LAYERS, *get_notrace_modules())) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or m  # the innermost
+            raise
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A copy of a network in evaluation mode, as a graph without dropout, in which every layer is a call.
+
+    Args:
+        model: The network. Arguments that its forward() has defaults for keep them.
+
+    Raises:
+        ValueError: naming the module, if torch.fx cannot trace it.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if getattr(module, "grad_checkpointing", False):
+            module.grad_checkpointing = False  # type: ignore[assignment]
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model, defaults or None)
+    except Exception as error:
+        failed = tracer.failed or model
+        name = {module: name for name, module in model.named_modules()}[failed] or "the network itself"
+        raise ValueError(
+            f"model must be a network that torch.fx can trace, but {name} ({type(failed).__name__}) is not: {error}"
+        ) from error
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and node.args:  # one that is its default
+            _erase_with_users(node)
+        elif node.op == "output":  # which may be less than its annotation, without the auxiliary ones of training
+            node.type = None
+    name = type(model).__name__
+    network = fx.GraphModule(tracer.root, graph, name if isinstance(model, fx.GraphModule) else f"Fused{name}")
+    _split_activations(network)
+    _remove_identities(network)
+    kept = {name: getattr(model, name) for name in _ATTRIBUTES if hasattr(model, name)}
+    network.meta["_user_preserved_attributes"] = kept  # of these, copy.deepcopy copies the attributes
+    for name, value in kept.items():
+        setattr(network, name, value)
+    return network
+
+
+def _erase_with_users(node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase_with_users(user)
+    node.graph.erase_node(node)
+
+
+def _split_activations(network: fx.GraphModule) -> None:
+    """timm's BatchNorm with an activation becomes two calls."""
+    parts: dict[str, list[str]] = {}
+    for node, norm in _module_calls(network, _NORM_ACTS):
+        target = str(node.target)
+        if target not in parts:
+            parts[target] = []
+            for part in ("drop", "act"):
+                name = _free_name(network, f"{target}_{part}")
+                network.add_submodule(name, getattr(norm, part))
+                setattr(norm, part, nn.Identity())
+                parts[target].append(name)
+        last = node
+        for name in parts[target]:
+            with network.graph.inserting_after(last):
+                new = network.graph.call_module(name)
+            last.replace_all_uses_with(new)
+            new.args = (last,)
+            last = new
+
+
+def _remove_identities(network: fx.GraphModule) -> None:
+    for node in list(network.graph.nodes):
+        module = _module(network, node)
+        if type(module) in (nn.Identity, *_DROPOUTS) or _is_idle_dropout(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            network.graph.erase_node(node)
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target not in _DROPOUT_FUNCTIONS:
+        return False
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound.apply_defaults()
+    return bound.arguments["training"] is False
+
+
+# ---------------------------------------------------------------------------------------------------------------- nodes
+
+
+def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _module_calls(network: fx.GraphModule, kinds: Iterable[type]) -> Iterator[tuple[fx.Node, nn.Module]]:
+    for node in list(network.graph.nodes):
+        module = _module(network, node)
+        if module is not None and type(module) in kinds:
+            yield node, module
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    """The node that uses this one, once, if there is no other."""
+    users = list(node.users)
+    if len(users) != 1 or [*users[0].args, *users[0].kwargs.values()].count(node) != 1:
+        return None
+    return users[0]
+
+
+def _norm_of(network: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, nn.Module | None]:
+    """The BatchNorm that is all that sees the output of a layer, if it is an affine map."""
+    user = _only_user(layer)
+    norm = None if user is None else _module(network, user)
+    if type(norm) not in _NORMS or norm.running_mean is None or norm.running_var is None:  # type: ignore[union-attr]
+        return None, None
+    return user, norm
+
+
+def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _RELU_FUNCTIONS
+    if node.op == "call_method":
+        return node.target in ("relu", "relu_")
+    return type(_module(network, node)) is nn.ReLU
+
+
+def _addend_of(node: fx.Node, summand: fx.Node) -> fx.Node | None:
+    """What a node adds to `summand`, if it does nothing else and changes no tensor but this one."""
+    is_method = node.op == "call_method" and node.target in ("add", "add_")
+    if not is_method and (node.op != "call_function" or node.target not in _ADDITIONS):
+        return None
+    operands = [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
+    if len(operands) != 2 or len(node.args) + len(node.kwargs) != 2:  # there is an alpha or an out
+        return None
+    if (node.target is operator.iadd or node.target == "add_") and operands[0] is not summand:
+        return None
+    addend = operands[0] if operands[1] is summand else operands[1]
+    return addend if isinstance(addend, fx.Node) else None
+
+
+def _is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
+    return isinstance(_module(network, node), _LAYERS)
+
+
+def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """The nodes in whose memory the result of a node may lie."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        source = waiting.pop()
+        if source not in found:
+            found.add(source)
+            if not _is_layer(network, source):
+                waiting.extend(source.all_input_nodes)
+    return found
+
+
+def _may_change(network: fx.GraphModule, tensor: fx.Node, after: fx.Node, before: fx.Node) -> bool:
+    """Whether a call between two others may write to a tensor, as ReLUs in place do."""
+    sources = _sources(network, tensor)
+    node = after.next
+    while node is not before:
+        reads = any(sources & _sources(network, argument) for argument in node.all_input_nodes)
+        if reads and not _is_layer(network, node):
+            return True
+        node = node.next
+    return False
+
+
+def _free_name(network: nn.Module, name: str) -> str:
+    """`name`, with a number where it is taken."""
+    names, free, number = dict(network.named_modules(remove_duplicate=False)), name, 0
+    while free in names:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+# ------------------------------------------------------------------------------------------------------------ patterns
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An adder layer with what follows it: calls in a graph that one operator can do.
+
+    Attributes:
+        layer: The call of the adder layer.
+        norm: Of the BatchNorm behind it, or None.
+        addition: Of the addition behind that, of a residual connection, or None.
+        relu: Of the ReLU behind all of them, or None.
+    """
+
+    layer: fx.Node
+    norm: fx.Node | None = None
+    addition: fx.Node | None = None
+    relu: fx.Node | None = None
+
+    @property
+    def operands(self) -> tuple[fx.Node, ...]:
+        """The layer's input, and the addend where there is one."""
+        operands = self.layer.all_input_nodes[:1]
+        if self.norm is not None and self.addition is not None:
+            addend = _addend_of(self.addition, self.norm)
+            assert addend is not None
+            operands.append(addend)
+        return tuple(operands)
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        """All that is replaced, in order."""
+        return [node for node in (self.layer, self.norm, self.addition, self.relu) if node is not None]
+
+
+# Makes a module of an adder layer, the BatchNorm behind it or None, and whether a ReLU is at the end. The module is
+# called with the layer's input, and with the addend where there is one.
+Target = Callable[[nn.Module, nn.Module | None, bool], nn.Module]
+
+
+def find_patterns(network: fx.GraphModule) -> list[Pattern]:
+    """All adder layers of a network that `trace` has recorded, each with as much of what follows it as can be."""
+    patterns: list[Pattern] = []
+    added: set[fx.Node] = set()
+    # Backwards: of two layers whose sum is taken, the later one, which is the less moved for it, does the addition.
+    for layer, module in reversed(list(_module_calls(network, _ADDERS))):
+        norm, addition = None, None
+        if not isinstance(module, AdderLinear):  # BatchNorm1d's channels may be another dimension than its features
+            norm, _ = _norm_of(network, layer)
+        if norm is not None:
+            addition = _addition_behind(network, layer, norm)
+            addition = None if addition in added else addition
+        if addition is not None:
+            added.add(addition)
+        last = addition or norm or layer
+        relu = _only_user(last)
+        if relu is not None and not _is_relu(network, relu):
+            relu = None
+        patterns.append(Pattern(layer, norm, addition, relu))
+    return patterns[::-1]
+
+
+def _addition_behind(network: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> fx.Node | None:
+    """The call that adds something to a layer with BatchNorm, if the layer can as well be called there."""
+    addition = _only_user(norm)
+    if addition is None or _addend_of(addition, norm) is None:
+        return None
+    return None if _may_change(network, layer.all_input_nodes[0], layer, addition) else addition
+
+
+def replace_patterns(network: fx.GraphModule, patterns: Iterable[Pattern], target: Target) -> None:
+    """Puts what `target` makes in the place of patterns, in place.
+
+    A module takes the name of its adder layer, with a number where the layer is called in several patterns that differ.
+    """
+    made: dict[tuple[Any, ...], str] = {}
+    for pattern in patterns:
+        layer = _module(network, pattern.layer)
+        norm = None if pattern.norm is None else _module(network, pattern.norm)
+        key = (layer, norm, pattern.relu is not None)
+        if key not in made:
+            assert layer is not None
+            made[key] = _place(network, pattern.layer, target(layer, norm, pattern.relu is not None))
+        # What does not wait for an addend stays where the layer is, whose input may be changed later.
+        with network.graph.inserting_before(pattern.addition or pattern.layer):
+            new = network.graph.call_module(made[key], pattern.operands)
+        _replace(pattern.calls, new)
+
+
+def _replace(calls: list[fx.Node], new: fx.Node) -> None:
+    calls[-1].replace_all_uses_with(new)
+    for node in reversed(calls):
+        node.graph.erase_node(node)
+
+
+def _place(network: fx.GraphModule, call: fx.Node, module: nn.Module) -> str:
+    """Adds a module under the name of the one that a node calls, if no other node calls it; returns the name."""
+    name = str(call.target)
+    if sum(node.op == "call_module" and node.target == name for node in network.graph.nodes) > 1:
+        name = _free_name(network, name)
+    network.add_submodule(name, module)
+    return name
+
+
+# -------------------------------------------------------------------------------------------------------- float target
+
+
+def affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm does in evaluation mode: scale and shift of every channel, in float64."""
+    assert isinstance(norm, _NORMS)
+    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return scale, shift
+
+
+def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Module:
+    """The target of :func:`fuse`: float filters, packed."""
+    kind = _ADDERS[type(layer)]
+    if norm is None:
+        return kind(layer, relu=relu) if isinstance(layer, AdderLinear) else kind(layer, relu=relu, float_output=True)
+    scale, shift = affine_map(norm)
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * scale  # type: ignore[operator]
+    return kind(layer, scale, shift, relu)
+
+
+def _fold_into_convolutions(network: fx.GraphModule) -> None:
+    made: dict[tuple[nn.Module, nn.Module], str] = {}
+    for call, conv in _module_calls(network, _CONVS):
+        norm_call, norm = _norm_of(network, call)
+        if norm_call is None or norm is None:
+            continue
+        if (conv, norm) not in made:
+            made[conv, norm] = _place(network, call, _folded(conv, norm))  # type: ignore[arg-type]
+        with network.graph.inserting_before(call):
+            new = network.graph.call_module(made[conv, norm], call.args, call.kwargs)
+        _replace([call, norm_call], new)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """A convolution that does what a BatchNorm behind it would do."""
+    scale, shift = affine_map(norm)
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype))
+    folded.bias = nn.Parameter(shift.to(conv.weight.dtype))
+    return folded
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A trained network as one for inference: every adder layer one operator with what follows it, filters packed.
+
+    What follows is BatchNorm, then a residual addition, then ReLU, as far as they are there and nothing else sees what
+    is between them. BatchNorm behind a convolution is folded into it. Everything else stays as it is, BatchNorm and
+    ReLU behind a pooling layer too. Results are the same but for rounding.
+
+    The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
+    network; its state dict fits `fuse(create_model(name))`. It has the network's `num_classes`, `pretrained_cfg` and
+    the like, but of its methods `forward` alone, and no gradients.
+
+    Args:
+        model: The network, which is left as it is. It may be in training mode: the result is in evaluation mode, with
+            the running statistics of the moment. Arguments that its forward() has defaults for keep them.
+
+    Returns:
+        The fused network. Of a network without adder layers, one with BatchNorm folded into its convolutions; of a
+        single adder layer, an :class:`adderzoo.layers.AdderAffine2d`.
+
+    Raises:
+        ValueError: naming the module, if torch.fx cannot trace it.
+    """
+    with torch.no_grad():
+        if type(model) in _ADDERS:
+            return fused_adder(model, None, False).eval()
+        network = trace(model)
+        _fold_into_convolutions(network)
+        replace_patterns(network, find_patterns(network), fused_adder)
+        network.delete_all_unused_submodules()
+        # What is left is called by modules that the graph does not look into.
+        for name, module in list(network.named_modules(remove_duplicate=False)):
+            if type(module) in _ADDERS:
+                network.set_submodule(name, fused_adder(module, None, False))
+        network.graph.lint()
+        network.recompile()
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,151 @@
+"""The adder operator for inference: packed filters, and the BatchNorm, addition and ReLU behind it."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from ._library import LIBRARY
+from .adder2d import fold_into_batch, pair
+from .reference import check_affine, memory_format_like, output_size
+
+
+def adder2d_affine(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    r"""What follows :func:`adderzoo.ops.adder2d` in a trained network, in one pass with it.
+
+    .. math::
+        Z_{n,o,p} = \mathrm{relu}(scale_o \cdot Y_{n,o,p} + shift_o + addend_{n,o,p})
+
+    where Y is `adder2d(input, filters)` ("AdderNet", CVPR 2020, eq. 2). It is for inference: there are no gradients.
+
+    Args:
+        input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.
+        weight: Packed filters (:func:`adderzoo.ops.pack_filters`), (ceil(O / 16), kH, kW, C / groups, 16), float64 for
+            an input of float64, otherwise float32.
+        scale: (O,), with the dtype of `weight`.
+        shift: (O,), with the dtype of `weight`.
+        addend: None, or (N, O, H', W') with the dtype of `input` or in float32, in any memory format.
+        stride: Of the patches, an integer or (height, width).
+        padding: Zeros added on each side, an integer or (height, width).
+        dilation: Distance between the taps of a filter, an integer or (height, width).
+        groups: Number of groups of channels that do not see each other; `groups=C` is the depthwise form.
+        relu: Whether negative results become 0.
+
+    Returns:
+        (N, O, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1, with the dtype of `input`,
+        to which the result is rounded once, at the end; channels_last if `input` is, else contiguous. Autocast changes
+        nothing: the type is that of the layer before.
+
+    Raises:
+        RuntimeError: if a shape, dtype or device does not fit (the message names the argument), and in backward().
+    """
+    return torch.ops.adderzoo.adder2d_affine(
+        input, weight, scale, shift, addend, pair(stride), pair(padding), pair(dilation), groups, relu
+    )
+
+
+@torch.library.register_fake("adderzoo::adder2d_affine", lib=LIBRARY)
+def _(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None = None,
+    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
+    padding: list[int] = [0, 0],  # noqa: B006
+    dilation: list[int] = [1, 1],  # noqa: B006
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups)
+    size = [input.shape[0], scale.shape[0], *output_size(input, weight.shape[1:3], stride, padding, dilation)]
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
+
+
+def _no_gradients(what: str) -> Any:
+    raise RuntimeError(
+        f"adder2d_affine: {what} is not defined, because it is for inference; train the network from which "
+        "adderzoo.fuse made this one, or run this one under torch.no_grad()"
+    )
+
+
+class _Adder2dAffine(torch.autograd.Function):
+    """Without it a backward pass would go by with a warning and no gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        return _below_autograd(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        _no_gradients("a gradient")
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _no_gradients("forward-mode differentiation")
+
+
+def _below_autograd(*arguments: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.adderzoo.adder2d_affine.default(*arguments)
+
+
+def _autograd(*arguments: Any) -> Tensor:
+    if torch._C._are_functorch_transforms_active():  # vmap is none of them, it has a rule of its own
+        _no_gradients("torch.func's differentiation (grad, vjp, jvp ...)")
+    if forward_ad._current_level < 0 and not any(_requires_grad(argument) for argument in arguments[:5]):
+        return _below_autograd(*arguments)  # apply() costs microseconds, which a small network notices
+    return _Adder2dAffine.apply(*arguments)
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+LIBRARY.impl("adder2d_affine", _autograd, "Autograd")
+
+
+@torch.library.register_vmap("adderzoo::adder2d_affine", lib=LIBRARY)
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None = None,
+    *arguments: Any,
+) -> tuple[Tensor, int]:
+    """Of several inputs. Filters are packed once for all inputs: several sets of them are taken one by one."""
+    tensors = (input, weight, scale, shift, addend)
+    dims = (*in_dims[:5], *[None] * (5 - len(in_dims)))
+    if dims[1:4] == (None, None, None):
+        images = fold_into_batch(input, dims[0], info.batch_size)
+        addends = None if addend is None else fold_into_batch(addend, dims[4], info.batch_size)
+        output = torch.ops.adderzoo.adder2d_affine(images, weight, scale, shift, addends, *arguments)
+        return output.unflatten(0, (info.batch_size, -1)), 0
+    outputs = []
+    for index in range(info.batch_size):
+        own = [t if t is None or dim is None else t.select(dim, index) for t, dim in zip(tensors, dims, strict=True)]
+        outputs.append(torch.ops.adderzoo.adder2d_affine(*own, *arguments))
+    return torch.stack(outputs), 0
+
+
+@register_flop_formula(torch.ops.adderzoo.adder2d_affine)
+def _(input_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """As `adder2d` counts, which leaves out what follows, as PyTorch leaves out a bias."""
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:4])

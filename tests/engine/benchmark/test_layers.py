@@ -1,0 +1,134 @@
+"""The adder layers of networks, and what is made of their times."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from definition import adder2d64, adder2d64_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adderzoo
+from adderzoo.engine.benchmark.layers import CEILINGS, FORMATS, Layer, _Data, _summary, adder_layers, measure_operator
+from adderzoo.engine.benchmark.timing import Timing
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NETWORKS = {network.name: network for network in adderzoo.list_models("adder_*")}
+
+LAYERS = [
+    Layer((2, 3, 7, 6), (4, 3, 3, 3), (1, 1), (1, 1)),
+    Layer((1, 4, 6, 6), (5, 4, 1, 1), (2, 2)),
+    Layer((2, 4, 9, 8), (2, 4, 3, 2), (2, 1), (1, 0), (2, 1)),
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_elements_are_those_of_list_models(name: str) -> None:
+    for batch in (1, 3):
+        layers = adder_layers(name, batch)
+        assert sum(count * layer.elements for layer, count in layers.items()) == batch * NETWORKS[name].adder_elements
+
+
+@pytest.mark.parametrize(
+    ("name", "distinct", "layers", "elements"),
+    # Of VGG-small and the ResNets by the definitions of their papers; all convolutions but the first, and shortcuts.
+    [
+        ("adder_vgg_small", 5, 5, 603_979_776),
+        ("adder_resnet20", 7, 20, 40_370_176),
+        ("adder_resnet32", 7, 32, 68_681_728),
+        ("adder_resnet18", 10, 19, 1_695_547_392),
+        ("adder_resnet50", 22, 52, 3_969_122_304),
+    ],
+)
+def test_layers_are_counted_as_often_as_the_network_has_them(
+    name: str, distinct: int, layers: int, elements: int
+) -> None:
+    found = adder_layers(name, 1)
+    assert (len(found), found.total()) == (distinct, layers)
+    assert sum(count * layer.elements for layer, count in found.items()) == elements
+
+
+def test_a_layer_says_what_it_is() -> None:
+    layers = {str(layer): count for layer, count in adder_layers("adder_resnet20", 8).items()}
+    assert layers["16 to 16, 3x3, on 32x32"] == 6
+    assert layers["32 to 64, 1x1, on 16x16, stride 2"] == 1
+    assert str(Layer((1, 8, 5, 5), (8, 1, 3, 3), groups=8)) == "8 to 8, 3x3, on 5x5, 8 groups"
+
+
+@given(
+    size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.integers(1, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_output_and_elements_are_a_convolutions(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> None:
+    layer = Layer((2, 2 * groups, *size), (3 * groups, 2, *kernel), stride, padding, dilation, groups)
+    x, w = torch.empty(layer.input, device="meta"), torch.empty(layer.weight, device="meta")
+    output = F.conv2d(x, w, None, stride, padding, dilation, groups)
+    assert layer.output == output.shape
+    assert layer.elements == output.numel() * w[0].numel()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_what_is_timed_is_the_operator(layer: Layer, memory_format: str) -> None:
+    data = _Data(Counter(LAYERS))
+    x, w = data.get(layer, "input", memory_format), data.get(layer, "weight")
+    g = data.get(layer, "output", memory_format)
+    assert x.is_contiguous(memory_format=FORMATS[memory_format])
+    assert (x.shape, w.shape, g.shape) == (layer.input, layer.weight, layer.output)
+    of_input, of_weight = adder2d64_gradients(x, w, g, *layer.geometry[:3])
+    expected = [adder2d64(x, w, *layer.geometry[:3]), of_input, of_weight]
+    for direction, values in zip(CEILINGS, expected, strict=True):
+        torch.testing.assert_close(
+            data.call(layer, memory_format, direction)().double(), values, rtol=1e-5, atol=1e-4, msg=direction
+        )
+
+
+def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -> None:
+    layers = Counter({LAYERS[0]: 3, LAYERS[1]: 1})
+    seconds = {LAYERS[0]: 4e-6, LAYERS[1]: 2e-6}
+    clock = (1.0, 1.5, 0.8)  # which the machine runs at in three rounds
+    timings = {layer: Timing(tuple(seconds[layer] * c for c in clock), 3) for layer in layers}
+    result = _summary("net", 2, ("contiguous", "forward"), layers, timings, Timing(tuple(1e-9 * c for c in clock), 3))
+    assert (result.form, result.ceiling) == ("distance", pytest.approx(1e9))
+    shares = {layer: layer.elements / seconds[layer] / 1e9 for layer in layers}
+    assert {row.layer: row.share for row in result.layers} == pytest.approx(shares)
+    weights = {layer: count * seconds[layer] for layer, count in layers.items()}
+    mean = sum(shares[layer] * weights[layer] for layer in layers) / sum(weights.values())
+    assert result.share == pytest.approx(mean)
+    assert result.rate == pytest.approx(mean * 1e9)
+    assert result.worst.layer == min(shares, key=lambda layer: shares[layer])
+
+
+def test_without_compiled_loops_there_is_no_share() -> None:
+    timings = {LAYERS[0]: Timing((1e-6,), 1)}
+    result = _summary("net", 2, ("contiguous", "forward"), Counter(timings.keys()), timings, None)
+    assert (result.ceiling, result.share, result.layers[0].share) == (None, None, None)
+
+
+def test_measurement_has_every_layer_direction_and_format() -> None:
+    notes: list[str] = []
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append)
+    assert [(result.memory_format, result.direction) for result in results] == [
+        (memory_format, direction) for memory_format in FORMATS for direction in CEILINGS
+    ]
+    layers = adder_layers("adder_lenet5", 2)
+    for result in results:
+        assert {row.layer: row.count for row in result.layers} == layers
+        numbers = [result.rate, result.ceiling, result.share, *(row.share for row in result.layers)]
+        assert all(number is not None and 0 < number < math.inf for number in numbers)
+    assert notes[0] == "adder_lenet5, batch 2: forward, channels_last"
