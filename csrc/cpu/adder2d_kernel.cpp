@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -33,12 +34,15 @@ int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / st
 
 // Not STD_TORCH_CHECK, which shows users the path of this file where it was compiled.
 template <typename... Words>
-[[noreturn]] void fail(const Words&... words) {
+[[noreturn]] void fail(const char* op, const Words&... words) {
   std::ostringstream text;
-  text << "adder2d: ";
+  text << op << ": ";
   (text << ... << words);
   throw std::runtime_error(text.str());
 }
+
+constexpr const char* kAdder2d = "adder2d";
+constexpr const char* kAffine = "adder2d_affine";
 
 // As Python writes a tuple.
 std::string tuple(const std::vector<int64_t>& numbers) {
@@ -54,8 +58,8 @@ std::string shape(const Tensor& tensor) {
 }
 
 // As Python writes it.
-std::string dtype(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+std::string name(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
       return "float32";
     case ScalarType::Double:
@@ -81,7 +85,7 @@ std::string dtype(const Tensor& tensor) {
     case ScalarType::ComplexDouble:
       return "complex128";
     default:
-      return torch::headeronly::toString(tensor.scalar_type());
+      return torch::headeronly::toString(type);
   }
 }
 
@@ -90,46 +94,55 @@ bool is_supported(ScalarType type) {
          type == ScalarType::BFloat16;
 }
 
-void check_pair(const char* name, const Pair& pair, int64_t least) {
+void check_pair(const char* op, const char* argument, const Pair& pair, int64_t least) {
   if (pair.size() != 2 || pair[0] < least || pair[1] < least) {
-    fail(name, " must be two integers of at least ", least, ", got ", tuple(pair));
+    fail(op, argument, " must be two integers of at least ", least, ", got ", tuple(pair));
   }
 }
 
-void check_mode(const char* name, const std::string& mode, const char* one, const char* other) {
-  if (mode != one && mode != other) fail(name, " must be '", one, "' or '", other, "', got '", mode, "'");
+void check_mode(const char* argument, const std::string& mode, const char* one, const char* other) {
+  if (mode != one && mode != other) {
+    fail(kAdder2d, argument, " must be '", one, "' or '", other, "', got '", mode, "'");
+  }
+}
+
+// Adder outputs lie near -1000 with a spread of a few units: half precision would round the spread away.
+ScalarType accumulation_type(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // The same checks, in the same words, as adderzoo/ops/reference.py makes; that of the devices is made there alone,
 // because the dispatcher calls these kernels for tensors that are all on the CPU.
-Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
-               int64_t groups) {
-  if (input.dim() != 4) fail("input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
-  if (weight.dim() != 4) fail("weight must have 4 dimensions (O, C / groups, kH, kW), got shape ", shape(weight));
-  if (!is_supported(input.scalar_type())) {
-    fail("input must be float32, float64, bfloat16 or float16, got ", dtype(input));
-  }
-  if (weight.scalar_type() != input.scalar_type()) {
-    fail("weight must have the dtype of input, ", dtype(input), ", got ", dtype(weight));
-  }
-  check_pair("stride", stride, 1);
-  check_pair("padding", padding, 0);
-  check_pair("dilation", dilation, 1);
-  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
-    fail("groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", input ", shape(input), " and weight ", shape(weight));
-  }
-  if (weight.numel() == 0) fail("weight must not be empty, got shape ", shape(weight));
+void check_dimensions(const char* op, const Tensor& input) {
+  if (input.dim() != 4) fail(op, "input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
+}
 
+void check_dtype(const char* op, const Tensor& input) {
+  if (!is_supported(input.scalar_type())) {
+    fail(op, "input must be float32, float64, bfloat16 or float16, got ", name(input.scalar_type()));
+  }
+}
+
+void check_pairs(const char* op, const Pair& stride, const Pair& padding, const Pair& dilation) {
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+}
+
+Geometry geometry(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, int64_t channels,
+                  int64_t kernel_h, int64_t kernel_w, const Pair& stride, const Pair& padding, const Pair& dilation,
+                  int64_t groups) {
   Geometry g{
       .batch = input.size(0),
       .groups = groups,
-      .channels = weight.size(1),
-      .filters = weight.size(0) / groups,
+      .channels = channels,
+      .filters = filters / groups,
       .height = input.size(2),
       .width = input.size(3),
-      .kernel_h = weight.size(2),
-      .kernel_w = weight.size(3),
+      .out_height = 0,
+      .out_width = 0,
+      .kernel_h = kernel_h,
+      .kernel_w = kernel_w,
       .stride_h = stride[0],
       .stride_w = stride[1],
       .padding_h = padding[0],
@@ -140,7 +153,7 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
   const int64_t span_h = g.height + 2 * g.padding_h - g.dilation_h * (g.kernel_h - 1) - 1;
   const int64_t span_w = g.width + 2 * g.padding_w - g.dilation_w * (g.kernel_w - 1) - 1;
   if (span_h < 0 || span_w < 0) {
-    fail("the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
+    fail(op, "the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
          ", padding ", tuple(padding), " and dilation ", tuple(dilation));
   }
   g.out_height = span_h / g.stride_h + 1;
@@ -148,14 +161,76 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
   return g;
 }
 
-void check_grad(const Tensor& grad, const Geometry& g) {
-  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
-  if (shape(grad) != expected) fail("grad must have the shape of the output, ", expected, ", got ", shape(grad));
+Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
+               int64_t groups) {
+  check_dimensions(kAdder2d, input);
+  if (weight.dim() != 4) {
+    fail(kAdder2d, "weight must have 4 dimensions (O, C / groups, kH, kW), got shape ", shape(weight));
+  }
+  check_dtype(kAdder2d, input);
+  if (weight.scalar_type() != input.scalar_type()) {
+    fail(kAdder2d, "weight must have the dtype of input, ", name(input.scalar_type()), ", got ",
+         name(weight.scalar_type()));
+  }
+  check_pairs(kAdder2d, stride, padding, dilation);
+  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
+    fail(kAdder2d, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
+         groups, ", input ", shape(input), " and weight ", shape(weight));
+  }
+  if (weight.numel() == 0) fail(kAdder2d, "weight must not be empty, got shape ", shape(weight));
+  return geometry(kAdder2d, input, weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), stride,
+                  padding, dilation, groups);
 }
 
-// Adder outputs lie near -1000 with a spread of a few units: half precision would round the spread away.
-ScalarType accumulation_type(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                      const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding,
+                      const Pair& dilation, int64_t groups) {
+  const int64_t filters = scale.numel();
+  check_dimensions(kAffine, input);
+  if (scale.dim() != 1 || filters == 0) {
+    fail(kAffine, "scale must have a value for each filter, (O,), got shape ", shape(scale));
+  }
+  if (shape(shift) != shape(scale)) {
+    fail(kAffine, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
+  }
+  if (weight.dim() != 5 || weight.size(0) != (filters + kPanel - 1) / kPanel || weight.size(4) != kPanel ||
+      weight.numel() == 0) {
+    fail(kAffine, "weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), got shape ", shape(weight),
+         " with O = ", filters);
+  }
+  check_dtype(kAffine, input);
+  const auto check_parameter = [&](const char* argument, const Tensor& tensor) {
+    if (tensor.scalar_type() != accumulation_type(input)) {
+      fail(kAffine, argument, " must be ", name(accumulation_type(input)), " for an input of ",
+           name(input.scalar_type()), ", got ", name(tensor.scalar_type()));
+    }
+  };
+  check_parameter("weight", weight);
+  check_parameter("scale", scale);
+  check_parameter("shift", shift);
+  check_pairs(kAffine, stride, padding, dilation);
+  if (groups < 1 || filters % groups != 0 || input.size(1) != weight.size(3) * groups) {
+    fail(kAffine, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
+         groups, ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+  }
+  const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
+                              padding, dilation, groups);
+  if (addend.has_value()) {
+    const std::string expected = tuple({g.batch, filters, g.out_height, g.out_width});
+    if (shape(*addend) != expected) {
+      fail(kAffine, "addend must have the shape of the output, ", expected, ", got ", shape(*addend));
+    }
+    if (addend->scalar_type() != input.scalar_type() && addend->scalar_type() != ScalarType::Float) {
+      fail(kAffine, "addend must have the dtype of input, ", name(input.scalar_type()), ", or be float32, got ",
+           name(addend->scalar_type()));
+    }
+  }
+  return g;
+}
+
+void check_grad(const Tensor& grad, const Geometry& g) {
+  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
+  if (shape(grad) != expected) fail(kAdder2d, "grad must have the shape of the output, ", expected, ", got ", shape(grad));
 }
 
 // Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
@@ -190,10 +265,10 @@ Strides dense_strides(MemoryFormat format, int64_t channels, int64_t height, int
 // A float or double tensor in either format, as it is if it is dense.
 template <typename T>
 struct Dense {
-  Dense(const Tensor& given, ScalarType type)
-      : tensor(dense(given, type, format_like(given))),
-        view{tensor.const_data_ptr<T>(),
-             dense_strides(format_like(given), given.size(1), given.size(2), given.size(3))} {}
+  Dense(const Tensor& given, ScalarType type) : Dense(given, type, format_like(given)) {}
+  Dense(const Tensor& given, ScalarType type, MemoryFormat format)
+      : tensor(dense(given, type, format)),
+        view{tensor.const_data_ptr<T>(), dense_strides(format, given.size(1), given.size(2), given.size(3))} {}
   Tensor tensor;
   View<const T> view;
 };
@@ -310,6 +385,35 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   return output;
 }
 
+Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                      std::optional<Tensor> addend, Pair stride, Pair padding, Pair dilation, int64_t groups,
+                      bool relu) {
+  const Geometry g = check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups);
+  const ScalarType type = accumulation_type(input);
+  const MemoryFormat format = format_like(input);
+  Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, type, format);
+  const auto compute = [&]<typename T>(T) {
+    const Dense<T> x(input, type);
+    const Tensor packed = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
+                 b = torch::stable::contiguous(shift);
+    Epilogue<T> epilogue{.scale = a.const_data_ptr<T>(), .shift = b.const_data_ptr<T>(), .addend = nullptr, .relu = relu};
+    std::optional<Dense<T>> added;
+    if (addend.has_value()) {
+      added.emplace(*addend, type, format);
+      epilogue.addend = added->view.data;
+    }
+    const int64_t panels = weight.size(0), steps = g.taps() * g.channels;
+    const Buffer<T> sums(panels * kPanel);
+    const T* filters = packed.const_data_ptr<T>();
+    torch::stable::parallel_for(0, panels, grain(steps), [&](int64_t begin, int64_t end) {
+      loops<T>().sum_filters(filters, sums.begin(), scale.size(0), steps, begin, end);
+    });
+    forward<T>(g, x.view, filters, sums.begin(), epilogue, view<T>(output, format));
+  };
+  type == ScalarType::Double ? compute(double()) : compute(float());
+  return torch::stable::to(output, input.scalar_type());
+}
+
 Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                               Pair dilation, int64_t groups, std::string input_grad) {
   check_mode("input_grad", input_grad, "hardtanh", "sign");
@@ -356,7 +460,7 @@ int64_t cpu_ceiling(std::string form, int64_t steps) {
   } else if (form == "slope") {
     ceiling = Ceiling::kSlope;
   } else {
-    fail("form must be 'multiply_add', 'distance' or 'slope', got '", form, "'");
+    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance' or 'slope', got '", form, "'");
   }
   std::atomic<int64_t> elements = 0;
   torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
@@ -372,6 +476,7 @@ std::string cpu_capability() { return loops<float>().capability; }
 
 STABLE_TORCH_LIBRARY_IMPL(adderzoo, CPU, m) {
   m.impl("adder2d", TORCH_BOX(&adderzoo::cpu::adder2d));
+  m.impl("adder2d_affine", TORCH_BOX(&adderzoo::cpu::adder2d_affine));
   m.impl("_adder2d_backward_input", TORCH_BOX(&adderzoo::cpu::adder2d_backward_input));
   m.impl("_adder2d_backward_weight", TORCH_BOX(&adderzoo::cpu::adder2d_backward_weight));
 }

@@ -557,6 +557,18 @@ void load_inputs(const Accumulation<T>& a, const Item<T>& item, int64_t first, i
   }
 }
 
+template <typename T>
+void add(T* to, const T* addend, int64_t length, bool relu) {
+  if (relu) {
+    for (int64_t i = 0; i < length; ++i) {
+      const T sum = to[i] + addend[i];
+      to[i] = sum < T(0) ? T(0) : sum;
+    }
+  } else {
+    for (int64_t i = 0; i < length; ++i) to[i] += addend[i];
+  }
+}
+
 // Writes the totals where a point's channels do not lie together.
 template <typename T>
 void store_planes(const Accumulation<T>& a, const Item<T>& item, int64_t first, int64_t from, int64_t to,
@@ -566,6 +578,10 @@ void store_planes(const Accumulation<T>& a, const Item<T>& item, int64_t first, 
     const int64_t run = run_of_points(item, item.output_offsets, p);
     T* output = a.output + item.output_offsets[p] + (first + from) * plane;
     transpose(item.totals + p * width + from, width, run, to - from, [&](int64_t c) { return output + c * plane; });
+    if (a.epilogue.addend != nullptr) {
+      const T* addend = a.epilogue.addend + (output - a.output);
+      for (int64_t c = 0; c < to - from; ++c) add(output + c * plane, addend + c * plane, run, a.epilogue.relu);
+    }
     p += run;
   }
 }
@@ -627,13 +643,9 @@ bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int po
       }
       store(output + v * kLanes<T>, y);
     }
-    if (kAffine && epilogue.addend != nullptr) {
-      const int64_t stride = a.output_strides.channel, channels = smaller(width, a.channels - first_channel);
-      const T* addend = epilogue.addend + item.output_offsets[point + p] + first_channel * stride;
-      for (int64_t c = 0; c < channels; ++c) {
-        const T y = output[c] + addend[c * stride];
-        output[c] = epilogue.relu && y < T(0) ? T(0) : y;
-      }
+    if (kAffine && epilogue.addend != nullptr && a.output_strides.channel == 1) {
+      const T* addend = epilogue.addend + item.output_offsets[point + p] + first_channel;
+      add(output, addend, smaller(width, a.channels - first_channel), epilogue.relu);
     }
   }
   return !Simd<T>::any(odd);
