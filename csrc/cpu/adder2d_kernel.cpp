@@ -174,8 +174,9 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
   }
   check_pairs(kAdder2d, stride, padding, dilation);
   if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
-    fail(kAdder2d, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
-         groups, ", input ", shape(input), " and weight ", shape(weight));
+    fail(kAdder2d,
+         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
+         ", input ", shape(input), " and weight ", shape(weight));
   }
   if (weight.numel() == 0) fail(kAdder2d, "weight must not be empty, got shape ", shape(weight));
   return geometry(kAdder2d, input, weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), stride,
@@ -210,8 +211,9 @@ Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   check_parameter("shift", shift);
   check_pairs(kAffine, stride, padding, dilation);
   if (groups < 1 || filters % groups != 0 || input.size(1) != weight.size(3) * groups) {
-    fail(kAffine, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
-         groups, ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+    fail(kAffine,
+         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
+         ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
   }
   const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
                               padding, dilation, groups);
@@ -230,7 +232,8 @@ Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& s
 
 void check_grad(const Tensor& grad, const Geometry& g) {
   const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
-  if (shape(grad) != expected) fail(kAdder2d, "grad must have the shape of the output, ", expected, ", got ", shape(grad));
+  if (shape(grad) != expected)
+    fail(kAdder2d, "grad must have the shape of the output, ", expected, ", got ", shape(grad));
 }
 
 // Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
@@ -299,7 +302,8 @@ int64_t threads() { return torch::stable::get_num_threads(); }
 
 template <typename T>
 struct PackedFilters {
-  PackedFilters(const T* weight, const FilterShape& s) : packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
+  PackedFilters(const T* weight, const FilterShape& s)
+      : packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
     torch::stable::parallel_for(0, s.panels(), grain(s.steps() * kStepsOfPackedStep), [&](int64_t begin, int64_t end) {
       loops<T>().pack(weight, packed.begin(), sums.begin(), s, begin, end);
     });
@@ -396,7 +400,8 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
     const Dense<T> x(input, type);
     const Tensor packed = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
                  b = torch::stable::contiguous(shift);
-    Epilogue<T> epilogue{.scale = a.const_data_ptr<T>(), .shift = b.const_data_ptr<T>(), .addend = nullptr, .relu = relu};
+    Epilogue<T> epilogue{
+        .scale = a.const_data_ptr<T>(), .shift = b.const_data_ptr<T>(), .addend = nullptr, .relu = relu};
     std::optional<Dense<T>> added;
     if (addend.has_value()) {
       added.emplace(*addend, type, format);

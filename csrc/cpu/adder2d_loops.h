@@ -5,10 +5,11 @@
 // `Accumulation` describes that walk, `Function` what is added.
 //
 // It is done like a matrix product, and without im2col. The points are cut into items of some rows. The part of the
-// source that an item reads, its region, is copied into scratch memory with its padding, channels last, so that a tap is
-// one constant offset for all points; where the source is channels_last and has no padding, it is the region itself. All
-// steps (one source channel of one tap) are taken in blocks of kBlock: the filters of a block and some channels fit into
-// the first cache and serve all tiles (some points times some vectors of channels, their sums in registers) of the item.
+// source that an item reads, its region, is copied into scratch memory with its padding, channels last, so that a tap
+// is one constant offset for all points; where the source is channels_last and has no padding, it is the region itself.
+// All steps (one source channel of one tap) are taken in blocks of kBlock: the filters of a block and some channels fit
+// into the first cache and serve all tiles (some points times some vectors of channels, their sums in registers) of the
+// item.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,9 @@ enum class Function {
 
 // Channels of a panel of packed filters: the same on all processors, because networks are saved with packed filters.
 constexpr int64_t kPanel = 16;
+
+// Channels of an item whose channels have their own copies of the source, at most.
+constexpr int64_t kMaxOwnChannels = 4 * kPanel;
 
 // A plain float32 sum of thousands of terms loses the precision that the operator promises (1e-6 of the sum of
 // |x| + |w|), so sums are taken in blocks of so many terms and the blocks added.
@@ -86,10 +90,10 @@ struct Accumulation {
   const int64_t* tap_columns;
   int64_t num_tap_rows, num_tap_columns;
 
-  bool staged;            // whether the region is a copy
-  int64_t region_width;   // in pixels
-  int64_t region_pixel;   // elements of a pixel
-  int64_t source_step;    // from one step to the next of a piece, in elements
+  bool staged;           // whether the region is a copy
+  int64_t region_width;  // in pixels
+  int64_t region_pixel;  // elements of a pixel
+  int64_t source_step;   // from one step to the next of a piece, in elements
   const Piece* pieces;
   const int64_t* blocks;  // block b is the pieces [blocks[b], blocks[b + 1])
   int64_t num_blocks;

@@ -85,7 +85,9 @@ struct Simd<float> : PlainSimd<float> {
     return x;
   }
   // `one` is opaque, or else this would become an addition.
-  static Vector add(Vector sum, Vector x, Vector one) { return (Vector)_mm512_fmadd_ps((__m512)x, (__m512)one, (__m512)sum); }
+  static Vector add(Vector sum, Vector x, Vector one) {
+    return (Vector)_mm512_fmadd_ps((__m512)x, (__m512)one, (__m512)sum);
+  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
   }
@@ -106,7 +108,9 @@ struct Simd<float> : PlainSimd<float> {
     asm volatile("" : "+x"(x));
     return x;
   }
-  static Vector add(Vector sum, Vector x, Vector one) { return (Vector)_mm256_fmadd_ps((__m256)x, (__m256)one, (__m256)sum); }
+  static Vector add(Vector sum, Vector x, Vector one) {
+    return (Vector)_mm256_fmadd_ps((__m256)x, (__m256)one, (__m256)sum);
+  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
   }
@@ -125,6 +129,10 @@ template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static Vector broadcast(float x) { return (Vector)vdupq_n_f32(x); }
+  static Vector opaque(Vector x) {
+    asm volatile("" : "+w"(x));
+    return x;
+  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
   }
@@ -140,6 +148,10 @@ struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm_set1_ps(x); }
+  static Vector opaque(Vector x) {
+    asm volatile("" : "+x"(x));
+    return x;
+  }
   static Vector max(Vector a, Vector b) { return (Vector)_mm_max_ps((__m128)a, (__m128)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm_andnot_ps(_mm_set1_ps(-0.0f), (__m128)(a - b)); }
   static Vector clip(Vector x, Vector one) {
@@ -178,18 +190,18 @@ constexpr bool has_input(Function f) { return f != Function::kDistance && f != F
 
 // What recomputes a tile for which the fast form does not hold.
 constexpr Function exact(Function f) {
-  return f == Function::kMaxDistance ? Function::kDistance
+  return f == Function::kMaxDistance    ? Function::kDistance
          : f == Function::kClippedSlope ? Function::kExactClippedSlope
                                         : f;
 }
 
 // The sum with one more term.
 //
-// kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where multiply-adds
-// and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen 4 and 5: the
-// speed of a convolution). Its rounding error is one of sum(|x| + |w|), like the plain form's, but it is not relative to
-// the result: for x and w near 1000 that differ by 1, y is right to 5e-4 of itself. Infinities give inf - inf = NaN:
-// such tiles are done again in the plain form.
+// kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where
+// multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen 4
+// and 5: the speed of a convolution). Its rounding error is one of sum(|x| + |w|), like the plain form's, but it is not
+// relative to the result: for x and w near 1000 that differ by 1, y is right to 5e-4 of itself. Infinities give inf -
+// inf = NaN: such tiles are done again in the plain form.
 //
 // Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient, a slope
 // counts for nothing, and 0 * NaN would: the exact ones leave it out.
@@ -357,7 +369,7 @@ struct Item {
   int64_t *offsets, *output_offsets, *input_offsets;
   T *region_copy, *row_sums, *pixel_sums, *sums;  // sums of the sources of each point
   T *totals, *inputs;
-  const char* ahead;    // where the source of the next item begins that this one does not read
+  const char* ahead;  // where the source of the next item begins that this one does not read
   int64_t ahead_bytes;
 };
 
@@ -421,24 +433,24 @@ void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int
     transpose(from, s.channel, a.source_channels, pixels, [&](int64_t x) { return to + x * a.region_pixel; });
     return;
   }
-  // Each channel's own copy: (source channel, channel).
+  // Each channel's own copy: (source channel, channel), zeros beyond the last channel.
   const int64_t first = item.first_panel * kPanel, channels = smaller(a.source_step, a.channels - first);
-  for (int64_t x = 0; x < pixels; ++x, to += a.region_pixel, from += s.column) {
-    for (int64_t c = 0; c < a.source_channels; ++c) {
-      T* lanes = to + c * a.source_step;
-      if (a.source_channels == 1 && a.group_channels == 1 && s.channel == 1) {
-        std::memcpy(lanes, from + first, channels * sizeof(T));
-      } else {
-        int64_t group = first / a.group_channels, in_group = first % a.group_channels;
-        for (int64_t l = 0; l < channels; ++l) {
-          lanes[l] = from[(group * a.source_channels + c) * s.channel];
-          if (++in_group == a.group_channels) {
-            in_group = 0;
-            ++group;
-          }
-        }
-      }
-      for (int64_t l = channels; l < a.source_step; ++l) lanes[l] = T(0);
+  if (a.source_channels == 1 && a.group_channels == 1 && s.channel == 1) {
+    for (int64_t x = 0; x < pixels; ++x, to += a.region_pixel, from += s.column) {
+      std::memcpy(to, from + first, channels * sizeof(T));
+      std::memset(to + channels, 0, (a.source_step - channels) * sizeof(T));
+    }
+    return;
+  }
+  int64_t places[kMaxOwnChannels];
+  for (int64_t l = 0; l < a.source_step; ++l) {
+    places[l] = l < channels ? (first + l) / a.group_channels * a.source_channels * s.channel : 0;
+  }
+  for (int64_t x = 0; x < pixels; ++x, from += s.column) {
+    for (int64_t c = 0; c < a.source_channels; ++c, to += a.source_step) {
+      const T* channel = from + c * s.channel;
+      for (int64_t l = 0; l < a.source_step; ++l) to[l] = channel[places[l]];
+      for (int64_t l = channels; l < a.source_step; ++l) to[l] = T(0);
     }
   }
 }
@@ -519,7 +531,8 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
     item.ahead = reinterpret_cast<const char*>(a.source);
     item.ahead_bytes = 0;
     if (a.source_strides.channel == 1) {
-      const int64_t next = image * a.source_height + smaller(a.source_height, top + region_rows), step_rows = rows * a.step_h;
+      const int64_t next = image * a.source_height + smaller(a.source_height, top + region_rows),
+                    step_rows = rows * a.step_h;
       const int64_t last = smaller(a.batch * a.source_height, next + step_rows);
       item.ahead = reinterpret_cast<const char*>(a.source + next * a.source_strides.row);
       item.ahead_bytes = (last - next) * a.source_strides.row * sizeof(T);
@@ -676,7 +689,8 @@ void run_panels(const Accumulation<T>& a, const Item<T>& item, int64_t panel) {
           .panel_size = panel_size,
           .inputs = item.inputs + point * width,
           .totals = item.totals + point * width,
-          .ahead = item.ahead + (block * kBlock * tiles + t * smaller(kBlock * blocks, steps - block * kBlock)) * ahead_step,
+          .ahead =
+              item.ahead + (block * kBlock * tiles + t * smaller(kBlock * blocks, steps - block * kBlock)) * ahead_step,
           .ahead_step = ahead_step,
       };
       add_blocks<F, kShared, kVecs>(a, tile, block, block + blocks, points);

@@ -67,10 +67,10 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
   const int64_t all_rows = a.batch * a.rows;
   const int64_t groups = a.shared ? a.groups : 1;
   // A group that begins within a panel may end within one.
-  const int64_t panels = !a.shared ? divide_up(a.channels, kPanel)
+  const int64_t panels = !a.shared                                      ? divide_up(a.channels, kPanel)
                          : groups > 1 && a.group_channels % kPanel != 0 ? a.group_channels / kPanel + 2
                                                                         : divide_up(a.group_channels, kPanel);
-  a.panels_of_item = a.shared ? panels : std::min<int64_t>(panels, 4);
+  a.panels_of_item = a.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
   const int64_t lanes = a.shared ? 1 : a.panels_of_item * kPanel;
   if (!a.shared) a.source_step = lanes;
   if (all_rows == 0 || a.columns == 0) {
@@ -237,8 +237,8 @@ void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<
               column_step * g.filters);
 }
 
-#define ADDERZOO_INSTANTIATE(T)                                                                        \
-  template void plan_forward<T>(Plan<T>&, const Geometry&, View<const T>, View<T>, int64_t);           \
+#define ADDERZOO_INSTANTIATE(T)                                                                                      \
+  template void plan_forward<T>(Plan<T>&, const Geometry&, View<const T>, View<T>, int64_t);                         \
   template void plan_backward<T>(Plan<T>&, const Geometry&, int64_t, int64_t, View<const T>, View<const T>, View<T>, \
                                  int64_t);
 ADDERZOO_INSTANTIATE(float)

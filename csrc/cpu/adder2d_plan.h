@@ -33,8 +33,8 @@ FilterShape backward_filters(const Geometry&);
 template <typename T>
 void plan_forward(Plan<T>& plan, const Geometry& geometry, View<const T> input, View<T> output, int64_t threads);
 
-// Plans the input gradient at the input pixels whose coordinates leave the remainders (y, x) modulo the stride: they are
-// reached by the same taps. Filters are packed by `backward_filters`.
+// Plans the input gradient at the input pixels whose coordinates leave the remainders (y, x) modulo the stride: they
+// are reached by the same taps. Filters are packed by `backward_filters`.
 template <typename T>
 void plan_backward(Plan<T>& plan, const Geometry& geometry, int64_t y, int64_t x, View<const T> grad,
                    View<const T> input, View<T> grad_input, int64_t threads);
