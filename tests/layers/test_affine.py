@@ -267,3 +267,14 @@ def test_state_dict_of_one_is_that_of_another() -> None:
     assert other(images()).equal(affine(images()))
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         AdderAffine2d(make("plain")).load_state_dict(affine.state_dict())
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_memory_format_is_the_images_and_not_the_packed_filters(memory_format: torch.memory_format) -> None:
+    layer = make()
+    fused = AdderAffine2d(layer)
+    moved = copy.deepcopy(fused).to(memory_format=memory_format)
+    assert moved.weight.is_contiguous()
+    x = images().to(memory_format=memory_format)
+    assert moved(x).is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(moved(x), layer(x), rtol=1e-5, atol=1e-4)

