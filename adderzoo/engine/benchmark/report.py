@@ -1,6 +1,7 @@
 """What a benchmark has measured: as tables, as JSON, as a picture."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -163,7 +164,7 @@ def fastest_formats(section: Section) -> list[Row]:
     best: dict[Any, Row] = {}
     for row in section.rows:
         key = (row.contender.label, row.contender.threads)
-        if key not in best or (row.speed or 0) > (best[key].speed or 0):
+        if key not in best or (row.seconds or math.inf) < (best[key].seconds or math.inf):
             best[key] = row
     return list(best.values())
 
