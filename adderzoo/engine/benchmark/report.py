@@ -193,14 +193,14 @@ def draw(report: Report, path: Path) -> None:
     import_matplotlib()
     from matplotlib.figure import Figure
 
-    panels: list[tuple[str, list[tuple[str, float, str, str]], bool]] = []
+    panels: list[tuple[str, list[tuple[str, float, str, str]]]] = []
     for model, batch in dict.fromkeys((result.model, result.batch) for result in report.operator):
         bars = [
             (f"{result.direction}, {result.memory_format}", result.share, _percent(result.share), _ADDER)
             for result in report.operator
             if (result.model, result.batch) == (model, batch) and result.share is not None
         ]
-        panels.append((f"Adder layers of {model}, batch {batch}: share of the ceiling of their loops", bars, False))
+        panels.append((f"Adder layers of {model}, batch {batch}: share of the ceiling of their loops", bars))
     for section in report.networks:
         base = "one thread" if section.part == "threads" else "the CNN"
         bars = [
@@ -209,15 +209,15 @@ def draw(report: Report, path: Path) -> None:
             if row.speed
         ]
         title = f"{section.model}, {section.part}, batch {section.batch}: images a second, {base} = 1"
-        panels.append((title, bars, section.part != "threads"))
+        panels.append((title, bars))
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         raise ValueError("there is nothing to draw: nothing could be measured")
 
-    heights = [len(bars) + 2 for _, bars, _ in panels]
+    heights = [len(bars) + 2 for _, bars in panels]
     figure = Figure(figsize=(9, 0.27 * sum(heights) + 0.5), layout="constrained")
     figure.suptitle(str(report.machine).replace("; ", "\n"), fontsize=8)
-    for axes, (title, bars, logarithmic) in zip(
+    for axes, (title, bars) in zip(
         figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False).flat, panels, strict=True
     ):
         labels, values, texts, colors = zip(*bars, strict=True)
@@ -225,17 +225,20 @@ def draw(report: Report, path: Path) -> None:
         axes.bar_label(drawn, texts, padding=3, fontsize=8)
         axes.set_yticks(range(len(bars)), labels, fontsize=8)
         axes.invert_yaxis()
-        axes.axvline(1, color="black", linewidth=0.8)
+        axes.axvline(1, color="black", linewidth=0.8, zorder=0)
         axes.set_title(title, fontsize=9, loc="left")
         axes.tick_params(axis="x", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        if logarithmic:
+        if min(values) < _TOO_SHORT:
             axes.set_xscale("log")
-            axes.set_xlim(min(*values, 0.5) / 2, max(*values, 1) * 2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_xlim(min(values) / 2, max(*values, 1) * 2)
         else:
             axes.set_xlim(0, 1.15 * max(*values, 1))
     figure.savefig(path, dpi=120)
 
+
+_TOO_SHORT = 0.1  # a bar that a linear axis hardly shows
 
 _ADDER, _CNN, _EXPRESSION = "#0072b2", "#8c8c8c", "#d55e00"  # told apart by colour-blind readers too
 
