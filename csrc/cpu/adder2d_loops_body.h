@@ -60,14 +60,15 @@ inline __attribute__((always_inline)) void transpose4_of_floats(const float* fro
 #elif defined(__aarch64__)
 inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
                                                                 float* c, float* d) {
-  float32x4x4_t rows = {vld1q_f32(from), vld1q_f32(from + stride), vld1q_f32(from + 2 * stride),
-                        vld1q_f32(from + 3 * stride)};
-  float memory[16];
-  vst4q_f32(memory, rows);  // interleaves the rows: the columns, one after the other
-  vst1q_f32(a, vld1q_f32(memory));
-  vst1q_f32(b, vld1q_f32(memory + 4));
-  vst1q_f32(c, vld1q_f32(memory + 8));
-  vst1q_f32(d, vld1q_f32(memory + 12));
+  const float32x4_t w = vld1q_f32(from), x = vld1q_f32(from + stride), y = vld1q_f32(from + 2 * stride),
+                    z = vld1q_f32(from + 3 * stride);
+  // First and third column of two rows, and second and fourth.
+  const float64x2_t wx_ac = vreinterpretq_f64_f32(vtrn1q_f32(w, x)), wx_bd = vreinterpretq_f64_f32(vtrn2q_f32(w, x)),
+                    yz_ac = vreinterpretq_f64_f32(vtrn1q_f32(y, z)), yz_bd = vreinterpretq_f64_f32(vtrn2q_f32(y, z));
+  vst1q_f32(a, vreinterpretq_f32_f64(vtrn1q_f64(wx_ac, yz_ac)));
+  vst1q_f32(b, vreinterpretq_f32_f64(vtrn1q_f64(wx_bd, yz_bd)));
+  vst1q_f32(c, vreinterpretq_f32_f64(vtrn2q_f64(wx_ac, yz_ac)));
+  vst1q_f32(d, vreinterpretq_f32_f64(vtrn2q_f64(wx_bd, yz_bd)));
 }
 #endif
 
