@@ -960,7 +960,10 @@ int64_t ceiling_of(int64_t steps) {
     }
   }
   Vector<T> all = {};
+  // Unrolled as well: else GCC writes the sums to memory in every step, for this loop to find them there (aarch64).
+#pragma GCC unroll 8
   for (int p = 0; p < kPoints; ++p) {
+#pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) all += sum[p][v];
   }
   Simd<T>::opaque(all);
