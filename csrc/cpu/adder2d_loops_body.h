@@ -60,14 +60,15 @@ inline __attribute__((always_inline)) void transpose4_of_floats(const float* fro
 #elif defined(__aarch64__)
 inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
                                                                 float* c, float* d) {
-  float32x4x4_t rows = {vld1q_f32(from), vld1q_f32(from + stride), vld1q_f32(from + 2 * stride),
-                        vld1q_f32(from + 3 * stride)};
-  float memory[16];
-  vst4q_f32(memory, rows);  // interleaves the rows: the columns, one after the other
-  vst1q_f32(a, vld1q_f32(memory));
-  vst1q_f32(b, vld1q_f32(memory + 4));
-  vst1q_f32(c, vld1q_f32(memory + 8));
-  vst1q_f32(d, vld1q_f32(memory + 12));
+  const float32x4_t w = vld1q_f32(from), x = vld1q_f32(from + stride), y = vld1q_f32(from + 2 * stride),
+                    z = vld1q_f32(from + 3 * stride);
+  // First and third column of two rows, and second and fourth.
+  const float64x2_t wx_ac = vreinterpretq_f64_f32(vtrn1q_f32(w, x)), wx_bd = vreinterpretq_f64_f32(vtrn2q_f32(w, x)),
+                    yz_ac = vreinterpretq_f64_f32(vtrn1q_f32(y, z)), yz_bd = vreinterpretq_f64_f32(vtrn2q_f32(y, z));
+  vst1q_f32(a, vreinterpretq_f32_f64(vtrn1q_f64(wx_ac, yz_ac)));
+  vst1q_f32(b, vreinterpretq_f32_f64(vtrn1q_f64(wx_bd, yz_bd)));
+  vst1q_f32(c, vreinterpretq_f32_f64(vtrn2q_f64(wx_ac, yz_ac)));
+  vst1q_f32(d, vreinterpretq_f32_f64(vtrn2q_f64(wx_bd, yz_bd)));
 }
 #endif
 
@@ -608,9 +609,19 @@ Vector<T> load_channels(const T* from, int64_t first, int64_t channels) {
   return load(padded);
 }
 
-// Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them.
+// Whether finish() writes to the output: where the channels are all the item's own, and lie together. Else its results
+// take the totals' place.
+template <typename T>
+bool writes_output(const Accumulation<T>& a, const Item<T>& item, int64_t first_channel, int64_t width) {
+  return a.output_strides.channel == 1 && first_channel >= item.first_channel &&
+         first_channel + width <= item.last_channel;
+}
+
+// Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them; those of a single
+// point are marked, if asked for.
 template <Function F, bool kAffine, int kVecs, typename T>
-bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, int64_t first_channel) {
+bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, int64_t first_channel,
+            typename Simd<T>::Mask* marks = nullptr) {
   constexpr int64_t width = kVecs * kLanes<T>;
   // A distance below a 64th of what is subtracted for it has lost more bits than six: for x and w near 1000 that differ
   // by 1 its error would be 5e-4 of it.
@@ -629,8 +640,7 @@ bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int po
     }
   }
 
-  const bool direct = a.output_strides.channel == 1 && first_channel >= item.first_channel &&
-                      first_channel + width <= item.last_channel;
+  const bool direct = writes_output(a, item, first_channel, width);
   typename Simd<T>::Mask odd = {};
   for (int p = 0; p < points; ++p) {
     T* totals = item.totals + (point + p) * width;
@@ -644,12 +654,15 @@ bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int po
       Vector<T> y = load(totals + v * kLanes<T>);
       if constexpr (F == Function::kMaxDistance) {
         y = (sum + filter_sums[v]) - (y + y);
-        odd |= ~(y <= -(limit + limits[v]));  // true of a NaN as well
+        const typename Simd<T>::Mask odd_here = ~(y <= -(limit + limits[v]));  // true of a NaN as well
+        odd |= odd_here;
+        if (marks != nullptr) marks[v] = odd_here;
       } else if constexpr (F == Function::kDistance) {
         y = -y;
       } else if constexpr (F == Function::kClippedSlope) {
         const Vector<T> x = load(item.inputs + (point + p) * width + v * kLanes<T>);
         odd |= x != x;
+        if (marks != nullptr) marks[v] = x != x;
       }
       if constexpr (kAffine) {
         y = Simd<T>::multiply_add(y, scale[v], shift[v]);
@@ -663,6 +676,31 @@ bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int po
     }
   }
   return !Simd<T>::any(odd);
+}
+
+// Takes the exact form's results where the fast form does not hold. The others stay as they are: else they would depend
+// on the tile that they happen to lie in, and so on the number of threads.
+template <Function F, bool kShared, bool kAffine, int kVecs, typename T>
+__attribute__((noinline)) void redo(const Accumulation<T>& a, const Item<T>& item, Tile<T> tile, int64_t point,
+                                    int points, int64_t first_channel) {
+  constexpr int64_t width = kVecs * kLanes<T>;
+  const bool direct = writes_output(a, item, first_channel, width);
+  for (const int64_t end = point + points; point < end; ++point, ++tile.offsets) {
+    tile.inputs = item.inputs + point * width;
+    tile.totals = item.totals + point * width;
+    // finish() may have overwritten the totals.
+    add_blocks<F, kShared, 1, kVecs>(a, tile, 0, a.num_blocks);
+    typename Simd<T>::Mask odd[kVecs];
+    if (finish<F, kAffine, kVecs>(a, item, point, 1, first_channel, odd)) continue;
+    T* results = direct ? a.output + item.output_offsets[point] + first_channel : tile.totals;
+    T fast[width];
+    std::memcpy(fast, results, sizeof(fast));
+    add_blocks<exact(F), kShared, 1, kVecs>(a, tile, 0, a.num_blocks);
+    finish<exact(F), kAffine, kVecs>(a, item, point, 1, first_channel);
+    for (int64_t i = 0; i < width; ++i) {
+      if (odd[i / kLanes<T>][i % kLanes<T>] == 0) results[i] = fast[i];
+    }
+  }
 }
 
 // All points of an item, for kPanels panels from `panel` on.
@@ -683,7 +721,7 @@ void run_panels(const Accumulation<T>& a, const Item<T>& item, int64_t panel) {
     for (int64_t t = 0; t < tiles; ++t) {
       // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
       const int points = static_cast<int>((item.points - point + (tiles - t) - 1) / (tiles - t));
-      Tile<T> tile{
+      const Tile<T> tile{
           .source = item.region + (kShared ? 0 : first_channel - item.first_panel * kPanel),
           .offsets = item.offsets + point,
           .filters = a.filters + panel * panel_size,
@@ -695,11 +733,11 @@ void run_panels(const Accumulation<T>& a, const Item<T>& item, int64_t panel) {
           .ahead_step = ahead_step,
       };
       add_blocks<F, kShared, kVecs>(a, tile, block, block + blocks, points);
-      if (block + blocks == a.num_blocks && !finish<F, kAffine, kVecs>(a, item, point, points, first_channel)) {
-        for (int p = 0; p < points; ++p, ++tile.offsets, tile.inputs += width, tile.totals += width) {
-          add_blocks<exact(F), kShared, 1, kVecs>(a, tile, 0, a.num_blocks);
+      if (block + blocks == a.num_blocks) {
+        [[maybe_unused]] const bool holds = finish<F, kAffine, kVecs>(a, item, point, points, first_channel);
+        if constexpr (exact(F) != F) {
+          if (!holds) redo<F, kShared, kAffine, kVecs>(a, item, tile, point, points, first_channel);
         }
-        finish<exact(F), kAffine, kVecs>(a, item, point, points, first_channel);
       }
       point += points;
     }
@@ -923,7 +961,10 @@ int64_t ceiling_of(int64_t steps) {
     }
   }
   Vector<T> all = {};
+  // Unrolled as well: else GCC writes the sums to memory in every step, for this loop to find them there (aarch64).
+#pragma GCC unroll 8
   for (int p = 0; p < kPoints; ++p) {
+#pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) all += sum[p][v];
   }
   Simd<T>::opaque(all);

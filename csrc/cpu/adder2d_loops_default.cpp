@@ -8,6 +8,11 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__aarch64__) && !defined(__clang__)
+// GCC's scheduling before it gives out registers, which on x86-64 is off, spills sums inside the loops.
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 // 16 bytes: what every x86-64 (SSE2) and every aarch64 (NEON) processor has.
 #define ADDERZOO_CAPABILITY default_loops
 #define ADDERZOO_CAPABILITY_NAME "default"

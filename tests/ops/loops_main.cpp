@@ -1,0 +1,611 @@
+// Holds the loops in csrc/cpu to the definition, without PyTorch, so that they can be run where PyTorch is not: under
+// an emulator of another processor, with sanitizers. Prints a line for each failure and how many values were compared.
+//
+// An argument n takes only every n-th geometry.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adder2d_plan.h"
+
+namespace {
+
+using namespace adderzoo::cpu;
+
+int64_t failures = 0, comparisons = 0;
+
+// ------------------------------------------------------------------------------------------------------------ problems
+
+enum class Values {
+  kPlain,       // with many ties of x and w
+  kCancelling,  // some pixels near the filters and far from zero, where the fast distance does not hold
+  kOddInput,    // NaN and infinities in the input
+  kOdd,         // and in filters and gradient
+};
+
+struct Problem {
+  Geometry g;
+  Values values;
+  // NHWC; filters are (filter, tap, channel). All are float32 numbers.
+  std::vector<double> x, w, dy;
+
+  int64_t in() const { return g.groups * g.channels; }
+  int64_t out() const { return g.groups * g.filters; }
+};
+
+std::string name(const Geometry& g) {
+  char text[200];
+  std::snprintf(
+      text, sizeof(text),
+      "batch %d, %d groups of %d to %d channels, %dx%d, kernel %dx%d, stride %dx%d, padding %dx%d, dilation %dx%d",
+      int(g.batch), int(g.groups), int(g.channels), int(g.filters), int(g.height), int(g.width), int(g.kernel_h),
+      int(g.kernel_w), int(g.stride_h), int(g.stride_w), int(g.padding_h), int(g.padding_w), int(g.dilation_h),
+      int(g.dilation_w));
+  return text;
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t below(uint64_t end) {
+    state_ = state_ * 6364136223846793005 + 1442695040888963407;
+    return (state_ >> 33) % end;
+  }
+  // About normal; a quarter are multiples of a half.
+  float number() {
+    double sum = -6;
+    for (int i = 0; i < 12; ++i) sum += double(below(1 << 24)) / (1 << 24);
+    return float(below(4) == 0 ? std::round(2 * sum) / 2 : sum);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+Problem problem(const Geometry& g, Values values, uint64_t seed) {
+  Problem p{.g = g, .values = values, .x = {}, .w = {}, .dy = {}};
+  Random random(seed);
+  p.x.resize(g.batch * g.height * g.width * p.in());
+  p.w.resize(p.out() * g.taps() * g.channels);
+  p.dy.resize(g.batch * g.out_height * g.out_width * p.out());
+  for (auto* numbers : {&p.x, &p.w, &p.dy}) {
+    for (double& number : *numbers) number = random.number();
+  }
+  if (values == Values::kCancelling) {
+    for (double& w : p.w) w = float(100 + w / 8);
+    for (size_t i = 0; i < p.x.size(); i += p.in()) {
+      const bool near = random.below(2) == 0;
+      for (int64_t c = 0; near && c < p.in(); ++c) p.x[i + c] = float(100 + p.x[i + c] / 8);
+    }
+  }
+  const auto spoil = [&](std::vector<double>& numbers) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    for (const double odd : {std::nan(""), kInfinity, -kInfinity}) {
+      if (!numbers.empty()) numbers[random.below(numbers.size())] = odd;
+    }
+  };
+  if (values == Values::kOddInput || values == Values::kOdd) spoil(p.x);
+  if (values == Values::kOdd) {
+    // A gradient of zero leaves a NaN out, or does not, as the processor likes it.
+    for (double& dy : p.dy) dy = dy == 0 ? 1 : dy;
+    spoil(p.w);
+    spoil(p.dy);
+  }
+  return p;
+}
+
+// ----------------------------------------------------------------------------------------------------------- reference
+
+struct Bounded {
+  std::vector<double> values, magnitudes;  // rounding errors are measured by the magnitudes
+  explicit Bounded(size_t size) : values(size), magnitudes(size) {}
+};
+
+// The layouts are those of the problem.
+struct Reference {
+  Bounded y, clipped, sign, filter_sign;
+};
+
+double finite_magnitude(double x) { return std::isfinite(x) ? std::fabs(x) : 0; }
+double sign(double x) { return x > 0 ? 1 : x < 0 ? -1 : x; }
+double clip(double x) { return x > 1 ? 1 : x < -1 ? -1 : x; }
+
+Reference reference(const Problem& p) {
+  const Geometry& g = p.g;
+  Reference r{.y = Bounded(p.dy.size()),
+              .clipped = Bounded(p.x.size()),
+              .sign = Bounded(p.x.size()),
+              .filter_sign = Bounded(p.w.size())};
+  const std::vector<double> padding(g.channels);
+  for (int64_t n = 0; n < g.batch; ++n) {
+    for (int64_t oh = 0; oh < g.out_height; ++oh) {
+      for (int64_t ow = 0; ow < g.out_width; ++ow) {
+        for (int64_t o = 0; o < p.out(); ++o) {
+          const int64_t to = ((n * g.out_height + oh) * g.out_width + ow) * p.out() + o;
+          const double dy = p.dy[to];
+          for (int64_t tap = 0; tap < g.taps(); ++tap) {
+            const int64_t y = oh * g.stride_h + tap / g.kernel_w * g.dilation_h - g.padding_h;
+            const int64_t x = ow * g.stride_w + tap % g.kernel_w * g.dilation_w - g.padding_w;
+            const bool inside = y >= 0 && y < g.height && x >= 0 && x < g.width;
+            const int64_t from = ((n * g.height + y) * g.width + x) * p.in() + o / g.filters * g.channels;
+            const int64_t filter = (o * g.taps() + tap) * g.channels;
+            for (int64_t c = 0; c < g.channels; ++c) {
+              const double source = inside ? p.x[from + c] : 0, w = p.w[filter + c];
+              r.y.values[to] -= std::fabs(source - w);
+              r.y.magnitudes[to] += finite_magnitude(source) + finite_magnitude(w);
+              r.filter_sign.values[filter + c] += dy * sign(source - w);
+              r.filter_sign.magnitudes[filter + c] += finite_magnitude(dy);
+              if (!inside) continue;
+              r.clipped.values[from + c] += dy == 0 ? 0 : dy * clip(w - source);
+              r.sign.values[from + c] += dy == 0 ? 0 : dy * sign(w - source);
+              r.sign.magnitudes[from + c] += finite_magnitude(dy) * (1 + finite_magnitude(source));
+            }
+          }
+        }
+      }
+    }
+  }
+  r.clipped.magnitudes = r.sign.magnitudes;
+  return r;
+}
+
+// ------------------------------------------------------------------------------------------------------------- tensors
+
+enum class Layout { kContiguous, kChannelsLast };
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast};
+
+const char* name(Layout layout) { return layout == Layout::kContiguous ? "NCHW" : "NHWC"; }
+
+// An image tensor: with values, and as much memory as they need, so that sanitizers see every step beyond; or without
+// and with guards around it.
+template <typename T>
+class Image {
+ public:
+  Image(int64_t batch, int64_t channels, int64_t height, int64_t width, Layout layout)
+      : channels_(channels), height_(height), width_(width), guard_(kGuard) {
+    strides_ = layout == Layout::kContiguous ? Strides{channels * height * width, width, 1, height * width}
+                                             : Strides{height * width * channels, width * channels, channels, 1};
+    memory_.resize(batch * channels * height * width + 2 * guard_, T(kUnwritten));
+  }
+  Image(int64_t batch, int64_t channels, int64_t height, int64_t width, Layout layout, const std::vector<double>& nhwc)
+      : Image(batch, channels, height, width, layout) {
+    guard_ = 0;
+    memory_ = std::vector<T>(nhwc.size());
+    for (size_t i = 0; i < nhwc.size(); ++i) memory_[place(i)] = T(nhwc[i]);
+  }
+
+  double get(int64_t i) const { return memory_[guard_ + place(i)]; }
+  bool guards_hold() const {
+    for (int64_t i = 0; i < guard_; ++i) {
+      if (memory_[i] != T(kUnwritten) || memory_[memory_.size() - 1 - i] != T(kUnwritten)) return false;
+    }
+    return true;
+  }
+  // To the bit, but that a NaN is a NaN.
+  bool same(const Image& other) const {
+    for (size_t i = 0; i < memory_.size(); ++i) {
+      const bool both_nan = std::isnan(memory_[i]) && std::isnan(other.memory_[i]);
+      if (!both_nan && std::memcmp(&memory_[i], &other.memory_[i], sizeof(T)) != 0) return false;
+    }
+    return true;
+  }
+  const T* data() const { return memory_.data() + guard_; }
+  View<T> view() { return {memory_.data() + guard_, strides_}; }
+  View<const T> view() const { return {memory_.data() + guard_, strides_}; }
+
+ private:
+  static constexpr int64_t kGuard = 67;  // odd: what it guards is not aligned
+  static constexpr double kUnwritten = 12345;
+
+  int64_t place(int64_t i) const {
+    const int64_t c = i % channels_, x = i / channels_ % width_, y = i / channels_ / width_ % height_;
+    const int64_t n = i / channels_ / width_ / height_;
+    return n * strides_.image + y * strides_.row + x * strides_.column + c * strides_.channel;
+  }
+
+  int64_t channels_, height_, width_, guard_;
+  Strides strides_;
+  std::vector<T> memory_;
+};
+
+// Begins at a cache line and ends where it should. Full of NaN: nobody may count on zeros.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, size * sizeof(T) + (size == 0)) != 0) std::abort();
+    std::memset(memory, 0xff, size * sizeof(T));
+    memory_.reset(static_cast<T*>(memory));
+  }
+  T* get() const { return memory_.get(); }
+  T& operator[](int64_t i) const { return memory_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// -------------------------------------------------------------------------------------------------------------- checks
+
+void fail(const std::string& what, const Problem& p, const std::string& how) {
+  static const char* const kNames[] = {"plain", "cancelling", "odd input", "odd"};
+  std::printf("FAILED: %s; %s; %s values: %s\n", what.c_str(), name(p.g).c_str(), kNames[int(p.values)], how.c_str());
+  ++failures;
+}
+
+template <typename T>
+constexpr double kTolerance = sizeof(T) == sizeof(float) ? 1e-6 : 1e-14;
+
+template <typename T>
+const char* type_name() {
+  return sizeof(T) == sizeof(float) ? "float" : "double";
+}
+
+// Compares get(i), and NaN and infinities with those of the same sign.
+template <typename Get>
+void compare(const std::string& what, const Problem& p, const Get& get, const std::vector<double>& expected,
+             const std::vector<double>& bounds) {
+  int64_t wrong = 0, first = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double actual = get(i);
+    const bool right = std::isfinite(expected[i]) ? std::fabs(actual - expected[i]) <= bounds[i]
+                       : std::isnan(expected[i])  ? std::isnan(actual)
+                                                  : actual == expected[i];
+    if (right) continue;
+    if (wrong++ == 0) first = int64_t(i);
+  }
+  comparisons += int64_t(expected.size());
+  if (wrong == 0) return;
+  char text[200];
+  std::snprintf(text, sizeof(text), "%d of %d wrong, first the one at %d: %.9g, expected %.9g within %.3g", int(wrong),
+                int(expected.size()), int(first), get(first), expected[first], bounds[first]);
+  fail(what, p, text);
+}
+
+std::vector<double> scaled(std::vector<double> numbers, double factor) {
+  for (double& number : numbers) number *= factor;
+  return numbers;
+}
+
+// As many threads would, each with scratch memory of its own; the last first, since items are independent.
+template <typename T>
+void run(const Accumulation<T>& work, int64_t threads) {
+  for (int64_t thread = threads - 1; thread >= 0; --thread) {
+    const int64_t begin = work.num_items * thread / threads, end = work.num_items * (thread + 1) / threads;
+    if (begin == end) continue;
+    const Buffer<T> scratch(work.scratch_size);
+    loops<T>().run(work, begin, end, scratch.get());
+  }
+}
+
+template <typename T>
+struct Filters {
+  std::vector<T> dense;  // OIHW
+  Buffer<T> packed, sums;
+
+  Filters(const Problem& p, const FilterShape& s)
+      : dense(p.w.size()), packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
+    const Geometry& g = p.g;
+    for (size_t i = 0; i < dense.size(); ++i) {
+      const int64_t c = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
+      dense[(o * g.channels + c) * g.taps() + tap] = T(p.w[i]);
+    }
+    const int64_t middle = s.panels() / 2;
+    loops<T>().pack(dense.data(), packed.get(), sums.get(), s, middle, s.panels());
+    loops<T>().pack(dense.data(), packed.get(), sums.get(), s, 0, middle);
+  }
+};
+
+template <typename T>
+void check_packing(const Problem& p) {
+  const Geometry& g = p.g;
+  for (const bool forward : {true, false}) {
+    const FilterShape shape = forward ? forward_filters(g) : backward_filters(g);
+    const Filters<T> filters(p, shape);
+    const int64_t channels = forward ? p.out() : p.in(), sources = forward ? g.channels : g.filters;
+    std::vector<double> packed(shape.panels() * shape.steps() * kPanel), zeros(packed.size());
+    std::vector<double> sums(shape.panels() * kPanel), bounds(sums.size());
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t step = 0; step < shape.steps(); ++step) {
+        const int64_t tap = forward ? step / sources : g.taps() - 1 - step / sources, source = step % sources;
+        const int64_t o = forward ? channel : channel / g.channels * g.filters + source;
+        const double w = p.w[(o * g.taps() + tap) * g.channels + (forward ? source : channel % g.channels)];
+        packed[(channel / kPanel * shape.steps() + step) * kPanel + channel % kPanel] = w;
+        sums[channel] += w;
+        bounds[channel] += kTolerance<T> * finite_magnitude(w);
+      }
+    }
+    const std::string what = std::string(type_name<T>()) + (forward ? " filters" : " backward filters");
+    compare(what + ", packed", p, [&](int64_t i) { return filters.packed[i]; }, packed, zeros);
+    compare(what + ", their sums", p, [&](int64_t i) { return filters.sums[i]; }, sums, bounds);
+    const Buffer<T> again(shape.panels() * kPanel);
+    loops<T>().sum_filters(filters.packed.get(), again.get(), channels, shape.steps(), 0, shape.panels());
+    compare(what + ", summed", p, [&](int64_t i) { return again[i]; }, sums, bounds);
+  }
+}
+
+struct Affine {
+  const char* name;
+  bool scaled, added, relu;
+};
+
+constexpr Affine kAffines[] = {{"", false, false, false},
+                               {", scaled", true, false, false},
+                               {", scaled, ReLU", true, false, true},
+                               {", scaled, added", true, true, false},
+                               {", scaled, added, ReLU", true, true, true}};
+
+template <typename T>
+void check_forward(const Problem& p, const Reference& r) {
+  const Geometry& g = p.g;
+  const Filters<T> filters(p, forward_filters(g));
+  Random random(1);
+  std::vector<double> added(r.y.values.size());
+  std::vector<T> scale(p.out()), shift(p.out());
+  for (double& number : added) number = random.number();
+  for (int64_t o = 0; o < p.out(); ++o) {
+    scale[o] = T((random.below(2) ? 0.25f : -0.25f) + random.number() / 32);
+    shift[o] = T(4 * random.number());
+  }
+
+  for (const Affine& affine : kAffines) {
+    Bounded expected = r.y;
+    for (size_t i = 0; i < added.size(); ++i) {
+      double &y = expected.values[i], &bound = expected.magnitudes[i];
+      bound *= kTolerance<T>;
+      if (!affine.scaled) continue;
+      const double a = scale[i % p.out()], b = shift[i % p.out()], c = affine.added ? added[i] : 0;
+      bound = bound * std::fabs(a) + kTolerance<T> * (finite_magnitude(y * a) + std::fabs(b) + std::fabs(c));
+      y = y * a + b + c;
+      if (affine.relu && y < 0) y = 0;
+    }
+    for (const Function function : {Function::kDistance, Function::kMaxDistance}) {
+      for (const Layout from : kLayouts) {
+        const Image<T> x(g.batch, p.in(), g.height, g.width, from, p.x);
+        for (const Layout to : kLayouts) {
+          const Image<T> addend(g.batch, p.out(), g.out_height, g.out_width, to, added);
+          const std::string what = std::string(type_name<T>()) + " forward, " +
+                                   (function == Function::kDistance ? "plain form" : "maximum form") + affine.name +
+                                   ", " + name(from) + " to " + name(to);
+          std::unique_ptr<Image<T>> first;
+          for (const int64_t threads : {1, 2, 7}) {
+            auto y = std::make_unique<Image<T>>(g.batch, p.out(), g.out_height, g.out_width, to);
+            Plan<T> plan;
+            plan.work.function = function;
+            plan.work.filters = filters.packed.get();
+            plan.work.filter_sums = filters.sums.get();
+            if (affine.scaled) {
+              plan.work.epilogue = {.scale = scale.data(),
+                                    .shift = shift.data(),
+                                    .addend = affine.added ? addend.data() : nullptr,
+                                    .relu = affine.relu};
+            }
+            plan_forward(plan, g, x.view(), y->view(), threads);
+            run(plan.work, threads);
+            if (!y->guards_hold()) fail(what, p, "written beyond the output");
+            if (first == nullptr) {
+              compare(what, p, [&](int64_t i) { return y->get(i); }, expected.values, expected.magnitudes);
+              first = std::move(y);
+            } else if (!y->same(*first)) {
+              fail(what, p, "not the same with " + std::to_string(threads) + " threads");
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void check_backward(const Problem& p, const Reference& r) {
+  const Geometry& g = p.g;
+  const Filters<T> filters(p, backward_filters(g));
+  struct Case {
+    Function function;
+    const char* name;
+  };
+  for (const Case& c : {Case{Function::kClippedSlope, "clipped"}, Case{Function::kExactClippedSlope, "exactly clipped"},
+                        Case{Function::kSignSlope, "sign"}}) {
+    if (c.function == Function::kClippedSlope && p.values == Values::kOdd) continue;  // only for finite filters
+    const Bounded& expected = c.function == Function::kSignSlope ? r.sign : r.clipped;
+    const std::vector<double> bounds = scaled(expected.magnitudes, kTolerance<T>);
+    for (const Layout of_dy : kLayouts) {
+      const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, of_dy, p.dy);
+      for (const Layout of_x : kLayouts) {
+        const Image<T> x(g.batch, p.in(), g.height, g.width, of_x, p.x);
+        for (const Layout to : kLayouts) {
+          const std::string what = std::string(type_name<T>()) + " input gradient, " + c.name + ", " + name(of_dy) +
+                                   " with x " + name(of_x) + " to " + name(to);
+          std::unique_ptr<Image<T>> first;
+          for (const int64_t threads : {1, 2, 7}) {
+            auto dx = std::make_unique<Image<T>>(g.batch, p.in(), g.height, g.width, to);
+            for (int64_t row = 0; row < std::min(g.stride_h, g.height); ++row) {
+              for (int64_t column = 0; column < std::min(g.stride_w, g.width); ++column) {
+                Plan<T> plan;
+                plan.work.function = c.function;
+                plan.work.filters = filters.packed.get();
+                plan.work.filter_sums = filters.sums.get();
+                plan_backward(plan, g, row, column, dy.view(), x.view(), dx->view(), threads);
+                run(plan.work, threads);
+              }
+            }
+            if (!dx->guards_hold()) fail(what, p, "written beyond the gradient");
+            if (first == nullptr) {
+              compare(what, p, [&](int64_t i) { return dx->get(i); }, expected.values, bounds);
+              first = std::move(dx);
+            } else if (!dx->same(*first)) {
+              fail(what, p, "not the same with " + std::to_string(threads) + " threads");
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void check_filter_gradient(const Problem& p, const Reference& r) {
+  const Geometry& g = p.g;
+  const Image<T> x(g.batch, p.in(), g.height, g.width, Layout::kChannelsLast, p.x);
+  const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast, p.dy);
+  const Filters<T> filters(p, forward_filters(g));
+  const Buffer<T> result(p.w.size());
+  const FilterSignGradient<T> work{
+      .geometry = g, .input = x.data(), .grad = dy.data(), .weight = filters.dense.data(), .grad_weight = result.get()};
+  const int64_t items = p.out() * g.taps();
+  loops<T>().filter_sign_gradient(work, items / 3, items);
+  loops<T>().filter_sign_gradient(work, 0, items / 3);
+  const auto get = [&](int64_t i) {
+    const int64_t c = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
+    return result[(o * g.channels + c) * g.taps() + tap];
+  };
+  compare(std::string(type_name<T>()) + " sign gradient of the filters", p, get, r.filter_sign.values,
+          scaled(r.filter_sign.magnitudes, kTolerance<T>));
+}
+
+template <typename T>
+void check(const Problem& p, const Reference& r) {
+  check_packing<T>(p);
+  check_forward<T>(p, r);
+  check_backward<T>(p, r);
+  check_filter_gradient<T>(p, r);
+}
+
+// ---------------------------------------------------------------------------------------------------------- geometries
+
+struct Pair {
+  int64_t h, w;
+  Pair(int64_t both) : h(both), w(both) {}
+  Pair(int64_t h, int64_t w) : h(h), w(w) {}
+};
+
+struct Channels {
+  int64_t groups, in, out;  // in and out: of a group
+};
+
+Geometry geometry(int64_t batch, Channels channels, Pair size, Pair kernel, Pair stride = 1, Pair padding = 0,
+                  Pair dilation = 1) {
+  const auto out = [](int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+  };
+  return {.batch = batch,
+          .groups = channels.groups,
+          .channels = channels.in,
+          .filters = channels.out,
+          .height = size.h,
+          .width = size.w,
+          .out_height = out(size.h, kernel.h, stride.h, padding.h, dilation.h),
+          .out_width = out(size.w, kernel.w, stride.w, padding.w, dilation.w),
+          .kernel_h = kernel.h,
+          .kernel_w = kernel.w,
+          .stride_h = stride.h,
+          .stride_w = stride.w,
+          .padding_h = padding.h,
+          .padding_w = padding.w,
+          .dilation_h = dilation.h,
+          .dilation_w = dilation.w};
+}
+
+std::vector<Geometry> geometries() {
+  std::vector<Geometry> all = {
+      // Kernels, strides, paddings and dilations
+      geometry(2, {1, 3, 17}, {9, 8}, 3, 2, 1),
+      geometry(1, {1, 6, 16}, {10, 14}, 5),
+      geometry(1, {1, 3, 33}, {15, 17}, 7, 2, 3),
+      geometry(2, {1, 5, 7}, {7, 6}, {2, 3}, 1, {0, 1}),
+      geometry(1, {1, 17, 6}, {11, 12}, 3, 1, 2, 2),
+      geometry(1, {1, 4, 5}, {12, 11}, {2, 3}, {3, 2}, {1, 2}, {2, 3}),
+      geometry(1, {1, 16, 18}, {8, 9}, 3, 3, 1),
+      geometry(1, {1, 2, 3}, 3, 2, 1, 3),  // rows that see only padding
+      geometry(1, {1, 16, 16}, 2, 5, 1, 2),
+      geometry(2, {1, 5, 16}, {3, 2}, {1, 3}, 2, {2, 4}, {1, 3}),
+      // Pixels without taps
+      geometry(2, {1, 16, 17}, {8, 7}, 1, 3),
+      geometry(1, {1, 40, 20}, {6, 7}, 1, 2),
+      geometry(1, {1, 6, 5}, {9, 10}, 2, 3),
+      geometry(1, {1, 4, 4}, {1, 2}, 1, 3),
+      // One pixel, no image, and images that share an item
+      geometry(1, {1, 1, 1}, 1, 1),
+      geometry(5, {1, 130, 33}, 1, 1),
+      geometry(3, {1, 3, 16}, 1, 7, 1, 3),
+      geometry(0, {1, 3, 4}, 5, 3),
+      geometry(40, {1, 16, 6}, 2, 3, 1, 1),
+      geometry(33, {1, 6, 17}, {3, 4}, {2, 3}, 2, 1),
+      geometry(30, {2, 16, 17}, {2, 3}, 1),
+      geometry(50, {5, 1, 1}, 2, 3, 1, 1),
+      // Many items, and rows that are longer than one
+      geometry(2, {1, 4, 16}, {40, 30}, 3, 1, 1),
+      geometry(1, {1, 3, 16}, {5, 260}, 3, 1, 1),
+      geometry(2, {1, 16, 33}, {20, 19}, 1),
+      geometry(1, {20, 1, 1}, {30, 31}, 3, 2, 1),
+      // More source channels than a block
+      geometry(1, {1, 130, 64}, {5, 6}, 1),
+      geometry(2, {1, 300, 80}, {3, 5}, 1, 2),
+      geometry(1, {1, 200, 17}, {5, 4}, 3, 1, 1),
+      geometry(1, {1, 33, 129}, {4, 5}, {2, 3}, {2, 1}, 1),
+      geometry(1, {2, 130, 3}, 4, 3, 1, 1),
+      // Groups, wider than a panel and narrower
+      geometry(2, {2, 24, 24}, 5, 3, 1, 1),
+      geometry(1, {3, 16, 24}, {5, 6}, 3, 2, 1),
+      geometry(1, {3, 24, 40}, {4, 5}, 1),
+      geometry(1, {3, 17, 20}, 4, {2, 3}, 1, 1),
+      geometry(1, {4, 32, 16}, 4, 3, 1, 1),
+      geometry(2, {4, 3, 5}, {6, 5}, 3, 1, 1),
+      geometry(1, {8, 8, 8}, {5, 6}, 3, 2, 1),
+      geometry(1, {2, 33, 6}, {5, 4}, 3, 1, 1),
+      geometry(1, {2, 6, 33}, {5, 4}, 3, 1, 1),
+      geometry(1, {11, 15, 15}, 3, 1),
+      // Depthwise, and with several filters for a channel
+      geometry(2, {17, 1, 1}, {6, 7}, 3, 1, 1),
+      geometry(1, {80, 1, 1}, {9, 8}, 5, 2, 2),
+      geometry(1, {130, 1, 1}, 7, 3, 1, 2, 2),
+      geometry(2, {64, 1, 1}, {5, 6}, {2, 3}, {1, 2}),
+      geometry(1, {10, 1, 3}, {7, 6}, 3, 1, 1),
+      geometry(2, {33, 1, 2}, {5, 6}, 3, 2, 1),
+      geometry(1, {6, 1, 17}, {6, 5}, 3, 1, 1),
+  };
+  // Channels that fill vectors, tiles and panels, and that overhang them
+  const int64_t channels[] = {1, 3, 6, 15, 16, 17, 33, 64, 80, 130};
+  for (int i = 0; i < 10; ++i) {
+    all.push_back(geometry(1, {1, channels[i], channels[(3 * i + 2) % 10]}, {4, 5}, i % 2 ? 1 : 3, 1, i % 2 ? 0 : 1));
+    all.push_back(geometry(2, {1, channels[(7 * i + 4) % 10], channels[i]}, {5, 3}, 3, 2, 1));
+  }
+  return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const size_t step = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 1;
+  const std::vector<Geometry> all = geometries();
+  for (size_t i = 0; i < all.size(); i += step) {
+    for (const Values values : {Values::kPlain, Values::kCancelling, Values::kOddInput, Values::kOdd}) {
+      const Problem p = problem(all[i], values, i);
+      const Reference r = reference(p);
+      check<float>(p, r);
+      check<double>(p, r);
+    }
+  }
+  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope}) {
+    if (loops<float>().ceiling(form, 100) <= 0) {
+      std::printf("FAILED: a ceiling counts no elements\n");
+      ++failures;
+    }
+  }
+  std::printf("capability %s: %lld values compared, %lld failures\n", loops<float>().capability,
+              static_cast<long long>(comparisons), static_cast<long long>(failures));
+  return failures == 0 ? 0 : 1;
+} catch (const std::exception& error) {
+  std::printf("FAILED: %s\n", error.what());
+  return 1;
+}
