@@ -159,7 +159,7 @@ class _Built:
 
 
 def build(contender: Contender) -> _Built:
-    """Random weights, random images."""
+    """Random weights, random images. What it sets for torch.compile holds for the whole process."""
     torch.manual_seed(0)
     memory_format = FORMATS[contender.memory_format]
     model: Any = timm.create_model(contender.model)
@@ -177,7 +177,12 @@ def build(contender: Contender) -> _Built:
         model = fuse(model)
     called = model
     if contender.compiled:
-        called = torch.compile(model, dynamic=False, options={"freezing": contender.compiled == "freezing"})
+        from torch._inductor import config  # slow to import
+
+        # As an option of torch.compile it comes too late: the parameters are no constants by then.
+        config.freezing = contender.compiled == "freezing"
+        config.compile_threads = 1  # several contenders are built at once
+        called = torch.compile(model, dynamic=False)
 
     if not contender.training:
 
@@ -227,10 +232,6 @@ def _serve(connection: Connection, contender: Contender) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     gc.freeze()  # a collection need not look through all of PyTorch
     torch.set_num_threads(contender.threads)
-    if contender.compiled:
-        from torch._inductor import config  # slow to import
-
-        config.compile_threads = 1  # several contenders are built at once
     local, built = Local(lambda: None), None
     try:
         while True:

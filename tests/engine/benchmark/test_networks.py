@@ -110,6 +110,25 @@ def test_contenders_compute_the_same_logits(name: str) -> None:
     assert adder.std() > 0.1  # something passes BatchNorm and ReLU
 
 
+@pytest.mark.parametrize("how", ["default", "freezing"])
+def test_a_frozen_network_has_its_parameters_folded_in(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    models: list[Any] = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name: models.append(create(name)) or models[-1])
+    torch._dynamo.reset()  # else the code compiled for one network is used for its like
+    with config.patch(freezing=False, compile_threads=1):
+        built = build(Contender("cnn_lenet5", 2, compiled=how))
+        before = built.run()
+        plain = build(Contender("cnn_lenet5", 2)).run()
+        torch.testing.assert_close(before, plain, rtol=1e-3, atol=1e-3)
+        with torch.no_grad():
+            for parameter in models[0].parameters():
+                parameter.zero_()
+        assert torch.equal(built.run(), before) == (how == "freezing")
+
+
 def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> None:
     for contender in contenders("adder_lenet5", "training", 8, True, False):
         built = build(contender)
