@@ -46,6 +46,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
 _RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv)
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
 _LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values())
@@ -54,12 +55,27 @@ _LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDE
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
+class _Proxy(fx.Proxy):
+    """Records `x += y` as the change in place that it is; torch.fx makes `x + y` of it, which other names miss."""
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in _IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
+
+
 class _Tracer(fx.Tracer):
     """Knows in which module it could not go on."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.failed: nn.Module | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*_LAYERS, *get_notrace_modules())) or super().is_leaf_module(m, module_qualified_name)
@@ -81,10 +97,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: naming the module, if torch.fx cannot trace it.
     """
+    name = type(model).__name__ if isinstance(model, fx.GraphModule) else f"Fused{type(model).__name__}"
     model = copy.deepcopy(model).eval()
-    for module in model.modules():
-        if getattr(module, "grad_checkpointing", False):
-            module.grad_checkpointing = False  # type: ignore[assignment]
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     tracer = _Tracer()
@@ -92,17 +106,16 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = tracer.trace(model, defaults or None)
     except Exception as error:
         failed = tracer.failed or model
-        name = {module: name for name, module in model.named_modules()}[failed] or "the network itself"
+        where = {module: name for name, module in model.named_modules()}[failed] or "the network itself"
         raise ValueError(
-            f"model must be a network that torch.fx can trace, but {name} ({type(failed).__name__}) is not: {error}"
+            f"model must be a network that torch.fx can trace, but {where} ({type(failed).__name__}) is not: {error}"
         ) from error
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.args:  # one that is its default
             _erase_with_users(node)
         elif node.op == "output":  # which may be less than its annotation, without the auxiliary ones of training
             node.type = None
-    name = type(model).__name__
-    network = fx.GraphModule(tracer.root, graph, name if isinstance(model, fx.GraphModule) else f"Fused{name}")
+    network = fx.GraphModule(tracer.root, graph, name)
     _split_activations(network)
     _remove_identities(network)
     kept = {name: getattr(model, name) for name in _ATTRIBUTES if hasattr(model, name)}
@@ -226,13 +239,28 @@ def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
     return found
 
 
+def _may_write(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call may change a tensor that it gets: it says so, or it is none of PyTorch's own."""
+    module = _module(network, node)
+    if module is not None:
+        foreign = not type(module).__module__.startswith("torch.nn.")
+        return not _is_layer(network, node) and (foreign or getattr(module, "inplace", False) is True)
+    if any(argument is True for argument in node.args) or {"inplace", "out"} & node.kwargs.keys():
+        return True
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_method":
+        return name.endswith("_")
+    foreign = not str(getattr(node.target, "__module__", None)).startswith(("torch", "_operator", "builtins", "None"))
+    return node.op == "call_function" and (foreign or name.endswith("_") or node.target in _IN_PLACE_OPERATORS)
+
+
 def _may_change(network: fx.GraphModule, tensor: fx.Node, after: fx.Node, before: fx.Node) -> bool:
     """Whether a call between two others may write to a tensor, as ReLUs in place do."""
     sources = _sources(network, tensor)
     node = after.next
     while node is not before:
         reads = any(sources & _sources(network, argument) for argument in node.all_input_nodes)
-        if reads and not _is_layer(network, node):
+        if reads and _may_write(network, node):
             return True
         node = node.next
     return False

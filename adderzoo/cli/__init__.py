@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": "measure the accuracy of a network on a data set",
     "predict": "name what is on images",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
+    "benchmark": "measure what adder networks cost on this machine, beside their CNN twins",
 }
 
 

@@ -37,7 +37,12 @@ class _Affine(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        taps_and_channels = self.weight.shape[1:4]
+        self.weight = self.weight.flatten(1, 3)  # of five dimensions, to(memory_format=...) would change the order
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.weight = self.weight.unflatten(1, taps_and_channels)
         keep_float32(self, ("weight", "scale", "shift"), before)
         return self
 

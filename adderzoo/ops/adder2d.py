@@ -69,7 +69,7 @@ def _(
 ) -> Tensor:
     check_modes(input_grad, weight_grad)
     check(input, weight, stride, padding, dilation, groups)
-    size = [input.shape[0], weight.shape[0], *output_size(input, weight.shape[2:], stride, padding, dilation)]
+    size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
     dtype = accumulation_dtype(input.dtype)
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 

@@ -32,10 +32,15 @@ def memory_format_like(input: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def output_size(
+def output_size(input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+    """(OH, OW) of the output, of filters (O, C / groups, kH, kW)."""
+    return patches_of(input, weight.shape[2:], stride, padding, dilation)
+
+
+def patches_of(
     input: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> list[int]:
-    """(OH, OW) of the output."""
+    """How many patches of the size of a kernel (kH, kW) an image has, vertically and horizontally."""
     return [(input.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
 
 
@@ -109,7 +114,7 @@ def check_affine(
     )
     _check_fit("adder2d_affine", input, weight, w[1:3], padding, dilation)
     if addend is not None:
-        _check_addend(addend, input, (x[0], filters, *output_size(input, w[1:3], stride, padding, dilation)))
+        _check_addend(addend, input, (x[0], filters, *patches_of(input, w[1:3], stride, padding, dilation)))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -214,7 +219,7 @@ class _Patches:
         self.dtype = accumulation_dtype(input.dtype)
         self.padded = F.pad(input.to(self.dtype), (padding[1], padding[1], padding[0], padding[0]))
         self.stride, self.dilation, self.groups = stride, dilation, groups
-        self.size = output_size(input, weight.shape[2:], stride, padding, dilation)
+        self.size = output_size(input, weight, stride, padding, dilation)
         self.output_shape = (input.shape[0], weight.shape[0], *self.size)
         self.kernel = tuple(weight.shape[2:])
         # (taps, G, O / G, C / G)

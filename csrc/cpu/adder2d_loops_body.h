@@ -199,10 +199,10 @@ constexpr Function exact(Function f) {
 // The sum with one more term.
 //
 // kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where
-// multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen 4
-// and 5: the speed of a convolution). Its rounding error is one of sum(|x| + |w|), like the plain form's, but it is not
-// relative to the result: for x and w near 1000 that differ by 1, y is right to 5e-4 of itself. Infinities give inf -
-// inf = NaN: such tiles are done again in the plain form.
+// multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen
+// 5: the speed of a convolution). Like the plain form's, its rounding error is within 1e-6 of sum(|x| + |w|). It is not
+// relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and they are
+// done again in the plain form.
 //
 // Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient, a slope
 // counts for nothing, and 0 * NaN would: the exact ones leave it out.
@@ -623,7 +623,8 @@ template <Function F, bool kAffine, int kVecs, typename T>
 bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, int64_t first_channel,
             typename Simd<T>::Mask* marks = nullptr) {
   constexpr int64_t width = kVecs * kLanes<T>;
-  // A distance of less than a 64th of what is subtracted for it has lost too many bits.
+  // A distance below a 64th of what is subtracted for it has lost more bits than six: for x and w near 1000 that differ
+  // by 1 its error would be 5e-4 of it.
   constexpr T kCancelled = T(1) / 64;
   const Vector<T> zero = {};
   const Epilogue<T>& epilogue = a.epilogue;

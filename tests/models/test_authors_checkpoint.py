@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adderzoo import ops
+from adderzoo import fuse, ops
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import from_original, to_original
 from adderzoo.ops import reference
@@ -80,6 +80,18 @@ def test_channels_last_gives_the_same_logits(
     torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
 
 
+def test_fused_network_is_right_as_often_and_in_half_precision_too(
+    network: nn.Module, compiled_logits: Tensor, cifar10: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = cifar10
+    fused = fuse(network)
+    scores = logits(fused, images)
+    assert right(scores, labels) in (915, 916, 917)
+    torch.testing.assert_close(scores, compiled_logits, rtol=5e-3, atol=5e-3)
+    half = logits(fused.to(torch.bfloat16), images.to(torch.bfloat16))
+    assert right(half, labels) >= 910
+
+
 def test_bfloat16_autocast_keeps_the_accuracy(network: nn.Module, cifar10: tuple[Tensor, Tensor]) -> None:
     """913 are right where adder outputs stay in float32, 544 where they are rounded to bfloat16 as well."""
     images, labels = cifar10
@@ -130,7 +142,7 @@ def test_plain_pytorch_reference_is_right_as_often_and_gives_the_logits_of_the_c
         scores = logits(network, cifar10[0])
     assert mode.calls == 20 * 10  # 18 layers of 3x3 and 2 shortcuts, in ten batches
     assert right(scores, cifar10[1]) in (915, 916, 917)
-    torch.testing.assert_close(scores, compiled_logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores, compiled_logits, rtol=5e-3, atol=5e-3)  # either is off by up to 2e-3 of float64
 
 
 def randomised(network: nn.Module) -> nn.Module:

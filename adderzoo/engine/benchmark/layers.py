@@ -26,6 +26,11 @@ FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 _CEILING_SECONDS = 0.01
 
 
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Of the output, in one dimension."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
 @dataclass(frozen=True)
 class Layer:
     """One call of `adder2d`: shapes of its input and filters, and its geometry."""
@@ -43,10 +48,8 @@ class Layer:
 
     @property
     def output(self) -> tuple[int, ...]:
-        rows, columns = ops.reference.output_size(
-            torch.empty(self.input, device="meta"), torch.empty(self.weight, device="meta"), *self.geometry[:3]
-        )
-        return self.input[0], self.weight[0], rows, columns
+        sizes = zip(self.input[2:], self.weight[2:], self.stride, self.padding, self.dilation, strict=True)
+        return self.input[0], self.weight[0], *(output_size(*size) for size in sizes)
 
     @property
     def elements(self) -> int:

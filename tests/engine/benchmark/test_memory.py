@@ -15,18 +15,23 @@ MIB = 1 << 20
 def at_once(): return [torch.ones(20 * MIB // 4) for _ in range(3)]
 def in_turn():
     for _ in range(3): torch.ones(20 * MIB // 4)
-def many_small(): return [torch.ones(MIB // 16 // 4) for _ in range(640)]
+def many_small(): return [torch.ones(MIB // 4 // 4) for _ in range(160)]
 def not_pytorchs(): return bytearray(b"x") * (30 * MIB)
 def early_peak():
     torch.ones(50 * MIB // 4)
     return torch.ones(10 * MIB // 4)
+def one_by_one_into_holes():
+    for size in range(1, 33): torch.ones(size * MIB // 4)
 def untouched(): return torch.empty(100 * MIB // 4)
 
+del at_once()[:]  # from now on malloc takes blocks of this size from the heap
+holes = [torch.ones(40 * MIB // (4 * 8)) for _ in range(16)]
+del holes[::2]
 hoard = [torch.ones(MIB // 32 // 4) for _ in range(3200)]  # malloc keeps what is freed of these
 del hoard[::2]
 keep = hoard[::100]
 del hoard
-functions = (at_once, in_turn, many_small, not_pytorchs, early_peak, untouched)
+functions = (at_once, in_turn, many_small, not_pytorchs, early_peak, one_by_one_into_holes, untouched)
 print(json.dumps({function.__name__: peak_rise(function) for function in functions}))
 """
 
@@ -46,6 +51,7 @@ def rises() -> dict[str, float]:
         ("many_small", 40),
         ("not_pytorchs", 30),
         ("early_peak", 50),
+        ("one_by_one_into_holes", 32),
         ("untouched", 0),
     ],
 )

@@ -1,0 +1,451 @@
+"""Networks to compare, each in a process of its own.
+
+So each has its peak memory to itself, none leaves compiled code or settings behind for the next, and one that needs
+more memory than there is ends alone. The processes run in turns, never at the same time.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderzoo.engine.training import create_optimizer
+from adderzoo.fusion import fuse
+
+from .expressions import EXPRESSIONS, replace_operator
+from .layers import FORMATS
+from .memory import peak_rise
+from .timing import Local, RunError, Timing, interleave
+
+# The parts of a network's benchmark.
+PARTS = ("inference", "training", "threads")
+
+# A single run, or the compilation of a network, that takes longer is given up.
+LIMIT = 300.0
+
+# Seconds for a process to end by itself.
+_PATIENCE = 5.0
+
+# After a parallel loop, OpenMP's threads wait busily for the next one, for some milliseconds.
+_OPENMP_SPINS = 0.01
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network and how it is run.
+
+    Attributes:
+        model: Name of the network.
+        batch: Images of a batch.
+        training: Whether a training step is run, or inference.
+        form: "plain" as it is; "fused" by `adderzoo.fuse`; "authors" and "cdist" with the adder layers in PyTorch's own
+            operations (:mod:`.expressions`).
+        compiled: "" for not, "default" by torch.compile, "freezing" with inductor's freezing, which folds BatchNorm.
+        dtype: "float32", or "bfloat16" under autocast.
+        memory_format: Of the images and the parameters.
+        threads: PyTorch's.
+    """
+
+    model: str
+    batch: int
+    training: bool = False
+    form: str = "plain"
+    compiled: str = ""
+    dtype: str = "float32"
+    memory_format: str = "channels_last"
+    threads: int = 1
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it, the memory format aside."""
+        parts = ["adder network" if self.model.startswith("adder_") else "CNN"]
+        forms = {"plain": "", "fused": "fused", "authors": "authors' expression", "cdist": "unfold + cdist"}
+        parts += [forms[self.form], self.dtype if self.dtype != "float32" else ""]
+        parts += [{"": "", "default": "compiled", "freezing": "compiled, frozen"}[self.compiled]]
+        return ", ".join(part for part in parts if part)
+
+
+def usable_cores() -> int:
+    """Of this process, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def twin_of(name: str) -> str:
+    """The CNN of the same architecture.
+
+    Raises:
+        ValueError: if `name` is no adder network of this package, or has no such twin.
+    """
+    from adderzoo.hub import network_names
+
+    names = network_names()
+    adders = [known for known in names if known.startswith("adder_")]
+    if name not in adders:
+        raise ValueError(f"models must be adder networks ({', '.join(adders)}), got {name!r}")
+    twin = name.replace("adder_", "cnn_", 1)
+    if twin not in names:
+        raise ValueError(f"models must have a CNN twin to be compared with, but for {name!r} there is no {twin!r}")
+    return twin
+
+
+def default_batches(name: str, part: str) -> list[int]:
+    """Batch sizes that a part, or "operator", is run with if the user names none."""
+    if part in ("operator", "inference"):
+        return [8] if part == "operator" else [1, 8, 128]
+    height = timm.get_pretrained_cfg(name).input_size[1]
+    return [8 if height > 64 else 128]  # so that a run takes long enough to be timed, but not for minutes
+
+
+def contenders(name: str, part: str, batch: int, naive: bool, compiled: bool) -> list[Contender]:
+    """What is compared with what.
+
+    torch.compile gets channels_last images only: on a CPU it computes convolutions in this format whatever it gets.
+
+    Args:
+        name: An adder network.
+        part: One of `PARTS`.
+        batch: Images of a batch.
+        naive: Whether to compare with the layers in PyTorch's own operations too. They run on the smallest batch,
+            which is the best for them: their memory grows with it, and soon leaves caches and machine behind.
+        compiled: Whether to compare with what torch.compile makes of the networks too.
+    """
+    twin, threads, training = twin_of(name), torch.get_num_threads(), part == "training"
+
+    def make(model: str, form: str = "plain", compiled: str = "", dtype: str = "float32", **others: Any) -> Contender:
+        return Contender(**{
+            "model": model, "batch": batch, "training": training, "form": form, "compiled": compiled, "dtype": dtype,
+            "threads": threads, **others,
+        })  # fmt: skip
+
+    def both(model: str, form: str = "plain") -> list[Contender]:
+        return [make(model, form, memory_format=memory_format) for memory_format in FORMATS]
+
+    if part == "threads":
+        counts = sorted({1, 2, threads} & set(range(1, usable_cores() + 1)))
+        return [make(name, "fused", threads=count) for count in counts]
+    found = both(twin)
+    if training:
+        found += [make(twin, compiled="default"), make(twin, dtype="bfloat16"), *both(name)]
+        found += [make(name, compiled="default")]
+        # BatchNorm on the logits needs two images.
+        found += [make(name, "authors", memory_format="contiguous", batch=2)] if naive else []
+    else:
+        found += [*both(twin, "fused"), make(twin, compiled="default"), make(twin, compiled="freezing")]
+        found += [make(twin, dtype="bfloat16"), make(twin, compiled="freezing", dtype="bfloat16")]
+        found += [*both(name), *both(name, "fused"), make(name, "fused", "default")]
+        for form, how in (("cdist", ""), ("authors", ""), ("authors", "default")) if naive else ():
+            found.append(make(name, form, how, memory_format="contiguous", batch=1))
+    return [contender for contender in found if compiled or not contender.compiled]
+
+
+@dataclass
+class _Built:
+    """A contender, ready to run (to logits, or the loss), and the bytes of what it keeps between runs."""
+
+    run: Callable[[], Tensor]
+    kept: Callable[[], int]
+
+
+def build(contender: Contender) -> _Built:
+    """Random weights, random images. What it sets for torch.compile holds for the whole process."""
+    torch.manual_seed(0)
+    memory_format = FORMATS[contender.memory_format]
+    model: Any = timm.create_model(contender.model)
+    size = model.pretrained_cfg["input_size"]
+    images = torch.randn(contender.batch, *size).contiguous(memory_format=memory_format)
+    context: AbstractContextManager[Any] = nullcontext()
+    if contender.dtype != "float32":
+        context = torch.autocast("cpu", getattr(torch, contender.dtype))
+    if not contender.training:
+        _settle(model, torch.randn(4, *size))
+    model = model.to(memory_format=memory_format).train(contender.training)
+    if contender.form in EXPRESSIONS:
+        model = replace_operator(model, contender.form)
+    elif contender.form == "fused":
+        model = fuse(model)
+    called = model
+    if contender.compiled:
+        from torch._inductor import config  # slow to import
+
+        # As an option of torch.compile it comes too late: the parameters are no constants by then.
+        config.freezing = contender.compiled == "freezing"
+        config.compile_threads = 1  # several contenders are built at once
+        called = torch.compile(model, dynamic=False)
+
+    if not contender.training:
+
+        def infer() -> Tensor:
+            with torch.inference_mode(), context:
+                return called(images)
+
+        return _Built(infer, lambda: _bytes(images, *model.parameters(), *model.buffers()))
+
+    optimizer = create_optimizer(model, lr=1e-3)
+    labels = torch.randint(model.num_classes, (contender.batch,))
+
+    def step() -> Tensor:
+        with context:
+            loss = F.cross_entropy(called(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    def kept() -> int:
+        state = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+        return _bytes(images, *model.parameters(), *model.buffers(), *state)
+
+    return _Built(step, kept)
+
+
+@torch.no_grad()
+def _settle(model: nn.Module, images: Tensor) -> None:
+    """Give BatchNorm the statistics of these images, without which no adder layer's output would pass a ReLU."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+
+
+def _bytes(*tensors: Tensor) -> int:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _serve(connection: Connection, contender: Contender) -> None:
+    """The contender's process: does what it is asked until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    gc.freeze()  # a collection need not look through all of PyTorch
+    torch.set_num_threads(contender.threads)
+    local, built = Local(lambda: None), None
+    try:
+        while True:
+            request, *arguments = connection.recv()
+            if request == "build":
+                built = build(contender)
+                local = Local(built.run)
+                if contender.compiled:
+                    built.run()
+                answer: Any = None
+            elif request == "memory":
+                assert built is not None
+                rise = peak_rise(built.run)
+                answer = None if rise is None else built.kept() + rise
+            else:
+                answer = getattr(local, request)(*arguments)
+                time.sleep(_OPENMP_SPINS)
+            connection.send((None, answer))
+    except EOFError:
+        pass
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        connection.send((f"{type(error).__name__}: {lines[0] if lines else ''}", None))
+
+
+class Remote:
+    """A contender in its process, timed from here."""
+
+    def __init__(self, contender: Contender) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, contender))
+        self.process.start()
+        theirs.close()
+
+    def _ask(self, *request: Any) -> Any:
+        try:
+            self.connection.send(request)
+            if not self.connection.poll(LIMIT):
+                self.process.kill()
+                raise RunError(f"given up after {LIMIT:.0f} s")
+            error, answer = self.connection.recv()
+        except (EOFError, ConnectionError) as broken:
+            self.process.join()
+            code = self.process.exitcode or 0
+            killed = " (out of memory?)" if code == -signal.SIGKILL else ""
+            raise RunError(f"its process ended with exit status {code}{killed}") from broken
+        if error:
+            raise RunError(error)
+        return answer
+
+    def build(self) -> None:
+        self._ask("build")
+
+    def warm_up(self) -> float:
+        return self._ask("warm_up")
+
+    def visit(self, seconds: float) -> list[float]:
+        return self._ask("visit", seconds)
+
+    def memory(self) -> int | None:
+        return self._ask("memory")
+
+    def hang_up(self) -> None:
+        """At which the process ends, unless it is in the middle of something."""
+        self.connection.close()
+
+    def kill(self) -> None:
+        self.process.join(_PATIENCE)
+        self.process.kill()
+        self.process.join()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a contender.
+
+    Attributes:
+        contender: What ran.
+        error: Why there is nothing measured; "" where there is.
+        seconds: Of one run, median of the rounds.
+        quartiles: Of the rounds, in seconds.
+        runs: How many were timed.
+        images_per_second: By the median.
+        peak_memory: Bytes: parameters, what else is kept between runs, and what a run needs beside it. None where it
+            cannot be measured.
+        speed: Images a second, as a multiple of the reference's, compared in each round.
+        memory: `peak_memory` as a multiple of the reference's; None for another batch size.
+    """
+
+    contender: Contender
+    error: str = ""
+    seconds: float | None = None
+    quartiles: tuple[float, float] | None = None
+    runs: int = 0
+    images_per_second: float | None = None
+    peak_memory: int | None = None
+    speed: float | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was compared in one go.
+
+    Attributes:
+        model: The adder network.
+        part: One of `PARTS`.
+        batch: Images of a batch; a row may have fewer.
+        reference: Index of the row that the others are compared with: the faster memory format of the uncompiled
+            float32 CNN, or in the part "threads" one thread. None if neither could be run.
+        rows: What was measured.
+    """
+
+    model: str
+    part: str
+    batch: int
+    reference: int | None
+    rows: tuple[Row, ...]
+
+
+def measure_networks(
+    name: str,
+    part: str,
+    batch: int,
+    naive: bool,
+    compiled: bool,
+    seconds: float,
+    note: Callable[[str], object] = lambda text: None,
+) -> Section:
+    """Time the contenders of :func:`contenders`, `seconds` each, and take their peak memory.
+
+    Args:
+        name: An adder network.
+        part: One of `PARTS`.
+        batch: Images of a batch.
+        naive: Whether to compare with the layers in PyTorch's own operations too.
+        compiled: Whether to compare with what torch.compile makes of the networks too.
+        seconds: Time for each.
+        note: Called with what is being done, now and then.
+    """
+    title = f"{name}, {part}, batch {batch}"
+    keys = contenders(name, part, batch, naive, compiled)
+    remotes: dict[Contender, Remote] = {}
+    try:
+        for key in keys:
+            remotes[key] = Remote(key)
+        note(f"{title}: building")
+        errors = _build(remotes)
+        ready = {key: remote for key, remote in remotes.items() if key not in errors}
+        timings, failed = interleave(ready, seconds, lambda key: note(f"{title}: {key.label}"))
+        errors |= failed
+        peaks = {}
+        for key in timings:
+            note(f"{title}: peak memory, {key.label}")
+            try:
+                peaks[key] = remotes[key].memory()
+            except RunError as error:
+                errors[key] = str(error)
+    finally:
+        for remote in remotes.values():
+            remote.hang_up()
+        for remote in remotes.values():
+            remote.kill()
+    reference = _reference(part, [key for key in timings if key not in errors], timings)
+    rows = [Row(key, errors[key]) if key in errors else _row(key, timings, peaks, reference) for key in keys]
+    return Section(name, part, batch, keys.index(reference) if reference else None, tuple(rows))
+
+
+def _build(remotes: dict[Contender, Remote]) -> dict[Contender, str]:
+    """Build all, and say why some could not be. Compiling takes long and uses one core: several at once."""
+
+    def build(remote: Remote) -> str:
+        try:
+            remote.build()
+        except RunError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        try:
+            results = dict(zip(remotes, pool.map(build, remotes.values()), strict=True))
+        except BaseException:  # such as KeyboardInterrupt; the pool waits for its threads, and these for answers
+            for remote in remotes.values():
+                remote.process.kill()
+            raise
+    return {key: error for key, error in results.items() if error}
+
+
+def _reference(part: str, keys: list[Contender], timings: dict[Contender, Timing]) -> Contender | None:
+    if part == "threads":
+        candidates = [key for key in keys if key.threads == 1]
+    else:
+        candidates = [key for key in keys if key.label == "CNN"]
+    return min(candidates, key=lambda key: timings[key].median, default=None)
+
+
+def _row(
+    key: Contender, timings: dict[Contender, Timing], peaks: dict[Contender, int | None], reference: Contender | None
+) -> Row:
+    timing, peak = timings[key], peaks[key]
+    speed = memory = None
+    if reference:
+        speed = (timing / key.batch).speedup_over(timings[reference] / reference.batch)
+        least = peaks[reference]
+        memory = peak / least if peak and least and key.batch == reference.batch else None
+    return Row(
+        contender=key,
+        seconds=timing.median,
+        quartiles=timing.quartiles,
+        runs=timing.runs,
+        images_per_second=key.batch / timing.median,
+        peak_memory=peak,
+        speed=speed,
+        memory=memory,
+    )

@@ -1,0 +1,128 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Done
+from PIL import Image
+
+import adderzoo as package
+from adderzoo import hub
+from adderzoo.engine import benchmark
+
+Command = Callable[..., Done]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo(
+        "benchmark", "--models", "adder_lenet5", "--batch-size", 1, 4, "--seconds", 0.01, "--no-compile",
+        "--parts", "operator", "inference", "training",
+        "--json", tmp_path / "new" / "b.json", "--chart", tmp_path / "b.png",
+    )  # fmt: skip
+    assert done.status == 0, done
+    assert "rror" not in done.out + done.err
+    titles = [
+        "adder layers of adder_lenet5, batch 1: elements |x - w|, share of the ceiling",
+        "adder layers of adder_lenet5, batch 4: elements |x - w|, share of the ceiling",
+        "adder_lenet5, inference, batch 1",
+        "adder_lenet5, inference, batch 4",
+        "adder_lenet5, training, batch 4",  # not 1: BatchNorm on the logits
+    ]
+    machine, *tables = done.out.split("\n\n")
+    assert machine == str(benchmark.describe_machine())
+    assert [table.splitlines()[0] for table in tables] == titles
+
+    read = json.loads((tmp_path / "new" / "b.json").read_text())
+    assert read["command"].startswith("adderzoo benchmark --models adder_lenet5 --batch-size 1 4 ")
+    (network,) = package.list_models("adder_lenet5")
+    for result in read["operator"]:
+        elements = sum(layer["count"] * layer["elements"] for layer in result["layers"])
+        assert elements == result["batch"] * network.adder_elements
+    sections = read["networks"]
+    assert [f"{part['model']}, {part['part']}, batch {part['batch']}" for part in sections] == titles[2:]
+    naive = [{row["contender"]["form"] for row in part["rows"]} >= {"authors"} for part in sections]
+    assert naive == [True, False, True]  # with the smallest batch, once a part
+    for part, table in zip(sections, tables[2:], strict=True):
+        assert all(row["error"] == "" and row["images_per_second"] > 0 for row in part["rows"])
+        assert 2 < len(table.splitlines()) <= 2 + len(part["rows"])
+    with Image.open(tmp_path / "b.png") as image:
+        assert min(image.size) > 500
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["b.json", "b.png"]
+
+
+def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[tuple[object, ...]] = []
+
+    def operator(model: str, batch: int, seconds: float, note: object) -> list[benchmark.OperatorResult]:
+        jobs.append(("operator", model, batch, seconds))
+        return []
+
+    def networks(model: str, part: str, batch: int, **options: object) -> benchmark.Section:
+        jobs.append((part, model, batch, options["seconds"], options["naive"], options["compiled"]))
+        return benchmark.Section(model, part, batch, None, ())
+
+    monkeypatch.setattr(benchmark, "measure_operator", operator)
+    monkeypatch.setattr(benchmark, "measure_networks", networks)
+    monkeypatch.setattr("adderzoo.cli.benchmark._operator_text", lambda results: "")
+    assert adderzoo("benchmark").status == 0
+    assert jobs == [
+        ("operator", "adder_resnet50", 8, 0.25),
+        ("inference", "adder_resnet20", 1, 1.0, True, True),
+        ("inference", "adder_resnet20", 8, 1.0, False, True),
+        ("inference", "adder_resnet20", 128, 1.0, False, True),
+        ("training", "adder_resnet20", 128, 1.0, True, True),
+        ("threads", "adder_resnet20", 128, 1.0, True, True),
+    ]
+    jobs.clear()
+    options = ("--parts", "training", "operator", "--models", "adder_resnet18", "adder_lenet5", "--no-compile")
+    assert adderzoo("benchmark", *options, "--seconds", 4).status == 0
+    assert jobs == [
+        ("operator", "adder_resnet18", 8, 1.0),
+        ("operator", "adder_lenet5", 8, 1.0),
+        ("training", "adder_resnet18", 8, 4.0, True, False),
+        ("training", "adder_lenet5", 128, 4.0, True, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--models", "resnet50"), "models must be adder networks (adder_lenet5, "),
+        (("--models", "adder_resnet20", "cnn_resnet20"), "models must be adder networks (adder_lenet5, "),
+        (("--batch-size", 0), "batch-size must be at least 1, got 0"),
+        (("--batch-size", 8, -1), "batch-size must be at least 1, got -1"),
+        (("--parts", "training", "--batch-size", 1), "batch-size must be at least 2 in training, for BatchNorm, got 1"),
+        (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
+        (("--seconds", "nan"), "seconds must be a finite number above 0, got nan"),
+        (("--chart", "chart.txt"), "chart must end in .png, .pdf, .svg, got chart.txt"),
+    ],
+)
+def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...], message: str) -> None:
+    assert adderzoo("benchmark", *arguments).error.startswith(f"adderzoo benchmark: error: {message}")
+
+
+def test_a_network_without_twin_is_one_line(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "network_names", lambda: ["adder_new"])
+    error = adderzoo("benchmark", "--models", "adder_new").error
+    assert error.endswith("for 'adder_new' there is no 'cnn_new'")
+
+
+def test_a_missing_matplotlib_is_said_before_anything_is_measured(
+    adderzoo: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'adderzoo[demo]'" in adderzoo("benchmark", "--chart", "chart.png").error
+
+
+def test_stopped_by_the_user(adderzoo: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure_operator", stop)
+    with pytest.raises(SystemExit) as info:
+        adderzoo("benchmark", "--json", tmp_path / "b.json")
+    assert info.value.code == 130
+    assert list(tmp_path.iterdir()) == []

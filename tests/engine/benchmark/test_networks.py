@@ -1,0 +1,219 @@
+"""Networks beside one another: what runs, and what is made of it."""
+
+import gc
+import os
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from adderzoo import hub
+from adderzoo.engine.benchmark import networks
+from adderzoo.engine.benchmark.networks import (
+    Contender,
+    Remote,
+    build,
+    contenders,
+    default_batches,
+    measure_networks,
+    twin_of,
+)
+from adderzoo.engine.benchmark.timing import RunError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def inference(name: str = "adder_lenet5", batch: int = 2, compiled: bool = False) -> list[Contender]:
+    return contenders(name, "inference", batch, True, compiled)
+
+
+def test_every_adder_network_has_its_twin() -> None:
+    for name in (name for name in hub.network_names() if name.startswith("adder_")):
+        assert timm.is_model(twin_of(name))
+    assert twin_of("adder_resnet20") == "cnn_resnet20"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "cnn_resnet20", "adder_resnet20.huawei_cifar10", ""])
+def test_what_is_no_adder_network_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"models must be adder networks \(adder_lenet5, .*\), got '{name}'"):
+        twin_of(name)
+
+
+def test_a_network_without_twin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "network_names", lambda: ["adder_new", "cnn_old"])
+    with pytest.raises(ValueError, match=r"models must have a CNN twin .* for 'adder_new' there is no 'cnn_new'"):
+        twin_of("adder_new")
+
+
+def test_default_batches() -> None:
+    assert default_batches("adder_resnet20", "inference") == [1, 8, 128]
+    assert default_batches("adder_resnet20", "training") == default_batches("adder_lenet5", "threads") == [128]
+    assert default_batches("adder_resnet18", "training") == default_batches("adder_lenet5", "operator") == [8]
+
+
+def test_contenders_of_inference() -> None:
+    found = inference("adder_resnet20", 8, compiled=True)
+    assert len(set(found)) == len(found)
+    assert {contender.label for contender in found} == {
+        "CNN",
+        "CNN, fused",
+        "CNN, compiled",
+        "CNN, compiled, frozen",
+        "CNN, bfloat16",
+        "CNN, bfloat16, compiled, frozen",
+        "adder network",
+        "adder network, fused",
+        "adder network, fused, compiled",
+        "adder network, unfold + cdist",
+        "adder network, authors' expression",
+        "adder network, authors' expression, compiled",
+    }
+    for label in ("CNN", "CNN, fused", "adder network", "adder network, fused"):
+        formats = {contender.memory_format for contender in found if contender.label == label}
+        assert formats == {"contiguous", "channels_last"}
+    assert {contender.batch for contender in found if contender.form in ("authors", "cdist")} == {1}
+    assert {contender.batch for contender in found if contender.form in ("plain", "fused")} == {8}
+    assert not any(contender.training for contender in found)
+    without = contenders("adder_resnet20", "inference", 8, False, False)
+    assert without == [
+        contender for contender in found if not contender.compiled and contender.form in ("plain", "fused")
+    ]
+
+
+def test_contenders_of_training_and_threads() -> None:
+    found = contenders("adder_resnet20", "training", 8, True, True)
+    assert all(contender.training for contender in found)
+    assert {contender.label for contender in found} == {
+        "CNN", "CNN, compiled", "CNN, bfloat16", "adder network", "adder network, compiled",
+        "adder network, authors' expression",
+    }  # fmt: skip
+    found = contenders("adder_resnet20", "threads", 8, True, True)
+    assert {contender.label for contender in found} == {"adder network, fused"}
+    assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
+
+
+@pytest.mark.parametrize("name", ["adder_lenet5", "adder_resnet20"])
+def test_contenders_compute_the_same_logits(name: str) -> None:
+    found = [replace(contender, batch=2) for contender in inference(name)]
+    outputs = {contender: build(contender).run() for contender in found}
+    for contender, logits in outputs.items():
+        same = replace(contender, form="plain", dtype="float32", memory_format="contiguous")
+        rounding = 0.1 if contender.dtype == "bfloat16" else 1e-4
+        difference = (logits - outputs[same]).abs().mean()
+        assert difference < rounding * outputs[same].std(), contender.label
+    adder, cnn = (outputs[Contender(model, 2, memory_format="contiguous")] for model in (name, twin_of(name)))
+    assert not torch.allclose(adder, cnn, atol=0.1)
+    assert adder.std() > 0.1  # something passes BatchNorm and ReLU
+
+
+@pytest.mark.parametrize("how", ["default", "freezing"])
+def test_a_frozen_network_has_its_parameters_folded_in(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    models: list[Any] = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name: models.append(create(name)) or models[-1])
+    torch._dynamo.reset()  # else the code compiled for one network is used for its like
+    with config.patch(freezing=False, compile_threads=1):
+        built = build(Contender("cnn_lenet5", 2, compiled=how))
+        before = built.run()
+        plain = build(Contender("cnn_lenet5", 2)).run()
+        torch.testing.assert_close(before, plain, rtol=1e-3, atol=1e-3)
+        with torch.no_grad():
+            for parameter in models[0].parameters():
+                parameter.zero_()
+        assert torch.equal(built.run(), before) == (how == "freezing")
+
+
+def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> None:
+    for contender in contenders("adder_lenet5", "training", 8, True, False):
+        built = build(contender)
+        losses = [float(built.run()) for _ in range(40)]
+        assert losses[-1] < losses[0], contender.label
+        model = timm.create_model(contender.model)
+        tensors = [*model.parameters(), *model.parameters(), *model.buffers()]  # parameters, their momentum
+        images = 4 * contender.batch * 32 * 32
+        assert built.kept() == images + sum(tensor.nbytes for tensor in tensors)
+
+
+def test_a_section() -> None:
+    notes: list[str] = []
+    section = measure_networks("adder_lenet5", "training", 8, False, False, 0.01, notes.append)
+    assert (section.model, section.part, section.batch) == ("adder_lenet5", "training", 8)
+    assert [row.contender for row in section.rows] == contenders("adder_lenet5", "training", 8, False, False)
+    assert not any(row.error for row in section.rows)
+    assert section.reference is not None
+    reference = section.rows[section.reference]
+    assert (reference.contender.label, reference.speed, reference.memory) == ("CNN", 1.0, 1.0)
+    twins = [row.seconds for row in section.rows if row.contender.label == "CNN"]
+    assert reference.seconds == min(second for second in twins if second)
+    for row in section.rows:
+        assert row.seconds
+        assert row.quartiles
+        assert row.quartiles[0] <= row.seconds <= row.quartiles[1]
+        assert row.images_per_second == pytest.approx(8 / row.seconds)
+        assert row.speed
+        if sys.platform == "linux":
+            parameters = sum(p.nbytes for p in timm.create_model(row.contender.model).parameters())
+            assert row.peak_memory
+            assert row.peak_memory > 3 * parameters  # with momentum and gradients
+            assert row.memory == pytest.approx(row.peak_memory / (reference.peak_memory or 0))
+    assert notes[0] == "adder_lenet5, training, batch 8: building"
+
+
+def test_contenders_that_fail_say_why_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Contender("cnn_lenet5", 2)
+    bad = [replace(good, model="cnn_nothing"), replace(good, dtype="float99"), replace(good, batch=1 << 40)]
+    monkeypatch.setattr(networks, "contenders", lambda *args: [bad[0], good, *bad[1:]])
+    section = measure_networks("adder_lenet5", "inference", 2, True, True, 0.01)
+    errors = [row.error for row in section.rows]
+    assert "Unknown model (cnn_nothing)" in errors[0]
+    assert errors[1] == ""
+    assert "float99" in errors[2]
+    assert "memory" in errors[3]
+    assert section.reference == 1
+    assert all(row.seconds is None and row.speed is None for row in section.rows if row.error)
+
+
+def test_a_process_that_is_killed_says_so() -> None:
+    remote = Remote(Contender("cnn_lenet5", 2))
+    try:
+        remote.build()
+        assert remote.warm_up() > 0
+        os.kill(remote.process.pid or 0, signal.SIGKILL)
+        with pytest.raises(RunError, match=r"its process ended with exit status -9 \(out of memory\?\)"):
+            remote.visit(0.01)
+    finally:
+        remote.hang_up()
+        remote.kill()
+
+
+def test_a_run_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "LIMIT", 0.2)
+    remote = Remote(Contender("cnn_lenet5", 2))
+    try:
+        with pytest.raises(RunError, match="given up after 0 s"):
+            remote.visit(1000)
+        remote.process.join(10)
+        assert not remote.process.is_alive()
+    finally:
+        remote.hang_up()
+        remote.kill()
+
+
+def test_threads_of_a_process_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Any = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+
+    class Closed:
+        def recv(self) -> None:
+            raise EOFError
+
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    networks._serve(Closed(), Contender("cnn_lenet5", 2, threads=3))  # type: ignore[arg-type]
+    assert seen == [3]
