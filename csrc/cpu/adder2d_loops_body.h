@@ -201,8 +201,8 @@ constexpr Function exact(Function f) {
 // kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where
 // multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen
 // 5: the speed of a convolution). Like the plain form's, its rounding error is within 1e-6 of sum(|x| + |w|). It is not
-// relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and they are
-// done again in the plain form.
+// relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and `redo`
+// replaces those values by the plain form's.
 //
 // Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient, a slope
 // counts for nothing, and 0 * NaN would: the exact ones leave it out.

@@ -361,18 +361,21 @@ void check_forward(const Problem& p, const Reference& r) {
     shift[o] = T(4 * random.number());
   }
 
-  for (const Affine& affine : kAffines) {
-    Bounded expected = r.y;
-    for (size_t i = 0; i < added.size(); ++i) {
-      double &y = expected.values[i], &bound = expected.magnitudes[i];
-      bound *= kTolerance<T>;
-      if (!affine.scaled) continue;
-      const double a = scale[i % p.out()], b = shift[i % p.out()], c = affine.added ? added[i] : 0;
-      bound = bound * std::fabs(a) + kTolerance<T> * (finite_magnitude(y * a) + std::fabs(b) + std::fabs(c));
-      y = y * a + b + c;
-      if (affine.relu && y < 0) y = 0;
-    }
-    for (const Function function : {Function::kDistance, Function::kMaxDistance}) {
+  for (const Function function : {Function::kDistance, Function::kMaxDistance}) {
+    for (const Affine& affine : kAffines) {
+      Bounded expected = r.y;
+      for (size_t i = 0; i < added.size(); ++i) {
+        double &y = expected.values[i], &bound = expected.magnitudes[i];
+        // The plain form's error is one of the result; the other one's, where so much is subtracted that it gives way.
+        const bool gives_way = p.values == Values::kCancelling && std::fabs(y) < bound / 70;
+        if (std::isfinite(y) && (function == Function::kDistance || gives_way)) bound = std::fabs(y);
+        bound *= kTolerance<T>;
+        if (!affine.scaled) continue;
+        const double a = scale[i % p.out()], b = shift[i % p.out()], c = affine.added ? added[i] : 0;
+        bound = bound * std::fabs(a) + kTolerance<T> * (finite_magnitude(y * a) + std::fabs(b) + std::fabs(c));
+        y = y * a + b + c;
+        if (affine.relu && y < 0) y = 0;
+      }
       for (const Layout from : kLayouts) {
         const Image<T> x(g.batch, p.in(), g.height, g.width, from, p.x);
         for (const Layout to : kLayouts) {
@@ -565,6 +568,7 @@ std::vector<Geometry> geometries() {
       geometry(1, {3, 24, 40}, {4, 5}, 1),
       geometry(1, {3, 17, 20}, 4, {2, 3}, 1, 1),
       geometry(1, {4, 32, 16}, 4, 3, 1, 1),
+      geometry(1, {4, 22, 38}, {3, 4}, 1),  // the third group begins late in a panel and ends early in another
       geometry(2, {4, 3, 5}, {6, 5}, 3, 1, 1),
       geometry(1, {8, 8, 8}, {5, 6}, 3, 2, 1),
       geometry(1, {2, 33, 6}, {5, 4}, 3, 1, 1),
