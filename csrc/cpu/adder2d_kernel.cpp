@@ -411,7 +411,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
     const Buffer<T> sums(panels * kPanel);
     const T* filters = packed.const_data_ptr<T>();
     torch::stable::parallel_for(0, panels, grain(steps), [&](int64_t begin, int64_t end) {
-      loops<T>().sum_filters(filters, sums.begin(), scale.size(0), steps, begin, end);
+      loops<T>().sum_filters(filters, sums.begin(), steps, begin, end);
     });
     forward<T>(g, x.view, filters, sums.begin(), epilogue, view<T>(output, format));
   };

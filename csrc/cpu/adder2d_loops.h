@@ -148,7 +148,7 @@ struct Loops {
   void (*run)(const Accumulation<T>&, int64_t begin, int64_t end, T* scratch);
   // Packs some panels; `sums` gets those of each channel.
   void (*pack)(const T* weight, T* packed, T* sums, const FilterShape&, int64_t begin, int64_t end);
-  void (*sum_filters)(const T* packed, T* sums, int64_t channels, int64_t steps, int64_t begin, int64_t end);
+  void (*sum_filters)(const T* packed, T* sums, int64_t steps, int64_t begin, int64_t end);
   // An item is one tap of one filter.
   void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
   // Returns the number of elements.

@@ -836,7 +836,7 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
 }
 
 template <typename T>
-void sum_filters(const T* packed, T* sums, int64_t channels, int64_t steps, int64_t begin, int64_t end) {
+void sum_filters(const T* packed, T* sums, int64_t steps, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
     Vector<T> total[kVectors<T>] = {};
     const T* from = packed + panel * steps * kPanel;
@@ -880,7 +880,7 @@ void pack(const T* weight, T* packed, T* sums, const FilterShape& s, int64_t beg
       lane += run;
     }
   }
-  sum_filters(packed, sums, s.channels, steps, begin, end);
+  sum_filters(packed, sums, steps, begin, end);
 }
 
 template <typename T>

@@ -332,7 +332,7 @@ void check_packing(const Problem& p) {
     compare(what + ", packed", p, [&](int64_t i) { return filters.packed[i]; }, packed, zeros);
     compare(what + ", their sums", p, [&](int64_t i) { return filters.sums[i]; }, sums, bounds);
     const Buffer<T> again(shape.panels() * kPanel);
-    loops<T>().sum_filters(filters.packed.get(), again.get(), channels, shape.steps(), 0, shape.panels());
+    loops<T>().sum_filters(filters.packed.get(), again.get(), shape.steps(), 0, shape.panels());
     compare(what + ", summed", p, [&](int64_t i) { return again[i]; }, sums, bounds);
   }
 }
