@@ -17,7 +17,14 @@ struct PlainSimd {
 
   static Vector broadcast(T x) { return x - Vector{}; }
   // The compiler no longer knows what is in it.
-  static Vector opaque(Vector x) { return x; }
+  static Vector opaque(Vector x) {
+#if defined(__x86_64__)
+    asm volatile("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(x));
+#endif
+    return x;
+  }
   static Vector add(Vector sum, Vector x, Vector) { return sum + x; }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return sum + a * b; }
   static Vector max(Vector a, Vector b) { return a > b ? a : b; }
@@ -81,10 +88,6 @@ struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm512_set1_ps(x); }
-  static Vector opaque(Vector x) {
-    asm volatile("" : "+v"(x));
-    return x;
-  }
   // `one` is opaque, or else this would become an addition.
   static Vector add(Vector sum, Vector x, Vector one) {
     return (Vector)_mm512_fmadd_ps((__m512)x, (__m512)one, (__m512)sum);
@@ -105,10 +108,6 @@ struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm256_set1_ps(x); }
-  static Vector opaque(Vector x) {
-    asm volatile("" : "+x"(x));
-    return x;
-  }
   static Vector add(Vector sum, Vector x, Vector one) {
     return (Vector)_mm256_fmadd_ps((__m256)x, (__m256)one, (__m256)sum);
   }
@@ -130,10 +129,6 @@ template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static Vector broadcast(float x) { return (Vector)vdupq_n_f32(x); }
-  static Vector opaque(Vector x) {
-    asm volatile("" : "+w"(x));
-    return x;
-  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
   }
@@ -149,10 +144,6 @@ struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm_set1_ps(x); }
-  static Vector opaque(Vector x) {
-    asm volatile("" : "+x"(x));
-    return x;
-  }
   static Vector max(Vector a, Vector b) { return (Vector)_mm_max_ps((__m128)a, (__m128)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm_andnot_ps(_mm_set1_ps(-0.0f), (__m128)(a - b)); }
   static Vector clip(Vector x, Vector one) {

@@ -146,6 +146,25 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   a.source_step = 1;
 }
 
+// The taps of one axis, from the last to the first, so that the gradient's places ascend. Those that serve a remainder
+// are equally far apart: one step over the filter is the same for all.
+struct Axis {
+  std::vector<int64_t> places;  // in the gradient, from that of the point
+  int64_t first = 0, step = 0;  // of the reversed taps
+};
+
+Axis taps_reaching(int64_t remainder, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  Axis axis;
+  for (int64_t reversed = 0; reversed < kernel; ++reversed) {
+    const int64_t place = remainder + padding - (kernel - 1 - reversed) * dilation;
+    if (place % stride != 0) continue;
+    if (axis.places.empty()) axis.first = reversed;
+    if (axis.places.size() == 1) axis.step = reversed - axis.first;
+    axis.places.push_back(place / stride);
+  }
+  return axis;
+}
+
 }  // namespace
 
 FilterShape forward_filters(const Geometry& g) {
@@ -204,25 +223,10 @@ void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<
   a.step_h = a.step_w = 1;
   a.channels = g.groups * g.channels;
   a.group_channels = g.channels;
-  // From the last tap to the first: the gradient's rows and columns ascend. The taps that serve a remainder are as far
-  // apart from one another, so one step over the filter is the same for all.
-  int64_t first_row = 0, first_column = 0, row_step = 0, column_step = 0;
-  for (int64_t i = g.kernel_h - 1; i >= 0; --i) {
-    const int64_t row = y + g.padding_h - i * g.dilation_h;
-    if (row % g.stride_h != 0) continue;
-    const int64_t reversed = g.kernel_h - 1 - i;
-    if (plan.tap_rows.empty()) first_row = reversed;
-    if (plan.tap_rows.size() == 1) row_step = reversed - first_row;
-    plan.tap_rows.push_back(row / g.stride_h);
-  }
-  for (int64_t j = g.kernel_w - 1; j >= 0; --j) {
-    const int64_t column = x + g.padding_w - j * g.dilation_w;
-    if (column % g.stride_w != 0) continue;
-    const int64_t reversed = g.kernel_w - 1 - j;
-    if (plan.tap_columns.empty()) first_column = reversed;
-    if (plan.tap_columns.size() == 1) column_step = reversed - first_column;
-    plan.tap_columns.push_back(column / g.stride_w);
-  }
+  const Axis rows = taps_reaching(y, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+  const Axis columns = taps_reaching(x, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+  plan.tap_rows = rows.places;
+  plan.tap_columns = columns.places;
   plan_source(plan, g, grad, g.out_height, g.out_width, g.filters);
   a.filter_steps = g.taps() * g.filters;
   const Strides& to = grad_input.strides;
@@ -233,8 +237,8 @@ void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<
   a.input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel};
   plan_items(a, threads);
   a.region_pixel = !a.staged ? g.groups * g.filters : g.filters * a.source_step;
-  plan_pieces(plan, (first_row * g.kernel_w + first_column) * g.filters, row_step * g.kernel_w * g.filters,
-              column_step * g.filters);
+  plan_pieces(plan, (rows.first * g.kernel_w + columns.first) * g.filters, rows.step * g.kernel_w * g.filters,
+              columns.step * g.filters);
 }
 
 #define ADDERZOO_INSTANTIATE(T)                                                                                      \
