@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
   m.def(
       "adder2d_affine(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, "
       "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False) -> Tensor");
+  m.def(
+      "adder2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, SymInt[2] stride=1, "
+      "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
+      "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor");
   m.def("_cpu_capability() -> str");
   m.def("_cpu_ceiling(str form, int steps) -> int");
 }

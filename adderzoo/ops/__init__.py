@@ -3,6 +3,16 @@
 from ._library import backend
 from .adder2d import adder2d
 from .adder2d_affine import adder2d_affine
-from .packing import pack_filters, unpack_filters
+from .adder2d_u8 import adder2d_u8
+from .packing import pack_byte_filters, pack_filters, unpack_byte_filters, unpack_filters
 
-__all__ = ["adder2d", "adder2d_affine", "backend", "pack_filters", "unpack_filters"]
+__all__ = [
+    "adder2d",
+    "adder2d_affine",
+    "adder2d_u8",
+    "backend",
+    "pack_byte_filters",
+    "pack_filters",
+    "unpack_byte_filters",
+    "unpack_filters",
+]

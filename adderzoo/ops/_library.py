@@ -27,6 +27,9 @@ SCHEMAS = (
     "SymInt[2] dilation, SymInt groups) -> Tensor",
     "adder2d_affine(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, "
     "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False) -> Tensor",
+    "adder2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, SymInt[2] stride=1, "
+    "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
+    "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor",
     "_cpu_capability() -> str",
     "_cpu_ceiling(str form, int steps) -> int",
 )
@@ -156,6 +159,7 @@ LIBRARY.impl("adder2d", _on_device(reference.adder2d), "CompositeExplicitAutogra
 LIBRARY.impl("_adder2d_backward_input", _on_device(reference.backward_input), "CompositeExplicitAutograd")
 LIBRARY.impl("_adder2d_backward_weight", _on_device(reference.backward_weight), "CompositeExplicitAutograd")
 LIBRARY.impl("adder2d_affine", _on_device(reference.affine), "CompositeExplicitAutograd")
+LIBRARY.impl("adder2d_u8", _on_device(reference.u8), "CompositeExplicitAutograd")
 
 
 def backend() -> str:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from ._inference import register_inference
 from ._library import LIBRARY
-from .adder2d import fold_into_batch, pair
+from .adder2d import pair
 from .reference import check_affine, memory_format_like, patches_of
 
 
@@ -76,73 +76,7 @@ def _(
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
 
 
-def _no_gradients(what: str) -> Any:
-    raise RuntimeError(
-        f"adder2d_affine: {what} is not defined, because it is for inference; train the network from which "
-        "adderzoo.fuse made this one, or run this one under torch.no_grad()"
-    )
-
-
-class _Adder2dAffine(torch.autograd.Function):
-    """Without it a backward pass would go by with a warning and no gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        return _below_autograd(*arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        _no_gradients("a gradient")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        _no_gradients("forward-mode differentiation")
-
-
-def _below_autograd(*arguments: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.adderzoo.adder2d_affine.default(*arguments)
-
-
-def _autograd(*arguments: Any) -> Tensor:
-    if torch._C._are_functorch_transforms_active():  # vmap is none of them, it has a rule of its own
-        _no_gradients("torch.func's differentiation (grad, vjp, jvp ...)")
-    if forward_ad._current_level < 0 and not any(_requires_grad(argument) for argument in arguments[:5]):
-        return _below_autograd(*arguments)  # apply() costs microseconds, which a small network notices
-    return _Adder2dAffine.apply(*arguments)
-
-
-def _requires_grad(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-
-
-LIBRARY.impl("adder2d_affine", _autograd, "Autograd")
-
-
-@torch.library.register_vmap("adderzoo::adder2d_affine", lib=LIBRARY)
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    input: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    addend: Tensor | None = None,
-    *arguments: Any,
-) -> tuple[Tensor, int]:
-    """Of several inputs. Filters are packed once for all inputs: several sets of them are taken one by one."""
-    tensors = (input, weight, scale, shift, addend)
-    dims = (*in_dims[:5], *[None] * (5 - len(in_dims)))
-    if dims[1:4] == (None, None, None):
-        images = fold_into_batch(input, dims[0], info.batch_size)
-        addends = None if addend is None else fold_into_batch(addend, dims[4], info.batch_size)
-        output = torch.ops.adderzoo.adder2d_affine(images, weight, scale, shift, addends, *arguments)
-        return output.unflatten(0, (info.batch_size, -1)), 0
-    outputs = []
-    for index in range(info.batch_size):
-        own = [t if t is None or dim is None else t.select(dim, index) for t, dim in zip(tensors, dims, strict=True)]
-        outputs.append(torch.ops.adderzoo.adder2d_affine(*own, *arguments))
-    return torch.stack(outputs), 0
+register_inference("adder2d_affine", "adderzoo.fuse")
 
 
 @register_flop_formula(torch.ops.adderzoo.adder2d_affine)

@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import LANES, unpack_filters
+from .packing import LANES, bytes_of_lane, unpack_byte_filters, unpack_filters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# Elements of a filter of bytes: their distances, of at most 255, sum up to a signed integer of 32 bits.
+LARGEST_FILTER = (2**31 - 1) // 255
 
 # Elements of the largest tensor that a gradient broadcasts: 64 MiB of float32.
 _PIECE = 1 << 24
@@ -83,16 +86,9 @@ def check_affine(
     groups: int,
 ) -> None:
     """The same for `adder2d_affine`."""
-    x, w, filters = tuple(input.shape), tuple(weight.shape), scale.numel()
-    _check_dimensions("adder2d_affine", input)
-    torch._check(
-        scale.dim() == 1 and filters > 0,
-        lambda: f"adder2d_affine: scale must have a value for each filter, (O,), got shape {tuple(scale.shape)}",
-    )
-    torch._check(
-        shift.shape == scale.shape,
-        lambda: f"adder2d_affine: shift must have the shape of scale, {(filters,)}, got {tuple(shift.shape)}",
-    )
+    name, w, filters = "adder2d_affine", tuple(weight.shape), scale.numel()
+    _check_dimensions(name, input)
+    _check_affine_map(name, scale, shift)
     torch._check(
         weight.dim() == 5 and w[0] == -(-filters // LANES) and w[4] == LANES and weight.numel() > 0,
         lambda: (
@@ -100,21 +96,64 @@ def check_affine(
             f"got shape {w} with O = {filters}"
         ),
     )
-    _check_dtype("adder2d_affine", input)
+    _check_dtype(name, input)
     dtype = accumulation_dtype(input.dtype)
-    for name, tensor in (("weight", weight), ("scale", scale), ("shift", shift)):
-        _check_parameter(name, tensor, dtype, input)
-    _check_pairs("adder2d_affine", stride, padding, dilation)
+    for parameter, tensor in (("weight", weight), ("scale", scale), ("shift", shift)):
+        _check_parameter(name, parameter, tensor, dtype, input)
+    _check_pairs(name, stride, padding, dilation)
+    _check_groups(name, input, weight, filters, input.shape[1] == w[3] * groups, groups)
+    _check_fit(name, input, weight, w[1:3], padding, dilation)
+    if addend is not None:
+        shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
+        _check_addend(name, addend, input, shape)
+
+
+def check_u8(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    zero_point: int,
+    out_zero_point: int | None,
+    out_max: int,
+) -> None:
+    """The same for `adder2d_u8`."""
+    name, w, filters = "adder2d_u8", tuple(weight.shape), scale.numel()
+    _check_dimensions(name, input)
+    _check_affine_map(name, scale, shift)
+    torch._check(input.dtype == torch.uint8, lambda: f"{name}: input must be uint8, got {_name(input.dtype)}")
+    _check_parameter(name, "weight", weight, torch.uint8, input)
+    _check_parameter(name, "scale", scale, torch.float32, input)
+    _check_parameter(name, "shift", shift, torch.float32, input)
+    _check_pairs(name, stride, padding, dilation)
+    _check_groups(name, input, weight, filters, groups >= 1 and input.shape[1] % groups == 0, groups)
+    channels, lane = input.shape[1] // groups, bytes_of_lane(filters, groups)
     torch._check(
-        groups >= 1 and filters % groups == 0 and x[1] == w[3] * groups,
+        weight.dim() == 6
+        and (w[0], *w[3:]) == (-(-filters // LANES), -(-channels // lane), LANES, lane)
+        and weight.numel() > 0,
         lambda: (
-            "adder2d_affine: groups must divide the filters, and input must have groups times the channels of weight, "
-            f"got groups {groups}, {filters} filters, input {x} and weight {w}"
+            f"{name}: weight must be packed filters, ({-(-filters // LANES)}, kH, kW, {-(-channels // lane)}, {LANES}, "
+            f"{lane}) for {filters} filters of {channels} channels in {groups} groups, got shape {w}"
         ),
     )
-    _check_fit("adder2d_affine", input, weight, w[1:3], padding, dilation)
+    torch._check(
+        channels * w[1] * w[2] <= LARGEST_FILTER,
+        lambda: f"{name}: a filter must have at most {LARGEST_FILTER} elements, got {channels * w[1] * w[2]}",
+    )
+    _check_byte("out_max", out_max, 255)
+    _check_byte("zero_point", zero_point, 255)
+    if out_zero_point is not None:
+        _check_byte("out_zero_point", out_zero_point, out_max)
+    _check_fit(name, input, weight, w[1:3], padding, dilation)
     if addend is not None:
-        _check_addend(addend, input, (x[0], filters, *patches_of(input, w[1:3], stride, padding, dilation)))
+        shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
+        _check_addend(name, addend, input, shape)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -167,30 +206,54 @@ def _check_fit(
     )
 
 
-def _check_parameter(name: str, tensor: Tensor, dtype: torch.dtype, input: Tensor) -> None:
+def _check_affine_map(operator: str, scale: Tensor, shift: Tensor) -> None:
+    torch._check(
+        scale.dim() == 1 and scale.numel() > 0,
+        lambda: f"{operator}: scale must have a value for each filter, (O,), got shape {tuple(scale.shape)}",
+    )
+    torch._check(
+        shift.shape == scale.shape,
+        lambda: f"{operator}: shift must have the shape of scale, {tuple(scale.shape)}, got {tuple(shift.shape)}",
+    )
+
+
+def _check_groups(operator: str, input: Tensor, weight: Tensor, filters: int, channels_fit: bool, groups: int) -> None:
+    torch._check(
+        groups >= 1 and filters % groups == 0 and channels_fit,
+        lambda: (
+            f"{operator}: groups must divide the filters, and input must have groups times the channels of weight, "
+            f"got groups {groups}, {filters} filters, input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+        ),
+    )
+
+
+def _check_parameter(operator: str, name: str, tensor: Tensor, dtype: torch.dtype, input: Tensor) -> None:
     torch._check(
         tensor.dtype == dtype,
         lambda: (
-            f"adder2d_affine: {name} must be {_name(dtype)} for an input of {_name(input.dtype)}, "
-            f"got {_name(tensor.dtype)}"
+            f"{operator}: {name} must be {_name(dtype)} for an input of {_name(input.dtype)}, got {_name(tensor.dtype)}"
         ),
     )
-    _check_device("adder2d_affine", name, tensor, input)
+    _check_device(operator, name, tensor, input)
 
 
-def _check_addend(addend: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
+def _check_byte(name: str, number: int, most: int) -> None:
+    torch._check(0 <= number <= most, lambda: f"adder2d_u8: {name} must be from 0 to {most}, got {number}")
+
+
+def _check_addend(operator: str, addend: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
     torch._check(
         tuple(addend.shape) == shape,
-        lambda: f"adder2d_affine: addend must have the shape of the output, {shape}, got {tuple(addend.shape)}",
+        lambda: f"{operator}: addend must have the shape of the output, {shape}, got {tuple(addend.shape)}",
     )
     torch._check(
         addend.dtype in (input.dtype, torch.float32),
         lambda: (
-            f"adder2d_affine: addend must have the dtype of input, {_name(input.dtype)}, or be float32, "
+            f"{operator}: addend must have the dtype of input, {_name(input.dtype)}, or be float32, "
             f"got {_name(addend.dtype)}"
         ),
     )
-    _check_device("adder2d_affine", "addend", addend, input)
+    _check_device(operator, "addend", addend, input)
 
 
 def check_modes(input_grad: str = "hardtanh", weight_grad: str = "full") -> None:
@@ -300,6 +363,44 @@ def affine(
     if relu:
         result = result.relu()
     output = torch.empty(result.shape, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
+    return output.copy_(result)
+
+
+def u8(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor | None = None,
+    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
+    padding: list[int] = [0, 0],  # noqa: B006
+    dilation: list[int] = [1, 1],  # noqa: B006
+    groups: int = 1,
+    relu: bool = False,
+    zero_point: int = 0,
+    out_zero_point: int | None = None,
+    out_max: int = 255,
+    addend_scale: float = 1.0,
+) -> Tensor:
+    """`adder2d` of integers, which float64 adds up exactly, and what follows it in float32."""
+    check_u8(
+        input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point, out_zero_point, out_max
+    )
+    filters = unpack_byte_filters(weight, scale.shape[0], input.shape[1] // groups)
+    padded = F.pad(input, (padding[1], padding[1], padding[0], padding[0]), value=zero_point)
+    distance = -adder2d(padded.double(), filters.double(), stride, [0, 0], dilation, groups)
+    result = distance.float() * scale[:, None, None]
+    result = result + shift[:, None, None]
+    if addend is not None:
+        result = result + addend.float() * addend_scale
+    if relu:
+        result = torch.where(result > 0, result, 0)  # of a NaN too
+    dtype = torch.float32
+    if out_zero_point is not None:
+        dtype = torch.uint8
+        result = torch.where(result > -out_zero_point, result, -out_zero_point)
+        result = result.clamp(max=out_max - out_zero_point).round() + out_zero_point
+    output = torch.empty(result.shape, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
     return output.copy_(result)
 
 
