@@ -36,6 +36,8 @@ from adderzoo.layers.fake_quantized import (
     FakeQuantizedAdder2d,
     FakeQuantizedAdder2dSame,
     FakeQuantizedAdderLinear,
+    FakeQuantizedConv2d,
+    FakeQuantizedLinear,
     fake_quantized,
 )
 from adderzoo.layers.quantized import (
@@ -56,6 +58,7 @@ _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdder2dSame: QuantizedAdder2dSame,
     FakeQuantizedAdderLinear: QuantizedAdderLinear,
 }
+_INT8_LAYERS = {FakeQuantizedConv2d: nn.Conv2d, FakeQuantizedLinear: nn.Linear}
 _POOLINGS = (F.max_pool2d, torch.max_pool2d)
 
 
@@ -113,8 +116,8 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     patterns = fusion.find_patterns(network)
     if not patterns:
         raise ValueError(
-            f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with none; a network that "
-            "was fused or quantised has none left"
+            f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with none; a network "
+            "that was fused or quantised has none left"
         )
     for tensor, users in _byte_tensors(patterns).items():
         current: fx.Node | None = None
@@ -134,6 +137,8 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
         if (layer, quantizer) not in made:
             made[layer, quantizer] = fusion._place(network, pattern.layer, fake_quantized(layer, quantizer))
         pattern.layer.target = made[layer, quantizer]
+    for name, layer in _int8_layers(network, patterns[-1].layer):
+        network.set_submodule(name, fake_quantized(layer))
     network.delete_all_unused_submodules()
     for name, module in network.named_modules():
         if type(module) in fusion._ADDERS:
@@ -160,6 +165,18 @@ def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, 
             readers.setdefault(addend, []).append((addition, name))
     order = {node: index for index, node in enumerate(patterns[0].layer.graph.nodes)}
     return {tensor: sorted(users, key=lambda user: order[user[0]]) for tensor, users in readers.items()}
+
+
+def _int8_layers(network: fx.GraphModule, last: fx.Node) -> list[tuple[str, nn.Module]]:
+    """Convolutions and linear layers behind the last adder layer, whose weights will be int8."""
+    found = {}
+    node = last.next
+    while node.op != "output":
+        module = fusion._module(network, node)
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros"):
+            found[str(node.target)] = module
+        node = node.next
+    return list(found.items())
 
 
 def _quantizers(network: nn.Module) -> dict[str, FakeQuantize]:
@@ -191,7 +208,8 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     Raises:
         ValueError: if the network was never calibrated, or a BatchNorm is in training mode; the message names it.
     """
-    if not isinstance(calibrated, fx.GraphModule) or not _quantizers(calibrated):
+    quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
+    if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
         raise ValueError(
             f"the network must be one that adderzoo.quantization.calibrate has made, got {type(calibrated).__name__}, "
             "which was never calibrated"
@@ -201,49 +219,47 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
     with torch.no_grad():
         network = copy.deepcopy(calibrated).float()
+        int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
+        for name in int8:  # plain ones again, which BatchNorm can be folded into
+            layer: Any = network.get_submodule(name)
+            layer.__class__ = _INT8_LAYERS[type(layer)]
         fusion._fold_into_convolutions(network)
         patterns = fusion.find_patterns(network, _BYTE_LAYERS)
         written = _written_bytes(network, patterns)
         outputs = {maker: _quantizer_of(network, node) for node, maker in written.items()}
 
         def context(pattern: Pattern) -> tuple[Quantizer | None, ...]:
-            operands = [_quantizer_of(network, operand) for operand in pattern.operands]
-            return operands[0], outputs.get(pattern.calls[-1]), operands[1] if len(operands) > 1 else None
+            input, addend = (*pattern.operands, None)[:2]
+            return _quantizer_of(network, input), outputs.get(pattern.calls[-1]), _quantizer_of(network, addend)
 
         fusion.replace_patterns(network, patterns, _quantized_adder, context)
         for node, module in fusion._module_calls(network, (FakeQuantize,)):
             if node in written:
                 fusion._replace([node], node.all_input_nodes[0])
             else:
-                assert isinstance(module, FakeQuantize)
-                assert module.quantizer is not None
-                network.set_submodule(str(node.target), Quantize(module.quantizer))
-        _shrink_classifier(network)
+                network.set_submodule(str(node.target), Quantize(quantizers[module.name]))  # type: ignore[index, arg-type]
+        for name in int8:
+            layer = network.get_submodule(name)
+            kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
+            network.set_submodule(name, kind(layer))
         network.delete_all_unused_submodules()
         network.graph.lint()
         network.recompile()
-    quantizers = _quantizers(calibrated)
-    network.quantization = {  # type: ignore[assignment]
-        "bits": next(iter(quantizers.values())).bits,
-        "quantizers": {
-            name: (module.quantizer.scale, module.quantizer.zero_point)
-            for name, module in quantizers.items()
-            if module.quantizer is not None
-        },
+    bits = {module.bits for module in _quantizers(calibrated).values()}
+    description = {
+        "bits": bits.pop(),
+        "quantizers": {name: (known.scale, known.zero_point) for name, known in quantizers.items() if known},
     }
+    network.quantization = description  # type: ignore[assignment]
     kept = network.meta["_user_preserved_attributes"]
-    network.meta["_user_preserved_attributes"] = {**kept, "quantization": network.quantization}
+    network.meta["_user_preserved_attributes"] = {**kept, "quantization": description}
     return network.eval().requires_grad_(False)
 
 
-def _quantizer_of(network: fx.GraphModule, node: fx.Node) -> Quantizer | None:
+def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
     """What the bytes of a tensor stand for, if it is to be bytes."""
-    module = fusion._module(network, node)
-    if not isinstance(module, FakeQuantize):
-        return None
-    if module.quantizer is None:
-        raise ValueError(f"{module.name} was never calibrated: its range is not known")
-    return module.quantizer
+    module = None if node is None else fusion._module(network, node)
+    return module.quantizer if isinstance(module, FakeQuantize) else None
 
 
 def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
@@ -267,7 +283,7 @@ def _is_max_pooling(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _quantized_adder(
-    layer: nn.Module,
+    layer: Any,
     norm: nn.Module | None,
     relu: bool,
     input: Quantizer,
@@ -279,13 +295,13 @@ def _quantized_adder(
     The layer's output is -input.scale * S - beyond + bias, S being the distance of bytes, and y becomes a y + b in
     BatchNorm. All numbers are computed in float64 and rounded to float32 once.
     """
-    filters = layer.weight.double()  # type: ignore[operator, union-attr]
+    filters = layer.weight.double()
     beyond = (filters - filters.clamp(input.low, input.high)).abs().flatten(1).sum(1)
     scale, shift = torch.ones_like(beyond), torch.zeros_like(beyond)
     if norm is not None:
         scale, shift = fusion.affine_map(norm)
     if layer.bias is not None:
-        shift = shift + scale * layer.bias.double()  # type: ignore[operator]
+        shift = shift + scale * layer.bias.double()
     shift = shift - scale * beyond
     scale = -scale * input.scale
     addend_scale = 1.0
@@ -295,20 +311,6 @@ def _quantized_adder(
     if output is not None:
         scale, shift, addend_scale = scale / output.scale, shift / output.scale, addend_scale / output.scale
     return _BYTE_LAYERS[type(layer)](layer, scale, shift, relu, input, output, addend_scale)
-
-
-def _shrink_classifier(network: fx.GraphModule) -> None:
-    """The weights of convolutions and linear layers behind the last adder layer become int8."""
-    behind = False
-    for node in reversed(network.graph.nodes):
-        module = fusion._module(network, node)
-        behind = behind or isinstance(module, tuple(_BYTE_LAYERS.values()))
-        if behind:
-            return
-        if type(module) is nn.Linear:
-            network.set_submodule(str(node.target), QuantizedLinear(module))
-        elif type(module) is nn.Conv2d and module.padding_mode == "zeros":
-            network.set_submodule(str(node.target), QuantizedConv2d(module))
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -343,7 +345,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
             "architecture": architecture,
             "num_classes": str(network.num_classes),
             "model_args": json.dumps(model_args),
-            "data_config": json.dumps(resolve_model_data_config(network)),  # type: ignore[arg-type]
+            "data_config": json.dumps(resolve_model_data_config(network)),
         }
     save_weights(network, path, {**said, **(metadata or {})})
 

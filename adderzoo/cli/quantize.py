@@ -68,6 +68,6 @@ def run(args: argparse.Namespace) -> None:
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(
-        f"{args.destination}: {args.bits} bits, ranges from {count} images, {after:,} bytes; in float {before:,} bytes, "
-        f"{before / after:.1f} times as many"
+        f"{args.destination}: {args.bits} bits, ranges from {count} images, {after:,} bytes; "
+        f"in float {before:,} bytes, {before / after:.1f} times as many"
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adder import Adder2d, AdderLinear
-from .quantized import Quantizer
+from .quantized import Quantizer, int8_weight
 from .replace import Adder2dSame
 
 # Of the histogram of a tensor's values: a quantile is exact to a four-thousandth of the range, or better.
@@ -164,6 +164,15 @@ class _FakeFilters(torch.autograd.Function):
         return grad + grad_beyond.view(-1, *[1] * (rounding.dim() - 1)) * rounding, None, None
 
 
+def _adder2d(input: Tensor, filters: Tensor, quantize: FakeQuantize, *geometry: Any) -> Tensor:
+    """The operator. Where no gradient is asked for, on the steps of the bytes: of integers, float32 sums are exact."""
+    if torch.is_grad_enabled():
+        return torch.ops.adderzoo.adder2d(input, filters, *geometry)
+    assert quantize.quantizer is not None
+    scale = quantize.quantizer.scale
+    return torch.ops.adderzoo.adder2d((input / scale).round_(), (filters / scale).round_(), *geometry) * scale
+
+
 class FakeQuantizedAdder2d(Adder2d):
     """An adder layer whose filters are as bytes with the scale of its input would hold them.
 
@@ -179,16 +188,8 @@ class FakeQuantizedAdder2d(Adder2d):
         if self.quantize.quantizer is None:
             return super()._adder_forward(input)
         filters, beyond = _FakeFilters.apply(self.weight.float(), self.quantize, self.weight_grad == "full")
-        output = torch.ops.adderzoo.adder2d(
-            input,
-            filters,
-            self.stride,
-            self.operator_padding,
-            self.dilation,
-            self.groups,
-            self.input_grad,
-            self.weight_grad,
-        )
+        geometry = self.stride, self.operator_padding, self.dilation, self.groups, self.input_grad, self.weight_grad
+        output = _adder2d(input, filters, self.quantize, *geometry)
         shift = -beyond if self.bias is None else self.bias - beyond
         return output + shift[:, None, None]
 
@@ -207,27 +208,51 @@ class FakeQuantizedAdderLinear(AdderLinear):
             return super().forward(input)
         filters, beyond = _FakeFilters.apply(self.weight.float(), self.quantize, True)
         pixels = input.reshape(-1, input.shape[-1])[:, :, None, None]
-        output = torch.ops.adderzoo.adder2d(pixels, filters[:, :, None, None])
+        output = _adder2d(pixels, filters[:, :, None, None], self.quantize)
         output = output.reshape(*input.shape[:-1], self.out_features) - beyond
         return output if self.bias is None else output + self.bias
 
 
-_FAKE: dict[type[nn.Module], type[nn.Module]] = {
+def _fake_int8(weight: Tensor) -> Tensor:
+    """What a weight in int8 stands for; the gradient passes straight through."""
+    with torch.no_grad():
+        steps, scale = int8_weight(weight)
+        rounding = steps * scale.view(-1, *[1] * (weight.dim() - 1)) - weight
+    return weight + rounding
+
+
+class FakeQuantizedConv2d(nn.Conv2d):
+    """A convolution whose weight is as int8 would hold it: a classifier."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, _fake_int8(weight), bias)
+
+
+class FakeQuantizedLinear(nn.Linear):
+    """The same of a fully connected layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, _fake_int8(self.weight), self.bias)
+
+
+# The layers of the simulation for those of the network.
+FAKE: dict[type[nn.Module], type[nn.Module]] = {
     Adder2d: FakeQuantizedAdder2d,
     Adder2dSame: FakeQuantizedAdder2dSame,
     AdderLinear: FakeQuantizedAdderLinear,
+    nn.Conv2d: FakeQuantizedConv2d,
+    nn.Linear: FakeQuantizedLinear,
 }
 
 
-def fake_quantized(layer: nn.Module, quantize: FakeQuantize) -> nn.Module:
-    """An adder layer of the simulation, which shares its parameters with `layer`.
+def fake_quantized(layer: nn.Module, quantize: FakeQuantize | None = None) -> nn.Module:
+    """A layer of the simulation, which shares its parameters with `layer`.
 
     Args:
-        layer: The adder layer.
-        quantize: Of its input.
+        layer: An adder layer; or a convolution or a fully connected layer, whose weight will be int8.
+        quantize: Of the input of an adder layer.
     """
     fake = copy.copy(layer)
-    fake.__class__ = _FAKE[type(layer)]
-    fake._modules = {"quantize": quantize}
+    fake.__class__ = FAKE[type(layer)]
+    fake._modules = {} if quantize is None else {"quantize": quantize}
     return fake
-

@@ -278,12 +278,24 @@ class _Int8Weight(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         with torch.no_grad():
-            scale = weight.float().abs().flatten(1).amax(1) / 127
-            scale = torch.where(scale > 0, scale, 1)
-            steps = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round().clamp(-127, 127)
+            steps, scale = int8_weight(weight)
             self.register_buffer("weight", steps.to(torch.int8))
             self.register_buffer("scale", scale)
             self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+
+def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every output channel the nearest integers from -127 to 127, in float32, and what they are multiplied by.
+
+    Args:
+        weight: (O, ...).
+
+    Returns:
+        (O, ...) and (O,).
+    """
+    scale = weight.float().abs().flatten(1).amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1)
+    return (weight.float() / scale.view(-1, *[1] * (weight.dim() - 1))).round(), scale
 
 
 class QuantizedConv2d(_Int8Weight):

@@ -35,7 +35,9 @@ def read_network(path: Path, architecture: str, num_classes: int | None = None) 
     Raises:
         ValueError: if it is another network, or the file is damaged.
     """
-    network: Any = next((network for read in READERS if (network := read(path)) is not None), None)
+    network: Any = None
+    for read in READERS:
+        network = network or read(path)
     if network is None:
         return None
     said = network.pretrained_cfg["architecture"]
