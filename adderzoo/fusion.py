@@ -122,11 +122,16 @@ def trace(model: nn.Module, prefix: str = "Fused") -> fx.GraphModule:
     network = fx.GraphModule(tracer.root, graph, name)
     _split_activations(network)
     _remove_identities(network)
-    kept = {name: getattr(model, name) for name in _ATTRIBUTES if hasattr(model, name)}
+    keep_attributes(network, model)
+    return network
+
+
+def keep_attributes(network: fx.GraphModule, model: nn.Module, **others: Any) -> None:
+    """Gives a network the attributes that timm and this package ask `model` for, and others."""
+    kept = {name: getattr(model, name) for name in _ATTRIBUTES if hasattr(model, name)} | others
     network.meta["_user_preserved_attributes"] = kept  # of these, copy.deepcopy copies the attributes
     for name, value in kept.items():
         setattr(network, name, value)
-    return network
 
 
 def _erase_with_users(node: fx.Node) -> None:

@@ -250,9 +250,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         "bits": bits.pop(),
         "quantizers": {name: (known.scale, known.zero_point) for name, known in quantizers.items() if known},
     }
-    network.quantization = description  # type: ignore[assignment]
-    kept = network.meta["_user_preserved_attributes"]
-    network.meta["_user_preserved_attributes"] = {**kept, "quantization": description}
+    fusion.keep_attributes(network, calibrated, quantization=description)
     return network.eval().requires_grad_(False)
 
 

@@ -39,6 +39,8 @@ class Observer:
         Raises:
             ValueError: if one of them is not finite.
         """
+        if not x.numel():
+            return
         low, high = (float(value) for value in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"values must be finite, got some from {low} to {high}")
@@ -254,5 +256,6 @@ def fake_quantized(layer: nn.Module, quantize: FakeQuantize | None = None) -> nn
     """
     fake = copy.copy(layer)
     fake.__class__ = FAKE[type(layer)]
-    fake._modules = {} if quantize is None else {"quantize": quantize}
+    if quantize is not None:
+        fake.__dict__["quantize"] = quantize  # no module of the layer's own: the network has it by another name
     return fake

@@ -65,6 +65,20 @@ def _steps(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
     return (x.float() * inverse).round_().add_(zero_point).clamp_(0, top)
 
 
+@torch.fx.wrap  # one node of a traced graph: what it does depends on a number of dimensions
+def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
+    steps = _steps(x, inverse, zero_point, top)
+    if steps.dim() == 4:
+        return steps.to(torch.uint8, memory_format=torch.channels_last)
+    return steps.to(torch.uint8)
+
+
+@torch.fx.wrap  # the same: on a dtype
+def _addend(addend: Tensor, size: list[int]) -> Tensor:
+    """As the operator takes it."""
+    return (addend if addend.dtype == torch.uint8 else addend.float()).expand(size)
+
+
 class Quantize(nn.Module):
     """Bytes of a float tensor, for the adder layers behind it.
 
@@ -79,10 +93,7 @@ class Quantize(nn.Module):
         self.inverse, self.zero_point, self.top = quantizer.inverse, quantizer.zero_point, quantizer.top
 
     def forward(self, input: Tensor) -> Tensor:
-        steps = _steps(input, self.inverse, self.zero_point, self.top)
-        if steps.dim() == 4:
-            return steps.to(torch.uint8, memory_format=torch.channels_last)
-        return steps.to(torch.uint8)
+        return _quantize(input, self.inverse, self.zero_point, self.top)
 
     def extra_repr(self) -> str:
         return f"scale={1 / self.inverse:.4g}, zero_point={self.zero_point}, top={self.top}"
@@ -187,12 +198,10 @@ class QuantizedAdder2d(_QuantizedAdder):
     def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         """The layer behind its padding."""
         if addend is not None:
-            if addend.dtype != torch.uint8:
-                addend = addend.float()
             padding, dilation, taps = self.operator_padding, self.dilation, self.kernel_size
             height = (input.shape[2] + 2 * padding[0] - dilation[0] * (taps[0] - 1) - 1) // self.stride[0] + 1
             width = (input.shape[3] + 2 * padding[1] - dilation[1] * (taps[1] - 1) - 1) // self.stride[1] + 1
-            addend = addend.expand(input.shape[0], self.scale.shape[0], height, width)
+            addend = _addend(addend, [input.shape[0], self.scale.shape[0], height, width])
         return torch.ops.adderzoo.adder2d_u8(
             input,
             self.weight,

@@ -1,0 +1,218 @@
+"""`adderzoo quantize`, and what the other commands do with its files."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from commands import Done
+from pictures import random_images, write_folder
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+import adderzoo as package
+from adderzoo.checkpoints import save_weights
+from adderzoo.data import open_dataset, open_loader, write_digits
+
+Command = Callable[..., Done]
+LENET = ("--model", "adder_lenet5.digits", "--pretrained", "--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture
+def quantized(adderzoo: Command, digits: Path, tmp_path: Path) -> Path:
+    """The packaged LeNet-5, in 8 bits."""
+    path = tmp_path / "quantized.safetensors"
+    done = adderzoo("quantize", *LENET, "--data-dir", digits, "--images", 100, path)
+    assert done.status == 0, done
+    return path
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def validated(adderzoo: Command, digits: Path, folder: Path, *arguments: object) -> float:
+    result = folder / "result.json"
+    data = ("--data-dir", digits, "--split", "test", "-j", 0, "--results-file", result)
+    done = adderzoo("validate", "--model", "adder_lenet5", *arguments, *data)
+    assert done.status == 0, done
+    return json.loads(result.read_text())["top1"]
+
+
+def test_quantised_network_is_as_good_and_a_third_of_the_size(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "quantized.safetensors"
+    done = adderzoo("quantize", *LENET, "--data-dir", digits, path)
+    assert done.status == 0, done
+    number = r"([\d,]+) bytes"
+    found = re.fullmatch(
+        rf"{path}: 8 bits, ranges from 200 images, {number}; in float {number}, ([\d.]+) .*\n", done.out
+    )
+    assert found, done.out
+    after, before = (int(text.replace(",", "")) for text in found.groups()[:2])
+    assert after == path.stat().st_size
+    network = timm.create_model("adder_lenet5.digits", pretrained=True)
+    assert before == sum(value.nbytes for value in network.state_dict().values())
+    assert float(found[3]) == pytest.approx(before / after, abs=0.05)
+    assert after < before / 3
+    accuracy = validated(adderzoo, digits, tmp_path, "--checkpoint", path)
+    reference = timm.create_model("adder_lenet5.digits").pretrained_cfg
+    assert json.loads(metadata(path)["data_config"])["mean"] == list(reference["mean"])
+    original = tmp_path / "float.safetensors"
+    save_weights(network, original, {"data_config": metadata(path)["data_config"]})
+    assert accuracy >= validated(adderzoo, digits, tmp_path, "--checkpoint", original) - 0.5
+
+
+def test_ranges_come_from_images_of_all_classes_preprocessed_as_for_evaluation(digits: Path, quantized: Path) -> None:
+    """By hand: every ninth image of the folder, as `validate` would see it."""
+    network: Any = timm.create_model("adder_lenet5.digits", pretrained=True)
+    config = timm.data.resolve_model_data_config(network)
+    dataset = open_dataset("", str(digits), "train", 1)
+    count = len(dataset)
+    chosen = [index * count // 100 for index in range(100)]
+    assert len({dataset[index][1] for index in chosen}) == 10
+    everything = torch.cat([x for x, _ in open_loader(dataset, config, 128, 0, torch.device("cpu"))])
+    low, high = (float(value) for value in torch.aminmax(everything[chosen]))
+    (scale, zero_point) = json.loads(metadata(quantized)["quantization"])["quantizers"]["conv1_input"]
+    assert scale == pytest.approx((high - low) / 255, rel=1e-6)
+    assert zero_point == round(-low / scale)
+
+
+def test_bits_and_quantile_are_taken(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    scales = {}
+    for name, arguments in {
+        "5": ("--bits", 5),
+        "5 quantile": ("--bits", 5, "--quantile", 0.9),
+    }.items():
+        path = tmp_path / f"{name}.safetensors"
+        done = adderzoo("quantize", *LENET, "--data-dir", digits, "--images", 20, *arguments, path)
+        assert done.status == 0, done
+        assert f"{path}: 5 bits, ranges from 20 images" in done.out
+        described = json.loads(metadata(path)["quantization"])
+        assert described["bits"] == 5
+        scales[name] = described["quantizers"]["conv2_input"][0]
+    assert scales["5 quantile"] < scales["5"]
+
+
+def test_checkpoint_with_classes_of_its_own_keeps_them(adderzoo: Command, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("adder_lenet5", num_classes=3)
+    x = torch.randn(16, 1, 32, 32)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(x)
+    checkpoint, path = tmp_path / "float.safetensors", tmp_path / "quantized.safetensors"
+    classes = ["ant", "bee", "cat"]
+    config = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.25]}
+    said = {"num_classes": "3", "classes": json.dumps(classes), "data_config": json.dumps(config)}
+    save_weights(network, checkpoint, said)
+    folder = write_folder(tmp_path / "images", random_images(6, mode="L"), [0, 1, 2, 0, 1, 2], classes=3)
+    done = adderzoo(
+        *("quantize", "--model", "adder_lenet5", "--checkpoint", checkpoint, "--data-dir", folder, "-j", 0, path)
+    )
+    assert done.status == 0, done
+    assert "ranges from 6 images" in done.out
+    about = metadata(path)
+    assert json.loads(about["classes"]) == classes
+    assert about["num_classes"] == "3"
+    assert json.loads(about["data_config"])["mean"] == [0.5]
+    image = next(folder.rglob("*.png"))
+    done = adderzoo("predict", image, "--model", "adder_lenet5", "--checkpoint", path, "--json")
+    assert done.status == 0, done
+    (row,) = json.loads(done.out)
+    assert {entry["name"] for entry in row["classes"]} == set(classes)
+    loaded = package.load(path)
+    assert loaded.pretrained_cfg["std"] == (0.25,)
+    expected = network.eval()(x).argmax(1)
+    assert (loaded(x).argmax(1) == expected).sum() >= 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--bits", 3), "bits must be from 4 to 8, got 3"),
+        (("--quantile", 0.2), "quantile must be above 0.5 and at most 1, got 0.2"),
+        (("--images", 0), "images must be at least 1, got 0"),
+        (("--batch-size", 0), "batch-size must be at least 1, got 0"),
+        (("--split", "validation"), "has no folder for the split 'validation'"),
+        (("--data-dir", "missing"), "data-dir must be a folder, got 'missing'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    adderzoo: Command, digits: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    done = adderzoo("quantize", *LENET, "--data-dir", digits, *arguments, tmp_path / "out.safetensors")
+    assert message in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_network_without_adder_layers_and_other_file_names_are_refused(
+    adderzoo: Command, digits: Path, tmp_path: Path
+) -> None:
+    twin = ("--model", "cnn_lenet5.digits", "--pretrained", "--workers", 0)
+    done = adderzoo("quantize", *twin, "--data-dir", digits, tmp_path / "out.safetensors")
+    assert "model must have adder layers" in done.error
+    done = adderzoo("quantize", *LENET, "--data-dir", digits, tmp_path / "out.pth")
+    assert "OUT must end in .safetensors" in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_commands_refuse_a_quantised_network_or_another_name_for_it(
+    adderzoo: Command, digits: Path, quantized: Path, tmp_path: Path
+) -> None:
+    refused = f"{quantized} is a quantised network, not the weights of a float one: adderzoo.load opens it"
+    done = adderzoo("convert", quantized, tmp_path / "other.safetensors", "--model", "adder_lenet5")
+    assert refused in done.error
+    run = ("--output", tmp_path, "--experiment", "run", "--workers", 0)
+    done = adderzoo(
+        *("train", "--model", "adder_lenet5", "--initial-checkpoint", quantized, "--data-dir", digits, *run)
+    )
+    assert refused in done.error
+    assert not (tmp_path / "other.safetensors").exists()
+    for name, message in (
+        ("adder_resnet20", "of another network than adder_resnet20: its metadata says adder_lenet5"),
+        ("cnn_lenet5", "of another network than cnn_lenet5: its metadata says adder_lenet5"),
+    ):
+        done = adderzoo("validate", "--model", name, "--checkpoint", quantized, "--data-dir", digits)
+        assert message in done.error
+    done = adderzoo("quantize", "--model", "adder_lenet5", "--checkpoint", quantized, "--data-dir", digits, quantized)
+    assert "model must have adder layers" in done.error
+    done = adderzoo(
+        *("validate", "--model", "adder_lenet5", "--checkpoint", quantized, "--num-classes", 7, "--data-dir", digits)
+    )
+    assert "num_classes must be that of the network in" in done.error
+
+
+def test_training_with_few_bits_writes_float_weights_that_are_quantised_again(
+    adderzoo: Command, digits: Path, tmp_path: Path
+) -> None:
+    """From ranges that 4 bits cannot hold: without training, the network is far worse."""
+    common = ("--data-dir", digits, "--workers", 0)
+    train = ("train", "--model", "adder_lenet5.digits", *common, "--output", tmp_path, "--experiment", "run")
+    done = adderzoo(*train, "--quantize-bits", 4)
+    assert "quantize-bits is for trained weights: give --pretrained or --initial-checkpoint" in done.error
+    done = adderzoo(*train, "--pretrained", "--quantize-bits", 2)
+    assert "bits must be from 4 to 8, got 2" in done.error
+    recipe = ("--pretrained", "--epochs", 2, "--lr", 0.01, "--batch-size", 64, "--hflip", 0)
+    done = adderzoo(*train, *recipe, "--quantize-bits", 4)
+    assert done.status == 0, done
+    checkpoint = tmp_path / "run" / "best.safetensors"
+    timm.create_model("adder_lenet5").load_state_dict(load_file(checkpoint))
+    path = tmp_path / "quantized.safetensors"
+    done = adderzoo("quantize", "--model", "adder_lenet5", "--checkpoint", checkpoint, *common, "--bits", 4, path)
+    assert done.status == 0, done
+    assert validated(adderzoo, digits, tmp_path, "--checkpoint", path) > 95
