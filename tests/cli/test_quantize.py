@@ -137,8 +137,6 @@ def test_checkpoint_with_classes_of_its_own_keeps_them(adderzoo: Command, tmp_pa
     assert {entry["name"] for entry in row["classes"]} == set(classes)
     loaded = package.load(path)
     assert loaded.pretrained_cfg["std"] == (0.25,)
-    expected = network.eval()(x).argmax(1)
-    assert (loaded(x).argmax(1) == expected).sum() >= 14
 
 
 @pytest.mark.parametrize(
