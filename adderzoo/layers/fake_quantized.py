@@ -142,43 +142,15 @@ class FakeQuantize(nn.Module):
         return f"{self.name}, bits={self.bits}, quantizer={self.quantizer}"
 
 
-class _FakeFilters(torch.autograd.Function):
-    """Filters as the bytes of their layer's input hold them, and for each filter how far it lies beyond their range.
-
-    For x in a range, |x - w| = |x - clip(w)| + |w - clip(w)|: the second term is a constant of the filter. With it the
-    gradient is the paper's full-precision one of the filters themselves, X - W ("AdderNet", CVPR 2020, eq. 5): X minus
-    the rounded filter comes through the operator, and the rounded filter minus W through the constant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, quantize: FakeQuantize, full: bool) -> tuple[Tensor, Tensor]:
-        quantizer = quantize.quantizer
-        assert quantizer is not None
-        filters = quantize.quantized(weight)
-        beyond = (weight - weight.clamp(quantizer.low, quantizer.high)).abs().flatten(1).sum(1)
-        ctx.save_for_backward(weight - filters if full else torch.zeros_like(weight))
-        return filters, beyond
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (rounding,) = ctx.saved_tensors
-        grad, grad_beyond = grads
-        return grad + grad_beyond.view(-1, *[1] * (rounding.dim() - 1)) * rounding, None, None
-
-
-def _adder2d(input: Tensor, filters: Tensor, quantize: FakeQuantize, *geometry: Any) -> Tensor:
-    """The operator. Where no gradient is asked for, on the steps of the bytes: of integers, float32 sums are exact."""
-    if torch.is_grad_enabled():
-        return torch.ops.adderzoo.adder2d(input, filters, *geometry)
-    assert quantize.quantizer is not None
-    scale = quantize.quantizer.scale
-    return torch.ops.adderzoo.adder2d((input / scale).round_(), (filters / scale).round_(), *geometry) * scale
-
-
 class FakeQuantizedAdder2d(Adder2d):
     """An adder layer whose filters are as bytes with the scale of its input would hold them.
 
-    :func:`fake_quantized` makes it, with the parameters of another layer. Its filters train as those of an adder layer.
+    For x in a range, |x - w| = |x - clip(w)| + |w - clip(w)|: filters are clipped to the range of the input, and the
+    second term is a constant of the filter. The gradients are the paper's at the rounded input and the filters
+    themselves: X - F, and hardtanh(F - X) ("AdderNet", CVPR 2020, eq. 5 and 7). Those at the clipped filters would
+    vanish where an input lies at the end of its range.
+
+    :func:`fake_quantized` makes it, with the parameters of another layer.
 
     Attributes:
         quantize: Of the input.
@@ -187,13 +159,15 @@ class FakeQuantizedAdder2d(Adder2d):
     quantize: FakeQuantize
 
     def _adder_forward(self, input: Tensor) -> Tensor:
+        geometry = self.stride, self.operator_padding, self.dilation, self.groups
+        if not torch.is_grad_enabled() and self.quantize.quantizer is not None:
+            return _rounded(input, self.weight, self.bias, self.quantize, *geometry)
+        output = super()._adder_forward(input)
         if self.quantize.quantizer is None:
-            return super()._adder_forward(input)
-        filters, beyond = _FakeFilters.apply(self.weight.float(), self.quantize, self.weight_grad == "full")
-        geometry = self.stride, self.operator_padding, self.dilation, self.groups, self.input_grad, self.weight_grad
-        output = _adder2d(input, filters, self.quantize, *geometry)
-        shift = -beyond if self.bias is None else self.bias - beyond
-        return output + shift[:, None, None]
+            return output
+        with torch.no_grad():
+            difference = _rounded(input, self.weight, self.bias, self.quantize, *geometry) - output
+        return output + difference
 
 
 class FakeQuantizedAdder2dSame(FakeQuantizedAdder2d, Adder2dSame):
@@ -206,13 +180,24 @@ class FakeQuantizedAdderLinear(AdderLinear):
     quantize: FakeQuantize
 
     def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
         if self.quantize.quantizer is None:
-            return super().forward(input)
-        filters, beyond = _FakeFilters.apply(self.weight.float(), self.quantize, True)
-        pixels = input.reshape(-1, input.shape[-1])[:, :, None, None]
-        output = _adder2d(pixels, filters[:, :, None, None], self.quantize)
-        output = output.reshape(*input.shape[:-1], self.out_features) - beyond
-        return output if self.bias is None else output + self.bias
+            return output
+        with torch.no_grad():
+            pixels, filters = input.reshape(-1, input.shape[-1])[:, :, None, None], self.weight[:, :, None, None]
+            difference = _rounded(pixels, filters, self.bias, self.quantize).reshape(output.shape) - output
+        return output + difference
+
+
+def _rounded(input: Tensor, weight: Tensor, bias: Tensor | None, quantize: FakeQuantize, *geometry: Any) -> Tensor:
+    """The adder layer with filters that bytes hold. It adds up steps of the bytes, which float32 does exactly."""
+    quantizer = quantize.quantizer
+    assert quantizer is not None
+    filters = quantize.quantized(weight.float())
+    beyond = (weight - weight.clamp(quantizer.low, quantizer.high)).abs().sum((1, 2, 3))
+    steps = [(tensor / quantizer.scale).round_() for tensor in (input, filters)]
+    shift = -beyond if bias is None else bias - beyond
+    return torch.ops.adderzoo.adder2d(*steps, *geometry) * quantizer.scale + shift[:, None, None]
 
 
 def _fake_int8(weight: Tensor) -> Tensor:
