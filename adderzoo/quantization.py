@@ -51,7 +51,7 @@ from adderzoo.layers.quantized import (
 )
 from adderzoo.models._builder import READERS
 
-__all__ = ["calibrate", "load", "quantize", "save"]
+__all__ = ["calibrate", "load", "quantize", "ranges", "save", "simulate"]
 
 _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdder2d: QuantizedAdder2d,
@@ -108,6 +108,44 @@ def calibrate(
     for quantizer in _quantizers(network).values():
         quantizer.fix()
     return network
+
+
+def ranges(simulation: nn.Module) -> dict[str, Any]:
+    """What the bytes of a simulation stand for: its "bits", and by name scale and zero point of its "quantizers"."""
+    known = {name: (module.bits, module.quantizer) for name, module in _quantizers(simulation).items()}
+    return {
+        "bits": max(bits for bits, _ in known.values()),
+        "quantizers": {name: (value.scale, value.zero_point) for name, (_, value) in known.items() if value},
+    }
+
+
+def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
+    """The simulation that :func:`calibrate` makes, with known ranges.
+
+    Args:
+        model: The float network, which is left as it is.
+        ranges: As :func:`ranges` gives them, of a network like it.
+
+    Raises:
+        ValueError: if the ranges are of another network, or not what they should be; and as :func:`calibrate`.
+    """
+    try:
+        bits = int(ranges["bits"])
+        quantizers = {
+            name: Quantizer(float(scale), int(zero_point), 2**bits - 1)
+            for name, (scale, zero_point) in ranges["quantizers"].items()
+        }
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"ranges must be those of a simulation, got {ranges!r}: {error}") from error
+
+    def make(name: str) -> FakeQuantize:
+        if name not in quantizers:
+            raise ValueError(f"the ranges are of another network than {type(model).__name__}: there is none of {name}")
+        known = FakeQuantize(name, bits)
+        known.quantizer = quantizers[name]
+        return known
+
+    return _simulation(model, make)
 
 
 def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
@@ -245,12 +283,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         network.delete_all_unused_submodules()
         network.graph.lint()
         network.recompile()
-    bits = {module.bits for module in _quantizers(calibrated).values()}
-    description = {
-        "bits": bits.pop(),
-        "quantizers": {name: (known.scale, known.zero_point) for name, known in quantizers.items() if known},
-    }
-    fusion.keep_attributes(network, calibrated, quantization=description)
+    fusion.keep_attributes(network, calibrated, quantization=ranges(calibrated))
     return network.eval().requires_grad_(False)
 
 
@@ -365,23 +398,9 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
     if model is None:
         model = _float_network(path, said)
     try:
-        quantization = json.loads(said["quantization"])
-        bits = int(quantization["bits"])
-        quantizers = {
-            name: Quantizer(float(scale), int(zero_point), 2**bits - 1)
-            for name, (scale, zero_point) in quantization["quantizers"].items()
-        }
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its metadata quantization cannot be read: {error}") from error
-
-    def make(name: str) -> FakeQuantize:
-        if name not in quantizers:
-            raise ValueError(f"{path} is of another network than {type(model).__name__}: it has no range of {name}")
-        known = FakeQuantize(name, bits)
-        known.quantizer = quantizers[name]
-        return known
-
-    network = quantize(_simulation(model, make))
+        network = quantize(simulate(model, json.loads(said["quantization"])))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
     state_dict = load_file(path)
     check_fits(state_dict, network, path)
     network.load_state_dict(state_dict, assign=True)

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ._network import add_network_arguments, open_network
 
@@ -14,14 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("destination", metavar="OUT", type=Path, help="file to write, .safetensors")
     add_network_arguments(parser)
-    parser.add_argument("--bits", metavar="N", type=int, default=8, help="of a byte, 4 to 8 (%(default)s)")
+    parser.add_argument(
+        "--bits", metavar="N", type=int, help="of a byte, 4 to 8 (those of `train --quantize-bits`, else 8)"
+    )
     parser.add_argument(
         "--quantile",
         metavar="Q",
         type=float,
         help="ranges end at this quantile of all values; 1 for the greatest (1 for 7 and 8 bits, else 0.999)",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the data set; not needed for a checkpoint of `train --quantize-bits`, which has ranges",
+    )
     parser.add_argument(
         "--dataset",
         metavar="NAME",
@@ -37,13 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
     from timm.data import resolve_model_data_config
-    from torch.utils.data import IterableDataset, Subset
 
-    from adderzoo.checkpoints import read_classes
-    from adderzoo.data import Images, open_dataset, open_loader
-    from adderzoo.quantization import calibrate, quantize, save
+    from adderzoo.checkpoints import read_classes, read_metadata
+    from adderzoo.quantization import quantize, save, simulate
 
     for name in ("images", "batch_size"):
         if getattr(args, name) < 1:
@@ -51,16 +55,16 @@ def run(args: argparse.Namespace) -> None:
     if args.destination.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
     model = open_network(args)
-    config = resolve_model_data_config(model)
-    dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
-    count = min(args.images, len(dataset))
-    some = Subset(dataset, [index * len(dataset) // count for index in range(count)])  # a folder is sorted by class
-    loader = open_loader(Images(some, dataset.mode), config, args.batch_size, args.workers, torch.device("cpu"))
-
-    network = quantize(calibrate(model, loader, args.bits, args.quantile))
-    metadata = {"data_config": json.dumps(config)}
+    known = read_metadata(args.checkpoint).get("ranges") if args.checkpoint else None
+    if known is None or args.data_dir or args.dataset:
+        simulation, source = _calibrated(model, args)
+    else:
+        simulation, source = simulate(model, json.loads(known)), "its training"
+    network = quantize(simulation)
+    bits = network.quantization["bits"]  # type: ignore[index]
+    if args.bits not in (None, bits):
+        raise ValueError(f"bits must be those that {args.checkpoint} was trained with, {bits}, got {args.bits}")
+    metadata = {"data_config": json.dumps(resolve_model_data_config(model))}
     classes = read_classes(args.checkpoint) if args.checkpoint else None
     if classes:
         metadata["classes"] = json.dumps(classes)
@@ -68,6 +72,26 @@ def run(args: argparse.Namespace) -> None:
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(
-        f"{args.destination}: {args.bits} bits, ranges from {count} images, {after:,} bytes; "
+        f"{args.destination}: {bits} bits, ranges from {source}, {after:,} bytes; "
         f"in float {before:,} bytes, {before / after:.1f} times as many"
     )
+
+
+def _calibrated(model: Any, args: argparse.Namespace) -> tuple[Any, str]:
+    """The simulation, and what its ranges come from."""
+    import torch
+    from timm.data import resolve_model_data_config
+    from torch.utils.data import IterableDataset, Subset
+
+    from adderzoo.data import Images, open_dataset, open_loader
+    from adderzoo.quantization import calibrate
+
+    config = resolve_model_data_config(model)
+    dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
+    count = min(args.images, len(dataset))
+    some = Subset(dataset, [index * len(dataset) // count for index in range(count)])  # a folder is sorted by class
+    loader = open_loader(Images(some, dataset.mode), config, args.batch_size, args.workers, torch.device("cpu"))
+    bits = 8 if args.bits is None else args.bits
+    return calibrate(model, loader, bits, args.quantile), f"{count} images"

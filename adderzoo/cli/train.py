@@ -82,8 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize-bits",
         metavar="N",
         type=int,
-        help="fine-tune with what bytes of N bits (4 to 8) can hold, for `adderzoo quantize --bits N`, which takes the "
-        "files: they hold float weights. Ranges come from the first images and stay; accuracies are the simulation's",
+        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from the first images and stay; "
+        "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
+        "integer networks of them",
     )
 
     machine = parser.add_argument_group("machine")
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.data import check_classes, class_indices, open_loader, open_training_data, open_training_loader
     from adderzoo.engine import Training, create_optimizer, create_scheduler, evaluate, train, write_epoch
     from adderzoo.engine.training import best_epoch
-    from adderzoo.quantization import calibrate
+    from adderzoo.quantization import calibrate, ranges
 
     from ._network import open_device
 
@@ -182,6 +183,8 @@ def run(args: argparse.Namespace) -> None:
         "data_config": json.dumps(config),
         "command": shlex.join(["adderzoo", *args.arguments]),
     }
+    if args.quantize_bits is not None:
+        metadata["ranges"] = json.dumps(ranges(model))
     if len(indices) == model.num_classes:
         metadata["classes"] = json.dumps(sorted(indices, key=lambda name: indices[name]))
     folder = _make_folder(args)

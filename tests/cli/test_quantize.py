@@ -195,10 +195,9 @@ def test_other_commands_refuse_a_quantised_network_or_another_name_for_it(
     assert "num_classes must be that of the network in" in done.error
 
 
-def test_training_with_few_bits_writes_float_weights_that_are_quantised_again(
+def test_training_with_few_bits_writes_float_weights_with_their_ranges(
     adderzoo: Command, digits: Path, tmp_path: Path
 ) -> None:
-    """From ranges that 4 bits cannot hold: without training, the network is far worse."""
     common = ("--data-dir", digits, "--workers", 0)
     train = ("train", "--model", "adder_lenet5.digits", *common, "--output", tmp_path, "--experiment", "run")
     done = adderzoo(*train, "--quantize-bits", 4)
@@ -211,6 +210,15 @@ def test_training_with_few_bits_writes_float_weights_that_are_quantised_again(
     checkpoint = tmp_path / "run" / "best.safetensors"
     timm.create_model("adder_lenet5").load_state_dict(load_file(checkpoint))
     path = tmp_path / "quantized.safetensors"
-    done = adderzoo("quantize", "--model", "adder_lenet5", "--checkpoint", checkpoint, *common, "--bits", 4, path)
+    quantize = ("quantize", "--model", "adder_lenet5", "--checkpoint", checkpoint)
+    done = adderzoo(*quantize, path)
     assert done.status == 0, done
-    assert validated(adderzoo, digits, tmp_path, "--checkpoint", path) > 95
+    assert f"{path}: 4 bits, ranges from its training, " in done.out
+    assert metadata(path)["quantization"] == metadata(checkpoint)["ranges"]
+    accuracy = validated(adderzoo, digits, tmp_path, "--checkpoint", path)
+    assert accuracy > 95
+    assert accuracy == pytest.approx(float(metadata(checkpoint)["top1"]), abs=0.5)
+    done = adderzoo(*quantize, "--bits", 5, path)
+    assert f"bits must be those that {checkpoint} was trained with, 4, got 5" in done.error
+    done = adderzoo(*quantize, "--bits", 5, *common, path)
+    assert f"{path}: 5 bits, ranges from 200 images" in done.out
