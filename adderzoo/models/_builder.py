@@ -71,13 +71,12 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             pretrained_cfg=kwargs.get("pretrained_cfg"),
             pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
         )
-        other = read_network(Path(cfg.file), variant, kwargs.get("num_classes")) if cfg.file else None
-        if other is not None:
+        if cfg.file and Path(cfg.file).parent == WEIGHTS:
+            _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
+        elif cfg.file and (other := read_network(Path(cfg.file), variant, kwargs.get("num_classes"))) is not None:
             if kwargs.get("features_only"):
                 raise ValueError(f"{cfg.file} is a quantised network, which gives no features")
             return cast(Network, other)
-        if cfg.file and Path(cfg.file).parent == WEIGHTS:
-            _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
         elif cfg.url and not cfg.file and cfg.url.rpartition("/")[2] in FOREIGN_SHA256:
             file = Path(download_cached_file(cfg.url, check_hash=False, cache_dir=kwargs.get("cache_dir")))
             _check_sha256(file, FOREIGN_SHA256[file.name], "delete it to fetch it again")
