@@ -23,7 +23,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
@@ -47,6 +46,7 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedMaxPool2d,
     Quantizer,
 )
 from adderzoo.models._builder import READERS
@@ -59,7 +59,6 @@ _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdderLinear: QuantizedAdderLinear,
 }
 _INT8_LAYERS = {FakeQuantizedConv2d: nn.Conv2d, FakeQuantizedLinear: nn.Linear}
-_POOLINGS = (F.max_pool2d, torch.max_pool2d)
 
 
 # --------------------------------------------------------------------------------------------------------- calibration
@@ -97,9 +96,9 @@ def calibrate(
         raise ValueError(f"bits must be from 4 to 8, got {bits}")
     if quantile is None:
         quantile = 1.0 if bits >= 7 else 0.999
-    if not 0.5 < quantile <= 1:
+    if not 0.5 < quantile <= 1:  # not a NaN either
         raise ValueError(f"quantile must be above 0.5 and at most 1, got {quantile}")
-    network = _simulation(model, lambda name: FakeQuantize(name, bits, quantile))
+    network = _simulation(model, lambda name: FakeQuantize(name, int(bits), quantile))
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for batch in islice(loader, batches):
@@ -296,21 +295,20 @@ def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | 
 def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
     """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns.
 
-    Max pooling may be in between: it picks the same of bytes as of what they stand for.
+    A max pooling layer may be in between, and pools bytes then: it picks the same of them as of what they stand for.
     """
     makers = {pattern.calls[-1] for pattern in patterns}
     written = {}
     for node, _ in fusion._module_calls(network, (FakeQuantize,)):
-        source = node.all_input_nodes[0]
-        while len(source.users) == 1 and _is_max_pooling(network, source):
-            source = source.all_input_nodes[0]
+        source, pooling = node.all_input_nodes[0], None
+        module = fusion._module(network, source)
+        if type(module) is nn.MaxPool2d and len(source.users) == 1:
+            pooling, source = source, source.all_input_nodes[0]
         if source in makers and len(source.users) == 1:
             written[node] = source
+            if pooling is not None:
+                pooling.target = fusion._place(network, pooling, QuantizedMaxPool2d(module))  # type: ignore[arg-type]
     return written
-
-
-def _is_max_pooling(network: fx.GraphModule, node: fx.Node) -> bool:
-    return type(fusion._module(network, node)) is nn.MaxPool2d or node.target in _POOLINGS
 
 
 def _quantized_adder(

@@ -299,7 +299,9 @@ def test_bytes_go_through_max_pooling() -> None:
         nn.Sequential(adder(), nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.MaxPool2d(3, 2, 1), adder(), nn.BatchNorm2d(4))
     )
     integer = quantized(network)
-    assert calls(integer) == ["Quantize", "QuantizedAdder2d", "MaxPool2d", "QuantizedAdder2d"]
+    assert calls(integer) == ["Quantize", "QuantizedAdder2d", "QuantizedMaxPool2d", "QuantizedAdder2d"]
+    for copied in (copy.deepcopy(integer), torch.jit.script(integer), torch.fx.symbolic_trace(integer)):
+        assert copied(images()).equal(integer(images()))
     expected = network(images())
     assert (integer(images()) - expected).square().mean().sqrt() < 0.05 * expected.std()
 
