@@ -58,6 +58,9 @@ _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdder2dSame: QuantizedAdder2dSame,
     FakeQuantizedAdderLinear: QuantizedAdderLinear,
 }
+# Arguments of timm.create_model that a file has no business with.
+_FILE_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+
 _INT8_LAYERS = {FakeQuantizedConv2d: nn.Conv2d, FakeQuantizedLinear: nn.Linear}
 
 
@@ -75,8 +78,12 @@ def calibrate(
 
     It rounds what will be bytes to what these can hold: the input of every adder layer, the filters, and residual
     connections. It can be trained, to recover what few bits lose: gradients pass straight through the rounding, and
-    those of filters are the paper's of the filters themselves. It is a :class:`torch.fx.GraphModule` in evaluation
-    mode, without the dropout of the network, whose parameters have the network's names. Ranges stay as they are.
+    those of adder layers are the paper's, of the rounded input and the filters themselves. It is a
+    :class:`torch.fx.GraphModule` in evaluation mode, without the dropout of the network, whose parameters have the
+    network's names. Ranges stay as they are.
+
+    It answers as the integer network does but for rounding: without gradients its adder layers add up integers, which
+    float32 does exactly, but BatchNorm is not folded into them, and next to a tie a byte may become its neighbour.
 
     Args:
         model: The trained network, which is left as it is.
@@ -410,10 +417,14 @@ def _float_network(path: Path, said: Mapping[str, str]) -> nn.Module:
     name = said.get("architecture", "")
     if not timm.is_model(name):
         raise ValueError(f"{path} is of a network that is not registered, {name!r}: pass one like it as `model`")
-    num_classes = read_num_classes(path)
-    arguments = {"num_classes": num_classes, **json.loads(said.get("model_args", "{}"))}
+    try:
+        arguments = dict(json.loads(said.get("model_args", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no object in its metadata model_args: {error}") from error
+    if _FILE_ARGUMENTS & arguments.keys():
+        raise ValueError(f"{path} is refused: its metadata model_args would read other files: {arguments}")
     with torch.device("meta"):
-        model: Any = timm.create_model(name, **arguments)
+        model: Any = timm.create_model(name, **{"num_classes": read_num_classes(path), **arguments})
     model.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
     return model
 

@@ -735,6 +735,23 @@ def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: P
         load(tmp_path / "missing.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "has no object in its metadata model_args"),
+        ("3", "has no object in its metadata model_args"),
+        ('{"checkpoint_path": "weights.pth"}', "is refused: its metadata model_args would read other files"),
+        ('{"pretrained": true}', "is refused: its metadata model_args would read other files"),
+    ],
+)
+def test_arguments_that_are_none_or_read_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    integer = quantized(timm.create_model("adder_lenet5.digits", pretrained=True), 8, 1, 32, 32)
+    path = tmp_path / "network.safetensors"
+    save(integer, path, {"model_args": text})
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"bits": 8, "quantizers": {"block1.layer1_input": 3}}', "[]"])
 def test_damaged_metadata_is_refused(network: nn.Module, tmp_path: Path, text: str) -> None:
     path = tmp_path / "network.safetensors"
