@@ -9,6 +9,7 @@ struct PlainBytes {
   // Of the differences of neighbouring bytes: at most kBlock pairs of them fit into 16 bits.
   typedef uint16_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   typedef int32_t Totals __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
+  static constexpr int64_t kChannels = ADDERZOO_VECTOR_BYTES / sizeof(int32_t);  // of a vector of totals
 
   static Vector broadcast(const uint8_t* from) {
     uint64_t lane;
@@ -29,6 +30,15 @@ struct PlainBytes {
     }
     return totals;
   }
+  // Bytes of as many successive channels as there are totals.
+  static Totals widen(const uint8_t* from) {
+    Totals totals;
+    for (int i = 0; i < kChannels; ++i) totals[i] = from[i];
+    return totals;
+  }
+  static void narrow(uint8_t* to, Totals totals) {
+    for (int i = 0; i < kChannels; ++i) to[i] = static_cast<uint8_t>(totals[i]);
+  }
 };
 static_assert(kBlock * 2 * 255 < 1 << 16);
 
@@ -40,6 +50,12 @@ struct Bytes : PlainBytes {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return (Totals)_mm512_permutex2var_epi32((__m512i)two[0], even, (__m512i)two[1]);
   }
+  static Totals widen(const uint8_t* from) {
+    return (Totals)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static void narrow(uint8_t* to, Totals totals) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)totals));
+  }
 };
 #elif ADDERZOO_VECTOR_BYTES == 32
 struct Bytes : PlainBytes {
@@ -49,6 +65,15 @@ struct Bytes : PlainBytes {
     const __m256 halves = _mm256_shuffle_ps((__m256)two[0], (__m256)two[1], 0b10001000);
     return (Totals)_mm256_permute4x64_epi64((__m256i)halves, 0b11011000);
   }
+  static Totals widen(const uint8_t* from) {
+    return (Totals)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  }
+  static void narrow(uint8_t* to, Totals totals) {
+    const __m256i first_bytes = _mm256_set1_epi32(0x0c080400);
+    const __m256i halves = _mm256_shuffle_epi8((__m256i)totals, first_bytes);
+    const __m128i low = _mm256_castsi256_si128(halves), high = _mm256_extracti128_si256(halves, 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi32(low, high));
+  }
 };
 #elif defined(__x86_64__)
 struct Bytes : PlainBytes {
@@ -56,6 +81,17 @@ struct Bytes : PlainBytes {
   static Sum add(Sum sum, Vector x, Vector w) { return sum + (Sum)_mm_sad_epu8((__m128i)x, (__m128i)w); }
   static Totals totals(const Sum* two) {
     return (Totals)_mm_shuffle_ps((__m128)two[0], (__m128)two[1], 0b10001000);
+  }
+  static Totals widen(const uint8_t* from) {
+    int32_t four;
+    std::memcpy(&four, from, sizeof(four));
+    const __m128i zero = _mm_setzero_si128();
+    return (Totals)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
+  }
+  static void narrow(uint8_t* to, Totals totals) {
+    const __m128i words = _mm_packs_epi32((__m128i)totals, (__m128i)totals);
+    const int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    std::memcpy(to, &four, sizeof(four));
   }
 };
 #elif defined(__aarch64__)
@@ -163,52 +199,62 @@ inline void add_own_bytes(const Accumulation<uint8_t>& a, const uint8_t* source,
   for (int64_t i = 0; i < kPanel; ++i) totals[i] = sum[i] + (block > 0 ? totals[i] : 0);
 }
 
-// What the epilogue does to the sums of some successive channels of a point.
-struct ByteEpilogue {
-  static constexpr int64_t kLanes = ADDERZOO_VECTOR_BYTES / sizeof(float);
-  using Floats = Vector<float>;
-  typedef int32_t Ints __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
-  typedef uint8_t Out __attribute__((vector_size(kLanes)));
+struct NoAddend {};
+template <typename Addend>
+constexpr bool kHasAddend = true;
+template <>
+constexpr bool kHasAddend<NoAddend> = false;
 
-  // The sum of a float and this is in a range where floats are the integers.
+// What the epilogue does to the sums of successive channels. `at` is their place in addend and output.
+template <typename Addend, typename Output>
+struct ByteEpilogue {
+  using Ints = Bytes::Totals;
+  using Floats = Vector<float>;
+
+  // Of the sum of a float of less than 2^22 and this, the last bits are the float rounded to an integer.
   static constexpr float kIntegers = 0x1.8p23f;
   static constexpr int32_t kBitsOfIntegers = 0x4b400000;
 
-  explicit ByteEpilogue(const Epilogue<uint8_t>& e)
-      : epilogue(e),
+  ByteEpilogue(const Epilogue<uint8_t>& e, const Addend* addend, Output* output)
+      : addend(addend),
+        output(output),
         addend_scale(Simd<float>::broadcast(e.addend_scale)),
         lowest(Simd<float>::broadcast(e.lowest)),
-        highest(Simd<float>::broadcast(e.highest)) {}
+        highest(Simd<float>::broadcast(e.highest)),
+        zero_point(Ints{} + (e.zero_point - kBitsOfIntegers)) {}
 
   inline __attribute__((always_inline)) void apply(Ints sums, Floats scale, Floats shift, int64_t at) const {
-    // An opaque product is not made part of a multiply-add, which would not round it.
+    // An opaque product does not become part of a multiply-add, which would not round it.
     Floats y = Simd<float>::opaque(__builtin_convertvector(sums, Floats) * scale) + shift;
-    if (epilogue.byte_addend != nullptr) {
-      const Out addend = load_as<Out>(epilogue.byte_addend + at);
-      y += Simd<float>::opaque(__builtin_convertvector(__builtin_convertvector(addend, Ints), Floats) * addend_scale);
-    } else if (epilogue.float_addend != nullptr) {
-      y += Simd<float>::opaque(load(epilogue.float_addend + at) * addend_scale);
+    if constexpr (kHasAddend<Addend>) {
+      Floats converted;
+      if constexpr (sizeof(Addend) == 1) {
+        converted = __builtin_convertvector(Bytes::widen(addend + at), Floats);
+      } else {
+        converted = load(addend + at);
+      }
+      y += Simd<float>::opaque(converted * addend_scale);
     }
-    if (epilogue.bounded) y = Simd<float>::max(y, lowest);
-    if (epilogue.float_output != nullptr) {
-      store(epilogue.float_output + at, y);
-      return;
+    if constexpr (sizeof(Output) == 1) {
+      y = Simd<float>::min(Simd<float>::max(y, lowest), highest);
+      Bytes::narrow(output + at, (Ints)(y + kIntegers) + zero_point);
+    } else {
+      store(output + at, Simd<float>::max(lowest, y));
     }
-    const Ints rounded = (Ints)(Simd<float>::min(y, highest) + kIntegers) + (epilogue.zero_point - kBitsOfIntegers);
-    const Out bytes = __builtin_convertvector(rounded, Out);
-    std::memcpy(output + at, &bytes, sizeof(bytes));
   }
 
-  Epilogue<uint8_t> epilogue;
-  uint8_t* output = nullptr;
+  const Addend* addend;
+  Output* output;
   Floats addend_scale, lowest, highest;
+  Ints zero_point;
 };
 
 // Turns the totals of some points into outputs.
-template <int64_t kWidth>
+template <int64_t kWidth, typename Addend, typename Output>
 void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int64_t point, int points,
-                  int64_t first_channel) {
-  constexpr int64_t kLanes = ByteEpilogue::kLanes;
+                  int64_t first_channel, const Addend* addend, Output* output) {
+  using Finish = ByteEpilogue<Addend, Output>;
+  constexpr int64_t kLanes = Bytes::kChannels;
   constexpr int kVecs = kWidth / kLanes;
   Vector<float> scale[kVecs], shift[kVecs];
 #pragma GCC unroll 8
@@ -216,49 +262,53 @@ void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int
     scale[v] = load_channels(a.epilogue.scale, first_channel + v * kLanes, a.channels);
     shift[v] = load_channels(a.epilogue.shift, first_channel + v * kLanes, a.channels);
   }
-  ByteEpilogue epilogue(a.epilogue);
+  const int32_t* totals = item.totals + point * kWidth;
   // Only the lanes of the item's own group are its to write, and to read from the addend.
   const int64_t from = first_channel < item.first_channel ? item.first_channel - first_channel : 0;
-  const int64_t to = smaller(kWidth, item.last_channel - first_channel);
-  if (from == 0 && to == kWidth) {
-    epilogue.output = a.output;
-    for (int64_t p = point; p < point + points; ++p) {
-      const int32_t* totals = item.totals + p * kWidth;
+  const int64_t channels = smaller(kWidth, item.last_channel - first_channel) - from;
+  if (channels == kWidth) {
+    const Finish epilogue(a.epilogue, addend, output);
+    for (int64_t p = point; p < point + points; ++p, totals += kWidth) {
+      const int64_t at = item.output_offsets[p] + first_channel;
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
-        epilogue.apply(load_as<ByteEpilogue::Ints>(totals + v * kLanes), scale[v], shift[v],
-                       item.output_offsets[p] + first_channel + v * kLanes);
+        epilogue.apply(load_as<typename Finish::Ints>(totals + v * kLanes), scale[v], shift[v], at + v * kLanes);
       }
     }
     return;
   }
-  uint8_t bytes[kWidth], byte_addend[kWidth] = {};
-  float floats[kWidth], float_addend[kWidth] = {};
-  epilogue.output = bytes;
-  if (a.epilogue.float_output != nullptr) epilogue.epilogue.float_output = floats;
-  if (a.epilogue.byte_addend != nullptr) epilogue.epilogue.byte_addend = byte_addend;
-  if (a.epilogue.float_addend != nullptr) epilogue.epilogue.float_addend = float_addend;
-  for (int64_t p = point; p < point + points; ++p) {
-    const int64_t at = item.output_offsets[p] + first_channel + from, channels = to - from;
-    if (a.epilogue.byte_addend != nullptr) std::memcpy(byte_addend + from, a.epilogue.byte_addend + at, channels);
-    if (a.epilogue.float_addend != nullptr) {
-      std::memcpy(float_addend + from, a.epilogue.float_addend + at, channels * sizeof(float));
-    }
+  Output results[kWidth];
+  Addend addends[kWidth] = {};
+  const Finish epilogue(a.epilogue, addends, results);
+  for (int64_t p = point; p < point + points; ++p, totals += kWidth) {
+    const int64_t at = item.output_offsets[p] + first_channel + from;
+    if constexpr (kHasAddend<Addend>) std::memcpy(addends + from, addend + at, channels * sizeof(Addend));
     for (int v = 0; v < kVecs; ++v) {
-      const auto sums = load_as<ByteEpilogue::Ints>(item.totals + p * kWidth + v * kLanes);
-      epilogue.apply(sums, scale[v], shift[v], v * kLanes);
+      epilogue.apply(load_as<typename Finish::Ints>(totals + v * kLanes), scale[v], shift[v], v * kLanes);
     }
-    if (a.epilogue.float_output != nullptr) {
-      std::memcpy(a.epilogue.float_output + at, floats + from, channels * sizeof(float));
-    } else {
-      std::memcpy(a.output + at, bytes + from, channels);
-    }
+    std::memcpy(output + at, results + from, channels * sizeof(Output));
+  }
+}
+
+// Points from which on addend and output are fetched into the cache.
+constexpr int64_t kFetchAhead = 96;
+
+// Fetches all that the item reads or writes of some points: their channels lie together, but a tile has few of them.
+template <typename T>
+void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, T* from) {
+  if constexpr (kHasAddend<std::remove_const_t<T>>) {
+  const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
+  for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
+    const char* const begin = reinterpret_cast<const char*>(from + item.output_offsets[point] + first);
+    for (int64_t i = 0; i < static_cast<int64_t>((last - first) * sizeof(T)); i += 64) __builtin_prefetch(begin + i, 0, 2);
+  }
   }
 }
 
 // All points of an item, for kPanels panels from `panel` on.
-template <int kPanels>
-void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int64_t panel) {
+template <int kPanels, typename Addend, typename Output>
+void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
+                     Output* output) {
   constexpr int kVecs = kPanels * kVectors<uint8_t>;
   constexpr int64_t kWidth = kPanels * kPanel;
   constexpr int kMost = points_of_byte_tile(kVecs);
@@ -270,6 +320,10 @@ void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, 
       // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
       const int points = static_cast<int>((item.points - point + (tiles - t) - 1) / (tiles - t));
       int32_t* totals = item.totals + point * kWidth;
+      if (block == 0 && panel == item.first_panel) {
+        fetch(item, point + kFetchAhead, points, addend);
+        fetch(item, point + kFetchAhead, points, output);
+      }
       if (a.shared) {
         add_bytes<kVecs>(a, item.region, item.offsets + point, filters, block, totals, points);
       } else {
@@ -278,20 +332,35 @@ void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, 
           add_own_bytes(a, source + item.offsets[point + p], filters, block, totals + p * kWidth);
         }
       }
-      if (block + 1 == a.num_blocks) finish_bytes<kWidth>(a, item, point, points, panel * kPanel);
+      if (block + 1 == a.num_blocks) finish_bytes<kWidth>(a, item, point, points, panel * kPanel, addend, output);
       point += points;
     }
   }
 }
 
-inline void run_function(const Accumulation<uint8_t>& a, const Item<uint8_t>& item) {
+template <typename Addend, typename Output>
+void run_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, const Addend* addend, Output* output) {
   constexpr int kMost = kMaxPanels<uint8_t>;
   int64_t panel = item.first_panel;
-  while (a.shared && panel + kMost <= item.last_panel) {
-    run_byte_panels<kMost>(a, item, panel);
-    panel += kMost;
+  for (; a.shared && panel + kMost <= item.last_panel; panel += kMost) {
+    run_byte_panels<kMost>(a, item, panel, addend, output);
   }
-  for (; panel < item.last_panel; ++panel) run_byte_panels<1>(a, item, panel);
+  for (; panel < item.last_panel; ++panel) run_byte_panels<1>(a, item, panel, addend, output);
+}
+
+template <typename Output>
+void run_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, Output* output) {
+  if (a.epilogue.byte_addend != nullptr) {
+    run_bytes(a, item, a.epilogue.byte_addend, output);
+  } else if (a.epilogue.float_addend != nullptr) {
+    run_bytes(a, item, a.epilogue.float_addend, output);
+  } else {
+    run_bytes<NoAddend>(a, item, nullptr, output);
+  }
+}
+
+inline void run_function(const Accumulation<uint8_t>& a, const Item<uint8_t>& item) {
+  a.epilogue.float_output == nullptr ? run_bytes(a, item, a.output) : run_bytes(a, item, a.epilogue.float_output);
 }
 
 // The best tile, with operands that the first cache holds.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -488,8 +489,9 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
       .byte_addend = nullptr,
       .float_addend = nullptr,
       .addend_scale = static_cast<float>(addend_scale),
-      .bounded = bytes || relu,
-      .lowest = relu ? 0.0f : -static_cast<float>(out_zero_point.value_or(0)),
+      .lowest = relu    ? 0.0f
+                : bytes ? -static_cast<float>(*out_zero_point)
+                        : -std::numeric_limits<float>::infinity(),
       .highest = static_cast<float>(out_max - out_zero_point.value_or(0)),
       .zero_point = static_cast<int32_t>(out_zero_point.value_or(0)),
       .float_output = bytes ? nullptr : output.mutable_data_ptr<float>(),

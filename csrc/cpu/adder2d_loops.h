@@ -75,7 +75,7 @@ struct Epilogue {
 };
 
 // Of bytes, whose sums are integers: s * scale + shift + addend * addend_scale, every operation rounded to float32; then
-// a float no less than `lowest`, or a byte: within the bounds, rounded, plus the zero point.
+// a float no less than `lowest`, or a byte: within the bounds, rounded, plus the zero point. A NaN becomes the lowest byte.
 template <>
 struct Epilogue<uint8_t> {
   const float* scale;
@@ -83,7 +83,6 @@ struct Epilogue<uint8_t> {
   const uint8_t* byte_addend;  // with the output's strides; one of the two at most
   const float* float_addend;
   float addend_scale;
-  bool bounded;
   float lowest, highest;
   int32_t zero_point;
   float* float_output;  // null: bytes are written to the accumulation's output

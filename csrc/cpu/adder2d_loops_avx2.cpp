@@ -1,4 +1,5 @@
 #include <cstring>
+#include <type_traits>
 
 #include "adder2d_loops.h"
 
