@@ -332,10 +332,10 @@ void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, 
           add_own_bytes(a, source + item.offsets[point + p], filters, block, totals + p * kWidth);
         }
       }
-      if (block + 1 == a.num_blocks) finish_bytes<kWidth>(a, item, point, points, panel * kPanel, addend, output);
       point += points;
     }
   }
+  finish_bytes<kWidth>(a, item, 0, item.points, panel * kPanel, addend, output);
 }
 
 template <typename Addend, typename Output>
