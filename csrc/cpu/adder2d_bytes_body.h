@@ -79,9 +79,7 @@ struct Bytes : PlainBytes {
 struct Bytes : PlainBytes {
   typedef uint64_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   static Sum add(Sum sum, Vector x, Vector w) { return sum + (Sum)_mm_sad_epu8((__m128i)x, (__m128i)w); }
-  static Totals totals(const Sum* two) {
-    return (Totals)_mm_shuffle_ps((__m128)two[0], (__m128)two[1], 0b10001000);
-  }
+  static Totals totals(const Sum* two) { return (Totals)_mm_shuffle_ps((__m128)two[0], (__m128)two[1], 0b10001000); }
   static Totals widen(const uint8_t* from) {
     int32_t four;
     std::memcpy(&four, from, sizeof(four));
@@ -297,11 +295,12 @@ constexpr int64_t kFetchAhead = 96;
 template <typename T>
 void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, T* from) {
   if constexpr (kHasAddend<std::remove_const_t<T>>) {
-  const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
-  for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
-    const char* const begin = reinterpret_cast<const char*>(from + item.output_offsets[point] + first);
-    for (int64_t i = 0; i < static_cast<int64_t>((last - first) * sizeof(T)); i += 64) __builtin_prefetch(begin + i, 0, 2);
-  }
+    const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
+    for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
+      const char* const begin = reinterpret_cast<const char*>(from + item.output_offsets[point] + first);
+      for (int64_t i = 0; i < static_cast<int64_t>((last - first) * sizeof(T)); i += 64)
+        __builtin_prefetch(begin + i, 0, 2);
+    }
   }
 }
 

@@ -204,9 +204,8 @@ void check_parameter(const char* op, const char* argument, const Tensor& tensor,
 void check_groups(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, bool channels_fit,
                   int64_t groups) {
   if (groups < 1 || filters % groups != 0 || !channels_fit) {
-    fail(op,
-         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+    fail(op, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
+         groups, ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
   }
 }
 
@@ -512,7 +511,10 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const Strides strides = dense_strides(format, output.size(1), output.size(2), output.size(3));
   plan_forward<uint8_t>(plan, g, x.view, {bytes ? output.mutable_data_ptr<uint8_t>() : nullptr, strides}, threads());
   run(plan.work);
-  return is_channels_last(input) ? output : torch::stable::contiguous(output, format_like(input));
+  if (is_channels_last(input)) return output;
+  Tensor result = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, output.scalar_type(),
+                            MemoryFormat::Contiguous);
+  return torch::stable::copy_(result, output);
 }
 
 Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,

@@ -54,13 +54,13 @@ Capability choose_capability() {
 template <typename T>
 const Loops<T>& loops() {
   static const Capability capability = choose_capability();
-#define ADDERZOO_RETURN_LOOPS(capability)         \
-  if constexpr (sizeof(T) == sizeof(double)) {    \
-    return capability::kDouble;                   \
+#define ADDERZOO_RETURN_LOOPS(capability)            \
+  if constexpr (sizeof(T) == sizeof(double)) {       \
+    return capability::kDouble;                      \
   } else if constexpr (sizeof(T) == sizeof(float)) { \
-    return capability::kFloat;                    \
-  } else {                                        \
-    return capability::kBytes;                    \
+    return capability::kFloat;                       \
+  } else {                                           \
+    return capability::kBytes;                       \
   }
   switch (capability) {
 #ifdef __x86_64__

@@ -74,8 +74,9 @@ struct Epilogue {
   bool relu = false;
 };
 
-// Of bytes, whose sums are integers: s * scale + shift + addend * addend_scale, every operation rounded to float32; then
-// a float no less than `lowest`, or a byte: within the bounds, rounded, plus the zero point. A NaN becomes the lowest byte.
+// Of bytes, whose sums are integers: s * scale + shift + addend * addend_scale, every operation rounded to float32;
+// then a float no less than `lowest`, or a byte: within the bounds, rounded, plus the zero point. A NaN becomes the
+// lowest byte.
 template <>
 struct Epilogue<uint8_t> {
   const float* scale;
