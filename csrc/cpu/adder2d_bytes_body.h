@@ -164,20 +164,11 @@ template <int kVecs>
 void add_bytes(const Accumulation<uint8_t>& a, const uint8_t* region, const int64_t* offsets, const uint8_t* filters,
                int64_t block, int32_t* totals, int points) {
   constexpr int kMost = points_of_byte_tile(kVecs);
-#define ADDERZOO_POINTS(n) \
-  case n:                  \
+#define ADDERZOO_CASE(n) \
+  case n:                \
     if constexpr (n <= kMost) return add_bytes<n, kVecs>(a, region, offsets, filters, block, totals);
-  switch (points) {
-    ADDERZOO_POINTS(1)
-    ADDERZOO_POINTS(2)
-    ADDERZOO_POINTS(3)
-    ADDERZOO_POINTS(4)
-    ADDERZOO_POINTS(5)
-    ADDERZOO_POINTS(6)
-    ADDERZOO_POINTS(7)
-    ADDERZOO_POINTS(8)
-  }
-#undef ADDERZOO_POINTS
+  switch (points) { ADDERZOO_POINTS(ADDERZOO_CASE) }
+#undef ADDERZOO_CASE
 }
 
 // The same where every channel has its own copy of the source, for one point and one panel.
@@ -247,10 +238,10 @@ struct ByteEpilogue {
   Ints zero_point;
 };
 
-// Turns the totals of some points into outputs.
+// Turns the totals of an item into outputs.
 template <int64_t kWidth, typename Addend, typename Output>
-void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int64_t point, int points,
-                  int64_t first_channel, const Addend* addend, Output* output) {
+void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int64_t first_channel,
+                  const Addend* addend, Output* output) {
   using Finish = ByteEpilogue<Addend, Output>;
   constexpr int64_t kLanes = Bytes::kChannels;
   constexpr int kVecs = kWidth / kLanes;
@@ -260,13 +251,13 @@ void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int
     scale[v] = load_channels(a.epilogue.scale, first_channel + v * kLanes, a.channels);
     shift[v] = load_channels(a.epilogue.shift, first_channel + v * kLanes, a.channels);
   }
-  const int32_t* totals = item.totals + point * kWidth;
+  const int32_t* totals = item.totals;
   // Only the lanes of the item's own group are its to write, and to read from the addend.
   const int64_t from = first_channel < item.first_channel ? item.first_channel - first_channel : 0;
   const int64_t channels = smaller(kWidth, item.last_channel - first_channel) - from;
   if (channels == kWidth) {
     const Finish epilogue(a.epilogue, addend, output);
-    for (int64_t p = point; p < point + points; ++p, totals += kWidth) {
+    for (int64_t p = 0; p < item.points; ++p, totals += kWidth) {
       const int64_t at = item.output_offsets[p] + first_channel;
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
@@ -278,7 +269,7 @@ void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int
   Output results[kWidth];
   Addend addends[kWidth] = {};
   const Finish epilogue(a.epilogue, addends, results);
-  for (int64_t p = point; p < point + points; ++p, totals += kWidth) {
+  for (int64_t p = 0; p < item.points; ++p, totals += kWidth) {
     const int64_t at = item.output_offsets[p] + first_channel + from;
     if constexpr (kHasAddend<Addend>) std::memcpy(addends + from, addend + at, channels * sizeof(Addend));
     for (int v = 0; v < kVecs; ++v) {
@@ -288,19 +279,16 @@ void finish_bytes(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, int
   }
 }
 
-// Points from which on addend and output are fetched into the cache.
+// So many points before they are written, addend and output are fetched into the second cache.
 constexpr int64_t kFetchAhead = 96;
 
-// Fetches all that the item reads or writes of some points: their channels lie together, but a tile has few of them.
+// Fetches what the item reads or writes of some points at `place`: all their channels, of which a tile has few.
 template <typename T>
-void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, T* from) {
-  if constexpr (kHasAddend<std::remove_const_t<T>>) {
-    const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
-    for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
-      const char* const begin = reinterpret_cast<const char*>(from + item.output_offsets[point] + first);
-      for (int64_t i = 0; i < static_cast<int64_t>((last - first) * sizeof(T)); i += 64)
-        __builtin_prefetch(begin + i, 0, 2);
-    }
+void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* place) {
+  const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
+  for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
+    const T* const channels = place + item.output_offsets[point];
+    for (int64_t c = first; c < last; c += 64 / sizeof(T)) __builtin_prefetch(channels + c, 0, 2);
   }
 }
 
@@ -320,7 +308,7 @@ void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, 
       const int points = static_cast<int>((item.points - point + (tiles - t) - 1) / (tiles - t));
       int32_t* totals = item.totals + point * kWidth;
       if (block == 0 && panel == item.first_panel) {
-        fetch(item, point + kFetchAhead, points, addend);
+        if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);
         fetch(item, point + kFetchAhead, points, output);
       }
       if (a.shared) {
@@ -334,7 +322,7 @@ void run_byte_panels(const Accumulation<uint8_t>& a, const Item<uint8_t>& item, 
       point += points;
     }
   }
-  finish_bytes<kWidth>(a, item, 0, item.points, panel * kPanel, addend, output);
+  finish_bytes<kWidth>(a, item, panel * kPanel, addend, output);
 }
 
 template <typename Addend, typename Output>

@@ -244,6 +244,9 @@ constexpr int points_of_tile(Function f, int vectors) {
   return points < 1 ? 1 : points > 8 ? 8 : points;
 }
 
+// What the compiler makes for every number of points that a tile may have.
+#define ADDERZOO_POINTS(make) make(1) make(2) make(3) make(4) make(5) make(6) make(7) make(8)
+
 // What a tile works on. Arrays are those of its first point.
 template <typename T>
 struct Tile {
@@ -344,20 +347,11 @@ void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, in
 template <Function F, bool kShared, int kVecs, typename T>
 void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, int64_t end, int points) {
   constexpr int kMost = points_of_tile(F, kVecs);
-#define ADDERZOO_POINTS(n) \
-  case n:                  \
+#define ADDERZOO_CASE(n) \
+  case n:                \
     if constexpr (n <= kMost) return add_blocks<F, kShared, n, kVecs>(a, tile, begin, end);
-  switch (points) {
-    ADDERZOO_POINTS(1)
-    ADDERZOO_POINTS(2)
-    ADDERZOO_POINTS(3)
-    ADDERZOO_POINTS(4)
-    ADDERZOO_POINTS(5)
-    ADDERZOO_POINTS(6)
-    ADDERZOO_POINTS(7)
-    ADDERZOO_POINTS(8)
-  }
-#undef ADDERZOO_POINTS
+  switch (points) { ADDERZOO_POINTS(ADDERZOO_CASE) }
+#undef ADDERZOO_CASE
 }
 
 // Sums of bytes are integers.
