@@ -411,6 +411,10 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--dataset", "torch/mnist"), "'torch/mnist' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "wds/abc"), "'wds/abc' in data-dir 'few' cannot be read"),
+        (
+            ("--data-dir", "few", "--dataset", "imagenet"),
+            "dataset must begin with torch/, hfds/, hfids/, tfds/, wds/, got",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
