@@ -43,6 +43,7 @@ template <typename... Words>
 
 constexpr const char* kAdder2d = "adder2d";
 constexpr const char* kAffine = "adder2d_affine";
+constexpr const char* kU8 = "adder2d_u8";
 
 // As Python writes a tuple.
 std::string tuple(const std::vector<int64_t>& numbers) {
@@ -183,50 +184,100 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
                   padding, dilation, groups);
 }
 
+void check_affine_map(const char* op, const Tensor& scale, const Tensor& shift) {
+  if (scale.dim() != 1 || scale.numel() == 0) {
+    fail(op, "scale must have a value for each filter, (O,), got shape ", shape(scale));
+  }
+  if (shape(shift) != shape(scale)) {
+    fail(op, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
+  }
+}
+
+void check_parameter(const char* op, const char* argument, const Tensor& tensor, ScalarType type, const Tensor& input) {
+  if (tensor.scalar_type() != type) {
+    fail(op, argument, " must be ", name(type), " for an input of ", name(input.scalar_type()), ", got ",
+         name(tensor.scalar_type()));
+  }
+}
+
+void check_groups(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, bool channels_fit,
+                  int64_t groups) {
+  if (groups < 1 || filters % groups != 0 || !channels_fit) {
+    fail(op,
+         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
+         ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+  }
+}
+
+void check_addend(const char* op, const std::optional<Tensor>& addend, const Tensor& input, const Geometry& g) {
+  if (!addend.has_value()) return;
+  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
+  if (shape(*addend) != expected) {
+    fail(op, "addend must have the shape of the output, ", expected, ", got ", shape(*addend));
+  }
+  if (addend->scalar_type() != input.scalar_type() && addend->scalar_type() != ScalarType::Float) {
+    fail(op, "addend must have the dtype of input, ", name(input.scalar_type()), ", or be float32, got ",
+         name(addend->scalar_type()));
+  }
+}
+
 Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
                       const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding,
                       const Pair& dilation, int64_t groups) {
   const int64_t filters = scale.numel();
   check_dimensions(kAffine, input);
-  if (scale.dim() != 1 || filters == 0) {
-    fail(kAffine, "scale must have a value for each filter, (O,), got shape ", shape(scale));
-  }
-  if (shape(shift) != shape(scale)) {
-    fail(kAffine, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
-  }
+  check_affine_map(kAffine, scale, shift);
   if (weight.dim() != 5 || weight.size(0) != (filters + kPanel - 1) / kPanel || weight.size(4) != kPanel ||
       weight.numel() == 0) {
     fail(kAffine, "weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), got shape ", shape(weight),
          " with O = ", filters);
   }
   check_dtype(kAffine, input);
-  const auto check_parameter = [&](const char* argument, const Tensor& tensor) {
-    if (tensor.scalar_type() != accumulation_type(input)) {
-      fail(kAffine, argument, " must be ", name(accumulation_type(input)), " for an input of ",
-           name(input.scalar_type()), ", got ", name(tensor.scalar_type()));
-    }
-  };
-  check_parameter("weight", weight);
-  check_parameter("scale", scale);
-  check_parameter("shift", shift);
+  const ScalarType type = accumulation_type(input);
+  check_parameter(kAffine, "weight", weight, type, input);
+  check_parameter(kAffine, "scale", scale, type, input);
+  check_parameter(kAffine, "shift", shift, type, input);
   check_pairs(kAffine, stride, padding, dilation);
-  if (groups < 1 || filters % groups != 0 || input.size(1) != weight.size(3) * groups) {
-    fail(kAffine,
-         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
-  }
+  check_groups(kAffine, input, weight, filters, input.size(1) == weight.size(3) * groups, groups);
   const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
                               padding, dilation, groups);
-  if (addend.has_value()) {
-    const std::string expected = tuple({g.batch, filters, g.out_height, g.out_width});
-    if (shape(*addend) != expected) {
-      fail(kAffine, "addend must have the shape of the output, ", expected, ", got ", shape(*addend));
-    }
-    if (addend->scalar_type() != input.scalar_type() && addend->scalar_type() != ScalarType::Float) {
-      fail(kAffine, "addend must have the dtype of input, ", name(input.scalar_type()), ", or be float32, got ",
-           name(addend->scalar_type()));
-    }
+  check_addend(kAffine, addend, input, g);
+  return g;
+}
+
+void check_byte(const char* argument, int64_t number, int64_t most) {
+  if (number < 0 || number > most) fail(kU8, argument, " must be from 0 to ", most, ", got ", number);
+}
+
+Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding, const Pair& dilation,
+                  int64_t groups, int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max) {
+  const int64_t filters = scale.numel();
+  check_dimensions(kU8, input);
+  check_affine_map(kU8, scale, shift);
+  if (input.scalar_type() != ScalarType::Byte) fail(kU8, "input must be uint8, got ", name(input.scalar_type()));
+  check_parameter(kU8, "weight", weight, ScalarType::Byte, input);
+  check_parameter(kU8, "scale", scale, ScalarType::Float, input);
+  check_parameter(kU8, "shift", shift, ScalarType::Float, input);
+  check_pairs(kU8, stride, padding, dilation);
+  check_groups(kU8, input, weight, filters, groups >= 1 && input.size(1) % groups == 0, groups);
+  const int64_t channels = input.size(1) / groups, lane = groups == 1 || filters / groups >= kPanel ? kByteStep : 1;
+  const int64_t panels = (filters + kPanel - 1) / kPanel, steps = (channels + lane - 1) / lane;
+  if (weight.dim() != 6 || weight.size(0) != panels || weight.size(3) != steps || weight.size(4) != kPanel ||
+      weight.size(5) != lane || weight.numel() == 0) {
+    fail(kU8, "weight must be packed filters, (", panels, ", kH, kW, ", steps, ", ", kPanel, ", ", lane, ") for ",
+         filters, " filters of ", channels, " channels in ", groups, " groups, got shape ", shape(weight));
   }
+  const int64_t elements = channels * weight.size(1) * weight.size(2);
+  if (elements > kLargestByteFilter) {
+    fail(kU8, "a filter must have at most ", kLargestByteFilter, " elements, got ", elements);
+  }
+  check_byte("out_max", out_max, 255);
+  check_byte("zero_point", zero_point, 255);
+  if (out_zero_point.has_value()) check_byte("out_zero_point", *out_zero_point, out_max);
+  const Geometry g = geometry(kU8, input, weight, filters, channels, weight.size(1), weight.size(2), stride, padding,
+                              dilation, groups);
+  check_addend(kU8, addend, input, g);
   return g;
 }
 
@@ -419,6 +470,49 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   return torch::stable::to(output, input.scalar_type());
 }
 
+Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  std::optional<Tensor> addend, Pair stride, Pair padding, Pair dilation, int64_t groups, bool relu,
+                  int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max, double addend_scale) {
+  const Geometry g = check_u8(input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point,
+                              out_zero_point, out_max);
+  const MemoryFormat format = MemoryFormat::ChannelsLast;
+  const bool bytes = out_zero_point.has_value();
+  Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width},
+                            bytes ? ScalarType::Byte : ScalarType::Float, format);
+  const Dense<uint8_t> x(input, ScalarType::Byte, format);
+  const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
+               b = torch::stable::contiguous(shift);
+  Epilogue<uint8_t> epilogue{
+      .scale = a.const_data_ptr<float>(),
+      .shift = b.const_data_ptr<float>(),
+      .byte_addend = nullptr,
+      .float_addend = nullptr,
+      .addend_scale = static_cast<float>(addend_scale),
+      .bounded = bytes || relu,
+      .lowest = relu ? 0.0f : -static_cast<float>(out_zero_point.value_or(0)),
+      .highest = static_cast<float>(out_max - out_zero_point.value_or(0)),
+      .zero_point = static_cast<int32_t>(out_zero_point.value_or(0)),
+      .float_output = bytes ? nullptr : output.mutable_data_ptr<float>(),
+  };
+  std::optional<Tensor> added;
+  if (addend.has_value()) {
+    added = dense(*addend, addend->scalar_type(), format);
+    if (addend->scalar_type() == ScalarType::Byte) {
+      epilogue.byte_addend = added->const_data_ptr<uint8_t>();
+    } else {
+      epilogue.float_addend = added->const_data_ptr<float>();
+    }
+  }
+  Plan<uint8_t> plan;
+  plan.work.filters = filters.const_data_ptr<uint8_t>();
+  plan.work.padding = static_cast<uint8_t>(zero_point);
+  plan.work.epilogue = epilogue;
+  const Strides strides = dense_strides(format, output.size(1), output.size(2), output.size(3));
+  plan_forward<uint8_t>(plan, g, x.view, {bytes ? output.mutable_data_ptr<uint8_t>() : nullptr, strides}, threads());
+  run(plan.work);
+  return is_channels_last(input) ? output : torch::stable::contiguous(output, format_like(input));
+}
+
 Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                               Pair dilation, int64_t groups, std::string input_grad) {
   check_mode("input_grad", input_grad, "hardtanh", "sign");
@@ -464,12 +558,17 @@ int64_t cpu_ceiling(std::string form, int64_t steps) {
     ceiling = Ceiling::kDistance;
   } else if (form == "slope") {
     ceiling = Ceiling::kSlope;
+  } else if (form == "byte_distance") {
+    ceiling = Ceiling::kByteDistance;
   } else {
-    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance' or 'slope', got '", form, "'");
+    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got '", form, "'");
   }
   std::atomic<int64_t> elements = 0;
   torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) elements += loops<float>().ceiling(ceiling, steps);
+    for (int64_t i = begin; i < end; ++i) {
+      elements += ceiling == Ceiling::kByteDistance ? loops<uint8_t>().ceiling(ceiling, steps)
+                                                    : loops<float>().ceiling(ceiling, steps);
+    }
   });
   return elements;
 }
@@ -482,6 +581,7 @@ std::string cpu_capability() { return loops<float>().capability; }
 STABLE_TORCH_LIBRARY_IMPL(adderzoo, CPU, m) {
   m.impl("adder2d", TORCH_BOX(&adderzoo::cpu::adder2d));
   m.impl("adder2d_affine", TORCH_BOX(&adderzoo::cpu::adder2d_affine));
+  m.impl("adder2d_u8", TORCH_BOX(&adderzoo::cpu::adder2d_u8));
   m.impl("_adder2d_backward_input", TORCH_BOX(&adderzoo::cpu::adder2d_backward_input));
   m.impl("_adder2d_backward_weight", TORCH_BOX(&adderzoo::cpu::adder2d_backward_weight));
 }
