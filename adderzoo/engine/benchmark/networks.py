@@ -245,6 +245,7 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
 
     Raises:
         ImportError: if torchao is not installed.
+        RuntimeError: if it has found nothing to quantise.
     """
     try:
         from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -256,10 +257,15 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
         ) from error
     config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config()
     quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(config)
-    program = torch.export.export(model, (samples,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    # Strictly, or torchao finds no convolutions in what PyTorch 2.11 exports, and says nothing.
+    batch = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(model, (samples,), dynamic_shapes=(batch,), strict=True)
     prepared = prepare_pt2e(program.module(), quantizer)
     prepared(samples)
-    return move_exported_model_to_eval(convert_pt2e(prepared))
+    converted = convert_pt2e(prepared)
+    if not any("dequantize" in str(node.target) for node in converted.graph.nodes):
+        raise RuntimeError("torchao has found nothing to quantise")
+    return move_exported_model_to_eval(converted)
 
 
 def _bytes(*tensors: Tensor) -> int:
