@@ -144,7 +144,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"seconds must be a finite number above 0, got {args.seconds}")
     if unknown := [part for part in args.parts if part not in _PARTS_OF[args.precision]]:
         known = ", ".join(_PARTS_OF[args.precision])
-        raise ValueError(f"parts must be of {known} with --precision {args.precision}, got {unknown[0]}")
+        raise ValueError(f"parts must be among {known} for precision {args.precision}, got {unknown[0]}")
     if args.chart and args.chart.suffix not in _CHARTS:
         raise ValueError(f"chart must end in {', '.join(_CHARTS)}, got {args.chart}")
 

@@ -53,6 +53,26 @@ def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["b.json", "b.png"]
 
 
+def test_byte_networks(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo(
+        "benchmark", "--precision", "u8", "--models", "adder_lenet5", "--batch-size", 2, "--seconds", 0.01,
+        "--no-compile", "--json", tmp_path / "b.json",
+    )  # fmt: skip
+    assert done.status == 0, done
+    _, *tables = done.out.split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "adder layers of adder_lenet5 in u8, batch 2: elements |x - w|, share of the ceiling",
+        "adder_lenet5 in u8, inference, batch 2",
+        "adder_lenet5 in u8, threads, batch 2",
+    ]
+    read = json.loads((tmp_path / "b.json").read_text())
+    assert [(result["precision"], result["form"]) for result in read["operator"]] == [("u8", "byte_distance")]
+    for section in read["networks"]:
+        assert section["precision"] == "u8"
+        assert all(row["error"] == "" and row["speed"] > 0 for row in section["rows"])
+        assert "u8" in {row["contender"]["form"] for row in section["rows"]}
+
+
 def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[tuple[object, ...]] = []
     precisions: set[object] = set()
@@ -111,7 +131,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
         (("--parts", "training", "--batch-size", 1), "batch-size must be at least 2 in training, for BatchNorm, got 1"),
         (
             ("--precision", "u8", "--parts", "operator", "training"),
-            "parts must be of operator, inference, threads with --precision u8, got training",
+            "parts must be among operator, inference, threads for precision u8, got training",
         ),
         (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
         (("--seconds", "nan"), "seconds must be a finite number above 0, got nan"),

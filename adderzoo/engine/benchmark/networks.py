@@ -8,7 +8,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -252,9 +251,7 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
     except ImportError as error:
-        raise ImportError(
-            f"a CNN in int8 needs torchao, which {sys.executable} does not have: pip install 'adderzoo[int8]'"
-        ) from error
+        raise ImportError("a CNN in int8 needs torchao: pip install 'adderzoo[int8]'") from error
     config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config()
     quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(config)
     # Strictly, or torchao finds no convolutions in what PyTorch 2.11 exports, and says nothing.
@@ -265,6 +262,10 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
     converted = convert_pt2e(prepared)
     if not any("dequantize" in str(node.target) for node in converted.graph.nodes):
         raise RuntimeError("torchao has found nothing to quantise")
+    used = {node.target for node in converted.graph.nodes}
+    for name in [name for name, _ in converted.named_parameters() if name not in used]:
+        module, _, attribute = name.rpartition(".")
+        delattr(converted.get_submodule(module), attribute)  # the float filters, which are no part of its memory
     return move_exported_model_to_eval(converted)
 
 
