@@ -1,8 +1,9 @@
 """Adder networks for PyTorch. Importing this package registers its networks and optimisers with timm."""
 
-from adderzoo import hub, layers, models, ops, optim
+from adderzoo import hub, layers, models, ops, optim, quantization
 from adderzoo.fusion import fuse
 from adderzoo.hub import list_models
+from adderzoo.quantization import load
 
-__all__ = ["fuse", "hub", "layers", "list_models", "models", "ops", "optim"]
+__all__ = ["fuse", "hub", "layers", "list_models", "load", "models", "ops", "optim", "quantization"]
 __version__ = "0.1.0.dev0"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adderzoo.layers import Adder2d
-from adderzoo.models._builder import FOREIGN_SHA256, from_original, to_original
+from adderzoo.models._builder import FOREIGN_SHA256, from_original, read_network, to_original
 
 # SHA-256 of files whose origin is known.
 _KNOWN_LICENCES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
@@ -180,9 +180,12 @@ def check_architecture(path: Path, model: nn.Module) -> None:
     """Refuse a file that says it is another network's: an adder network and its CNN twin have the same shapes.
 
     Raises:
-        ValueError: naming both networks.
+        ValueError: naming both networks; or if the file is a quantised network.
     """
-    said = read_metadata(path).get("architecture", "").partition(".")[0]
+    metadata = read_metadata(path)
+    if "quantization" in metadata:
+        raise ValueError(f"{path} is a quantised network, not the weights of a float one: adderzoo.load opens it")
+    said = metadata.get("architecture", "").partition(".")[0]
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if said and name and said != name:
         raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {said}")
@@ -242,7 +245,7 @@ def open_network(
     Args:
         name: As `timm.create_model` takes it.
         pretrained: With the published weights of its tag.
-        checkpoint: With these weights, which have to fit exactly.
+        checkpoint: With these weights, which have to fit exactly; or a quantised network.
         num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
 
     Raises:
@@ -253,6 +256,8 @@ def open_network(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if num_classes is None and checkpoint:
         num_classes = read_num_classes(checkpoint)
+    if checkpoint and (network := read_network(checkpoint, name.partition(".")[0], num_classes)) is not None:
+        return network
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     model: Any = create_model(name, pretrained=pretrained, **arguments)
     if checkpoint:

@@ -2,7 +2,7 @@
 
 The pass has three parts: `trace` records the network as a graph, `find_patterns` looks for adder layers with what
 follows them, and `replace_patterns` puts modules in their place, which a target makes. :func:`fuse` has the float
-target.
+target, :mod:`adderzoo.quantization` that of bytes.
 """
 
 import copy
@@ -25,12 +25,14 @@ from torchvision.ops.stochastic_depth import stochastic_depth
 
 from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d
 from adderzoo.layers.affine import AdderAffine2d, AdderAffine2dSame, AdderAffineLinear
+from adderzoo.layers.fake_quantized import FakeQuantize
+from adderzoo.layers.quantized import Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear
 from adderzoo.layers.replace import Adder2dSame
 
 # Of a network's attributes, what timm and this package ask a network for.
 _ATTRIBUTES = (
     *("pretrained_cfg", "default_cfg", "num_classes", "in_chans", "num_features", "head_hidden_size"),
-    *("feature_info", "output_fmt"),
+    *("feature_info", "output_fmt", "quantization"),
 )
 
 # These and no classes derived from them, of which it is not known what else they do.
@@ -49,7 +51,8 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv)
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
-_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values())
+_BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear)
+_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values(), *_BYTE_LAYERS)
 
 
 # ------------------------------------------------------------------------------------------------------------- tracing
@@ -88,16 +91,17 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, prefix: str = "Fused") -> fx.GraphModule:
     """A copy of a network in evaluation mode, as a graph without dropout, in which every layer is a call.
 
     Args:
         model: The network. Arguments that its forward() has defaults for keep them.
+        prefix: Of the name of the copy's class.
 
     Raises:
         ValueError: naming the module, if torch.fx cannot trace it.
     """
-    name = type(model).__name__ if isinstance(model, fx.GraphModule) else f"Fused{type(model).__name__}"
+    name = type(model).__name__ if isinstance(model, fx.GraphModule) else f"{prefix}{type(model).__name__}"
     model = copy.deepcopy(model).eval()
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -310,17 +314,23 @@ class Pattern:
         return [node for node in (self.layer, self.norm, self.addition, self.relu) if node is not None]
 
 
-# Makes a module of an adder layer, the BatchNorm behind it or None, and whether a ReLU is at the end. The module is
-# called with the layer's input, and with the addend where there is one.
-Target = Callable[[nn.Module, nn.Module | None, bool], nn.Module]
+# Makes a module of an adder layer, the BatchNorm behind it or None, whether a ReLU is at the end, and what else
+# `replace_patterns` has of a pattern. The module is called with the layer's input, and with the addend where there is
+# one.
+Target = Callable[..., nn.Module]
 
 
-def find_patterns(network: fx.GraphModule) -> list[Pattern]:
-    """All adder layers of a network that `trace` has recorded, each with as much of what follows it as can be."""
+def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = _ADDERS) -> list[Pattern]:
+    """All adder layers of a network that `trace` has recorded, each with as much of what follows it as can be.
+
+    Args:
+        network: The network.
+        kinds: Of the adder layers.
+    """
     patterns: list[Pattern] = []
     added: set[fx.Node] = set()
     # Backwards: of two layers whose sum is taken, the later one, which is the less moved for it, does the addition.
-    for layer, module in reversed(list(_module_calls(network, _ADDERS))):
+    for layer, module in reversed(list(_module_calls(network, kinds))):
         norm, addition = None, None
         if not isinstance(module, AdderLinear):  # BatchNorm1d's channels may be another dimension than its features
             norm, _ = _norm_of(network, layer)
@@ -345,19 +355,29 @@ def _addition_behind(network: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> 
     return None if _may_change(network, layer.all_input_nodes[0], layer, addition) else addition
 
 
-def replace_patterns(network: fx.GraphModule, patterns: Iterable[Pattern], target: Target) -> None:
+def replace_patterns(
+    network: fx.GraphModule,
+    patterns: Iterable[Pattern],
+    target: Target,
+    context: Callable[[Pattern], tuple[Any, ...]] = lambda pattern: (),
+) -> None:
     """Puts what `target` makes in the place of patterns, in place.
 
     A module takes the name of its adder layer, with a number where the layer is called in several patterns that differ.
+
+    Args:
+        network: The network.
+        patterns: Of it.
+        target: Makes the modules.
+        context: Further arguments of `target` for a pattern, which can be hashed.
     """
     made: dict[tuple[Any, ...], str] = {}
     for pattern in patterns:
         layer = _module(network, pattern.layer)
         norm = None if pattern.norm is None else _module(network, pattern.norm)
-        key = (layer, norm, pattern.relu is not None)
+        key = (layer, norm, pattern.relu is not None, *context(pattern))
         if key not in made:
-            assert layer is not None
-            made[key] = _place(network, pattern.layer, target(layer, norm, pattern.relu is not None))
+            made[key] = _place(network, pattern.layer, target(*key))
         # What does not wait for an addend stays where the layer is, whose input may be changed later.
         with network.graph.inserting_before(pattern.addition or pattern.layer):
             new = network.graph.call_module(made[key], pattern.operands)

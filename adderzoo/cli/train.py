@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+_CALIBRATION_IMAGES = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     step.add_argument("--warmup-epochs", metavar="N", type=int, default=0, help="with a rising rate (%(default)s)")
 
+    step.add_argument(
+        "--quantize-bits",
+        metavar="N",
+        type=int,
+        help="fine-tune with what bytes of N bits (4 to 8) can hold, for `adderzoo quantize --bits N`, which takes the "
+        "files: they hold float weights. Ranges come from the first images and stay; accuracies are the simulation's",
+    )
+
     machine = parser.add_argument_group("machine")
     machine.add_argument("--seed", metavar="N", type=int, default=42, help="of everything random (%(default)s)")
     machine.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
@@ -106,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.data import check_classes, class_indices, open_loader, open_training_data, open_training_loader
     from adderzoo.engine import Training, create_optimizer, create_scheduler, evaluate, train, write_epoch
     from adderzoo.engine.training import best_epoch
+    from adderzoo.quantization import calibrate
 
     from ._network import open_device
 
@@ -152,6 +164,8 @@ def run(args: argparse.Namespace) -> None:
         args.color_jitter,
         not args.no_aug,
     )
+    if args.quantize_bits is not None:
+        model = calibrate(model, loader, args.quantize_bits, batches=math.ceil(_CALIBRATION_IMAGES / args.batch_size))
     val_loader = open_loader(val_set, config, args.batch_size, args.workers, device) if val_set else None
     optimizer = create_optimizer(model, args.opt, args.lr, args.momentum, args.weight_decay, args.eta)
     scheduler = create_scheduler(optimizer, args.sched, args.epochs, args.warmup_epochs)
@@ -212,6 +226,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("color_jitter", "eta"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise ValueError(f"{name.replace('_', '-')} must be a finite number from 0, got {getattr(args, name)}")
+    if args.quantize_bits is not None and not (args.pretrained or args.initial_checkpoint):
+        raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
     if args.warmup_epochs >= args.epochs:
         raise ValueError(f"warmup-epochs must be fewer than the {args.epochs} epochs, got {args.warmup_epochs}")
 

@@ -162,8 +162,10 @@ class AdderAffineLinear(_Affine):
 
 
 @torch.fx.wrap  # one node of a traced graph: what it pads depends on a size
-def _pad_same(input: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int]) -> Tensor:
-    return pad_same(input, kernel_size, stride, dilation)
+def _pad_same(
+    input: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int], value: float = 0.0
+) -> Tensor:
+    return pad_same(input, kernel_size, stride, dilation, value)
 
 
 @torch.fx.wrap  # the same: what it does depends on sizes and dtypes,

@@ -1,8 +1,9 @@
 """What the families share: building through timm, with checked weights, and the authors' checkpoint format."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
@@ -18,6 +19,37 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 # SHA-256 of the weights that others publish, by file name.
 FOREIGN_SHA256 = {"ResNet20-AdderNet.pth": "fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b"}
 
+# What reads files that are more than weights: of such a file the network, of any other None. Rooms above this one add
+# to it, since imports run downwards.
+READERS: list[Callable[[Path], nn.Module | None]] = []
+
+
+def read_network(path: Path, architecture: str, num_classes: int | None = None) -> nn.Module | None:
+    """The network of a file that is more than weights, such as a quantised one; None for any other file.
+
+    Args:
+        path: The file.
+        architecture: What the network has to be, by its registered name.
+        num_classes: What it has to have, if that matters.
+
+    Raises:
+        ValueError: if it is another network, or the file is damaged.
+    """
+    network: Any = None
+    for read in READERS:
+        network = network or read(path)
+    if network is None:
+        return None
+    said = network.pretrained_cfg["architecture"]
+    if said != architecture:
+        raise ValueError(f"{path} is a checkpoint of another network than {architecture}: its metadata says {said}")
+    if num_classes not in (None, network.num_classes):
+        raise ValueError(
+            f"num_classes must be that of the network in {path}, {network.num_classes}, which cannot be changed any "
+            f"more, got {num_classes}"
+        )
+    return network
+
 
 def weights_file(tag: str) -> str:
     """Path of the weights of a tag that lie inside the package."""
@@ -27,7 +59,8 @@ def weights_file(tag: str) -> str:
 def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
-    A file or URL that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business.
+    A file or URL that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business; that of a
+    quantised network gives this network.
 
     Raises:
         RuntimeError: if the file in the package, or what was downloaded, is not what was published.
@@ -38,6 +71,11 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             pretrained_cfg=kwargs.get("pretrained_cfg"),
             pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
         )
+        other = read_network(Path(cfg.file), variant, kwargs.get("num_classes")) if cfg.file else None
+        if other is not None:
+            if kwargs.get("features_only"):
+                raise ValueError(f"{cfg.file} is a quantised network, which gives no features")
+            return cast(Network, other)
         if cfg.file and Path(cfg.file).parent == WEIGHTS:
             _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
         elif cfg.url and not cfg.file and cfg.url.rpartition("/")[2] in FOREIGN_SHA256:

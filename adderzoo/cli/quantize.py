@@ -1,0 +1,73 @@
+"""`adderzoo quantize`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ._network import add_network_arguments, open_network
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        f"{parser.description} Its adder layers work on bytes, whose ranges come from some images; it is written as "
+        "safetensors, which adderzoo.load, `adderzoo validate` and `adderzoo predict` open."
+    )
+    parser.add_argument("destination", metavar="OUT", type=Path, help="file to write, .safetensors")
+    add_network_arguments(parser)
+    parser.add_argument("--bits", metavar="N", type=int, default=8, help="of a byte, 4 to 8 (%(default)s)")
+    parser.add_argument(
+        "--quantile",
+        metavar="Q",
+        type=float,
+        help="ranges end at this quantile of all values; 1 for the greatest (1 for 7 and 8 bits, else 0.999)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        default="",
+        help="data set as timm names it: torch/cifar10, torch/mnist, hfds/...; without it, a folder of images",
+    )
+    parser.add_argument("--split", metavar="NAME", default="train", help="part of the data set (%(default)s)")
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=200, help="how many images, evenly spaced in it (%(default)s)"
+    )
+    parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=50, help="images a batch (%(default)s)")
+    parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+    from timm.data import resolve_model_data_config
+    from torch.utils.data import IterableDataset, Subset
+
+    from adderzoo.checkpoints import read_classes
+    from adderzoo.data import Images, open_dataset, open_loader
+    from adderzoo.quantization import calibrate, quantize, save
+
+    for name in ("images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.destination.suffix != ".safetensors":
+        raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
+    model = open_network(args)
+    config = resolve_model_data_config(model)
+    dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
+    count = min(args.images, len(dataset))
+    some = Subset(dataset, [index * len(dataset) // count for index in range(count)])  # a folder is sorted by class
+    loader = open_loader(Images(some, dataset.mode), config, args.batch_size, args.workers, torch.device("cpu"))
+
+    network = quantize(calibrate(model, loader, args.bits, args.quantile))
+    metadata = {"data_config": json.dumps(config)}
+    classes = read_classes(args.checkpoint) if args.checkpoint else None
+    if classes:
+        metadata["classes"] = json.dumps(classes)
+    save(network, args.destination, metadata)
+    before = sum(tensor.nbytes for tensor in model.state_dict().values())
+    after = args.destination.stat().st_size
+    print(
+        f"{args.destination}: {args.bits} bits, ranges from {count} images, {after:,} bytes; "
+        f"in float {before:,} bytes, {before / after:.1f} times as many"
+    )

@@ -1,0 +1,346 @@
+"""Layers on bytes, for integer inference: what `adderzoo.quantization.quantize` makes of a network's layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adderzoo.ops import pack_byte_filters
+
+from .adder import Adder2d, AdderLinear
+from .affine import _pad_same
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What bytes stand for: scale * (byte - zero_point).
+
+    Attributes:
+        scale: A number that float32 holds exactly.
+        zero_point: The byte that stands for 0.
+        top: The largest byte, 2^bits - 1.
+    """
+
+    scale: float
+    zero_point: int
+    top: int
+
+    @classmethod
+    def of_range(cls, low: float, high: float, bits: int) -> Self:
+        """Of the numbers from `low` to `high`, and 0 if it is not among them, in equal steps."""
+        low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
+        scale = _float32((high - low) / top) if high > low else 1.0
+        scale = max(scale, 2.0**-100)  # of which float32 holds the inverse too
+        return cls(scale, min(round(-low / scale), top), top)
+
+    @property
+    def low(self) -> float:
+        """What byte 0 stands for."""
+        return -self.zero_point * self.scale
+
+    @property
+    def high(self) -> float:
+        """What byte `top` stands for."""
+        return (self.top - self.zero_point) * self.scale
+
+    @property
+    def inverse(self) -> float:
+        """1 / scale, as float32 has it."""
+        return float(1 / torch.tensor(self.scale, dtype=torch.float32, device="cpu"))
+
+    def bytes_of(self, x: Tensor) -> Tensor:
+        """The nearest bytes, of the shape of `x` in uint8; halves go to the even neighbour."""
+        return _steps(x, self.inverse, self.zero_point, self.top).to(torch.uint8)
+
+
+def _float32(number: float) -> float:
+    return float(torch.tensor(number, dtype=torch.float32, device="cpu"))
+
+
+def _steps(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
+    """Bytes, still in float32. The order of operations is that of :func:`torch.fake_quantize_per_tensor_affine`."""
+    return (x.float() * inverse).round_().add_(zero_point).clamp_(0, top)
+
+
+class Quantize(nn.Module):
+    """Bytes of a float tensor, for the adder layers behind it.
+
+    Shape: any, to the same in uint8; images, (N, C, H, W), in channels_last, which the operator is fast in.
+
+    Args:
+        quantizer: What the bytes stand for.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.inverse, self.zero_point, self.top = quantizer.inverse, quantizer.zero_point, quantizer.top
+
+    def forward(self, input: Tensor) -> Tensor:
+        steps = _steps(input, self.inverse, self.zero_point, self.top)
+        if steps.dim() == 4:
+            return steps.to(torch.uint8, memory_format=torch.channels_last)
+        return steps.to(torch.uint8)
+
+    def extra_repr(self) -> str:
+        return f"scale={1 / self.inverse:.4g}, zero_point={self.zero_point}, top={self.top}"
+
+
+class _QuantizedAdder(nn.Module):
+    """Packed filters in bytes, scale and shift in float32: buffers, of which nothing changes the type."""
+
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    out_zero_point: int | None
+
+    def __init__(
+        self,
+        filters: Tensor,
+        groups: int,
+        scale: Tensor,
+        shift: Tensor,
+        relu: bool,
+        input: Quantizer,
+        output: Quantizer | None,
+    ) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.register_buffer("weight", pack_byte_filters(input.bytes_of(filters), groups))
+            self.register_buffer("scale", scale.float())
+            self.register_buffer("shift", shift.float())
+        self.relu = relu
+        self.zero_point = input.zero_point
+        self.out_zero_point = None if output is None else output.zero_point
+        self.out_max = 255 if output is None else output.top
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        shape = self.weight.shape
+        self.weight = self.weight.flatten(1)  # of more dimensions, to(memory_format=...) might change the order
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.weight = self.weight.view(shape)
+        for name, dtype in (("weight", torch.uint8), ("scale", torch.float32), ("shift", torch.float32)):
+            now, then = getattr(self, name), before[name]
+            if now.dtype != dtype and then is not None:
+                setattr(self, name, then.to(now.device))
+        return self
+
+    def _describe(self, description: str) -> str:
+        text = description.replace(", bias=False", "") + (", relu=True" if self.relu else "")
+        if self.out_zero_point is not None:
+            text += f", out_zero_point={self.out_zero_point}, out_max={self.out_max}"
+        return text + f", zero_point={self.zero_point}"
+
+
+class QuantizedAdder2d(_QuantizedAdder):
+    """An integer adder layer and what follows it in a quantised network, in one operator.
+
+    :func:`adderzoo.quantization.quantize` makes it. Filters (packed bytes, see
+    :func:`adderzoo.ops.pack_byte_filters`), scale and shift are buffers, and stay in uint8 and float32 whatever the
+    network is turned into; it has no gradients.
+
+    Shape: (N, in_channels, H, W) in uint8, and as addend (N, out_channels, H', W') or what can be expanded to it, in
+    uint8 or a floating-point type, to (N, out_channels, H', W') in uint8, or float32 without `output`.
+
+    Args:
+        layer: The adder layer, of which filters and geometry are copied.
+        scale: (O,), of the distance of bytes: see :func:`adderzoo.ops.adder2d_u8`.
+        shift: (O,), which the layer's bias and the addend's zero point have been made part of.
+        relu: Whether a ReLU is the end of it.
+        input: What the bytes of the input and of the filters stand for.
+        output: What the bytes of the output stand for; None for an output in float32.
+        addend_scale: What the addend is multiplied by.
+    """
+
+    def __init__(
+        self,
+        layer: Adder2d,
+        scale: Tensor,
+        shift: Tensor,
+        relu: bool,
+        input: Quantizer,
+        output: Quantizer | None,
+        addend_scale: float = 1.0,
+    ) -> None:
+        super().__init__(layer.weight, layer.groups, scale, shift, relu, input, output)
+        self.kernel_size, self.stride, self.dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
+        self.groups = layer.groups
+        self.operator_padding = list(layer.operator_padding)
+        self.pad_first = layer.pad_first
+        self.sides = layer._reversed_padding_repeated_twice
+        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self.addend_scale = _float32(addend_scale)
+        self.description = layer.extra_repr()
+
+    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
+        if self.pad_first and self.padding_mode == "constant":
+            input = F.pad(input, self.sides, value=float(self.zero_point))
+        elif self.pad_first:  # PyTorch does not pad bytes in all of these modes
+            input = F.pad(input.float(), self.sides, mode=self.padding_mode).to(torch.uint8)
+        return self._adder_forward(input, addend)
+
+    def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
+        """The layer behind its padding."""
+        if addend is not None:
+            if addend.dtype != torch.uint8:
+                addend = addend.float()
+            padding, dilation, taps = self.operator_padding, self.dilation, self.kernel_size
+            height = (input.shape[2] + 2 * padding[0] - dilation[0] * (taps[0] - 1) - 1) // self.stride[0] + 1
+            width = (input.shape[3] + 2 * padding[1] - dilation[1] * (taps[1] - 1) - 1) // self.stride[1] + 1
+            addend = addend.expand(input.shape[0], self.scale.shape[0], height, width)
+        return torch.ops.adderzoo.adder2d_u8(
+            input,
+            self.weight,
+            self.scale,
+            self.shift,
+            addend,
+            self.stride,
+            self.operator_padding,
+            self.dilation,
+            self.groups,
+            self.relu,
+            self.zero_point,
+            self.out_zero_point,
+            self.out_max,
+            self.addend_scale,
+        )
+
+    def extra_repr(self) -> str:
+        return self._describe(self.description)
+
+
+class QuantizedAdder2dSame(QuantizedAdder2d):
+    """Of an adder layer that pads for each input as TensorFlow does."""
+
+    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
+        padded = _pad_same(input, self.kernel_size, self.stride, self.dilation, float(self.zero_point))
+        return self._adder_forward(padded, addend)
+
+
+class QuantizedAdderLinear(_QuantizedAdder):
+    """A fully connected integer adder layer.
+
+    Shape: (..., in_features) in uint8 to (..., out_features) in uint8, or float32 without `output`.
+
+    Args:
+        layer: The adder layer, of which the filters are copied.
+        scale: (O,), of the distance of bytes.
+        shift: (O,), which the layer's bias has been made part of.
+        relu: Whether a ReLU is the end of it.
+        input: What the bytes of the input and of the filters stand for.
+        output: What the bytes of the output stand for; None for an output in float32.
+        addend_scale: Taken for the sake of its sibling; nothing is added to a fully connected layer.
+    """
+
+    def __init__(
+        self,
+        layer: AdderLinear,
+        scale: Tensor,
+        shift: Tensor,
+        relu: bool,
+        input: Quantizer,
+        output: Quantizer | None,
+        addend_scale: float = 1.0,
+    ) -> None:
+        super().__init__(layer.weight[:, :, None, None], 1, scale, shift, relu, input, output)
+        self.out_features = layer.out_features
+        self.description = f"in_features={layer.in_features}, out_features={layer.out_features}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = torch.ops.adderzoo.adder2d_u8(
+            input.reshape(-1, input.shape[-1])[:, :, None, None],
+            self.weight,
+            self.scale,
+            self.shift,
+            relu=self.relu,
+            zero_point=self.zero_point,
+            out_zero_point=self.out_zero_point,
+            out_max=self.out_max,
+        )
+        return output.reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - TorchScript
+
+    def extra_repr(self) -> str:
+        return self._describe(self.description)
+
+
+class _Int8Weight(nn.Module):
+    """A weight in int8 with a scale for every output channel; buffers, as the bias is."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        with torch.no_grad():
+            steps, scale = int8_weight(weight)
+            self.register_buffer("weight", steps.to(torch.int8))
+            self.register_buffer("scale", scale)
+            self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+
+def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every output channel the nearest integers from -127 to 127, in float32, and what they are multiplied by.
+
+    Args:
+        weight: (O, ...).
+
+    Returns:
+        (O, ...) and (O,).
+    """
+    scale = weight.float().abs().flatten(1).amax(1) / 127
+    scale = torch.where(scale > 0, scale, 1)
+    return (weight.float() / scale.view(-1, *[1] * (weight.dim() - 1))).round(), scale
+
+
+class QuantizedConv2d(_Int8Weight):
+    """A convolution of float numbers with a weight in int8, such as a classifier: a quarter of its size on disk.
+
+    Shape: as the convolution.
+
+    Args:
+        conv: The convolution, padded with zeros or not at all.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.weight, conv.bias)
+        self.stride, self.padding, self.dilation = list(conv.stride), conv.padding, list(conv.dilation)
+        self.groups = conv.groups
+        self.description = conv.extra_repr().replace(", bias=False", "")
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.to(input.dtype)
+        output = F.conv2d(input, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        output = output * self.scale[:, None, None]
+        bias = self.bias
+        return output if bias is None else output + bias[:, None, None]
+
+    def extra_repr(self) -> str:
+        return self.description
+
+
+class QuantizedLinear(_Int8Weight):
+    """A fully connected layer of float numbers with a weight in int8, such as a classifier.
+
+    Shape: as the layer.
+
+    Args:
+        linear: The layer.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.weight, linear.bias)
+        self.description = linear.extra_repr().replace(", bias=False", "")
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = F.linear(input, self.weight.to(input.dtype)) * self.scale
+        bias = self.bias
+        return output if bias is None else output + bias
+
+    def extra_repr(self) -> str:
+        return self.description

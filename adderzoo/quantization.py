@@ -1,0 +1,410 @@
+"""Integer networks: adder layers on bytes, with what follows them.
+
+    simulation = calibrate(model, loader, bits=8)   # float, with what bytes can hold; it can be trained
+    network = quantize(simulation)                  # bytes
+    save(network, "network.safetensors")
+    network = load("network.safetensors")
+
+For x in [low, high] and any w, ``|x - w| = |x - clip(w, low, high)| + |w - clip(w, low, high)|``: filters are clipped
+to the range of their layer's input without any loss, and the second term is a constant of the filter, which becomes
+part of the BatchNorm behind it. So input and filters share a scale and a zero point, and a layer is a sum of absolute
+differences of bytes. This is the redistribution of "Redistribution of Weights and Activations for AdderNet
+Quantization" (NeurIPS 2022), with ranges per tensor.
+
+The pass over the network is that of :func:`adderzoo.fuse`, with another target.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, fx, nn
+
+from adderzoo import fusion
+from adderzoo.checkpoints import check_fits, read_data_config, read_metadata, read_num_classes, save_weights
+from adderzoo.fusion import Pattern
+from adderzoo.layers.fake_quantized import (
+    FakeQuantize,
+    FakeQuantizedAdder2d,
+    FakeQuantizedAdder2dSame,
+    FakeQuantizedAdderLinear,
+    FakeQuantizedConv2d,
+    FakeQuantizedLinear,
+    fake_quantized,
+)
+from adderzoo.layers.quantized import (
+    Quantize,
+    QuantizedAdder2d,
+    QuantizedAdder2dSame,
+    QuantizedAdderLinear,
+    QuantizedConv2d,
+    QuantizedLinear,
+    Quantizer,
+)
+from adderzoo.models._builder import READERS
+
+__all__ = ["calibrate", "load", "quantize", "save"]
+
+_BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    FakeQuantizedAdder2d: QuantizedAdder2d,
+    FakeQuantizedAdder2dSame: QuantizedAdder2dSame,
+    FakeQuantizedAdderLinear: QuantizedAdderLinear,
+}
+_INT8_LAYERS = {FakeQuantizedConv2d: nn.Conv2d, FakeQuantizedLinear: nn.Linear}
+_POOLINGS = (F.max_pool2d, torch.max_pool2d)
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def calibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    bits: int = 8,
+    quantile: float | None = None,
+    batches: int | None = None,
+) -> fx.GraphModule:
+    """A float simulation of the integer network, with ranges from images.
+
+    It rounds what will be bytes to what these can hold: the input of every adder layer, the filters, and residual
+    connections. It can be trained, to recover what few bits lose: gradients pass straight through the rounding, and
+    those of filters are the paper's of the filters themselves. It is a :class:`torch.fx.GraphModule` in evaluation
+    mode, without the dropout of the network, whose parameters have the network's names. Ranges stay as they are.
+
+    Args:
+        model: The trained network, which is left as it is.
+        loader: Batches of images (N, C, H, W), or tuples that begin with them, preprocessed as for evaluation. Some
+            hundred images are enough.
+        bits: Of a byte, 4 to 8.
+        quantile: 1 for ranges from the least to the greatest value; less for a range from the quantile 1 - `quantile`
+            to `quantile` of all values (from a histogram of bounded size), which few bits gain from. None is 1 for 7
+            and 8 bits and 0.999 for fewer.
+        batches: How many of the loader to use; None for all.
+
+    Raises:
+        ValueError: if `bits` or `quantile` is out of range, the network has no adder layers or cannot be traced, there
+            are no images, or a tensor has a value that is not finite; the message names the layer.
+    """
+    if bits not in range(4, 9):
+        raise ValueError(f"bits must be from 4 to 8, got {bits}")
+    if quantile is None:
+        quantile = 1.0 if bits >= 7 else 0.999
+    if not 0.5 < quantile <= 1:
+        raise ValueError(f"quantile must be above 0.5 and at most 1, got {quantile}")
+    network = _simulation(model, lambda name: FakeQuantize(name, bits, quantile))
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        for batch in islice(loader, batches):
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            network(images.to(device).float())
+    for quantizer in _quantizers(network).values():
+        quantizer.fix()
+    return network
+
+
+def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
+    """The network with what `make` makes of a name behind every tensor that will be bytes."""
+    network = fusion.trace(model, "Quantized").float()
+    patterns = fusion.find_patterns(network)
+    if not patterns:
+        raise ValueError(
+            f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with none; a network "
+            "that was fused or quantised has none left"
+        )
+    for tensor, users in _byte_tensors(patterns).items():
+        current: fx.Node | None = None
+        for user, name in users:
+            if current is None or fusion._may_change(network, tensor, current, user):
+                name = fusion._free_name(network, name)
+                network.add_submodule(name, make(name))
+                with network.graph.inserting_before(user):
+                    current = network.graph.call_module(name, (tensor,))
+            user.replace_input_with(tensor, current)
+    made: dict[tuple[nn.Module, nn.Module], str] = {}
+    for pattern in patterns:
+        layer = fusion._module(network, pattern.layer)
+        quantizer = fusion._module(network, pattern.operands[0])
+        assert layer is not None
+        assert isinstance(quantizer, FakeQuantize)
+        if (layer, quantizer) not in made:
+            made[layer, quantizer] = fusion._place(network, pattern.layer, fake_quantized(layer, quantizer))
+        pattern.layer.target = made[layer, quantizer]
+    for name, layer in _int8_layers(network, patterns[-1].layer):
+        network.set_submodule(name, fake_quantized(layer))
+    network.delete_all_unused_submodules()
+    for name, module in network.named_modules():
+        if type(module) in fusion._ADDERS:
+            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
+    network.graph.lint()
+    network.recompile()
+    return network
+
+
+def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, str]]]:
+    """Tensors that will be bytes, and for each the calls that read them as such, with a name for the tensor, in order.
+
+    These are the inputs of adder layers. An addition behind an adder layer reads the bytes of a tensor that is such an
+    input too, or is made by an adder layer and for additions alone, as a shortcut's.
+    """
+    readers: dict[fx.Node, list[tuple[fx.Node, str]]] = {}
+    for pattern in patterns:
+        readers.setdefault(pattern.operands[0], []).append((pattern.layer, f"{pattern.layer.target}_input"))
+    makers = {pattern.calls[-1]: pattern for pattern in patterns}
+    additions = {pattern.addition: pattern.operands[1] for pattern in patterns if pattern.addition is not None}
+    for addition, addend in additions.items():
+        if addend in readers or (addend in makers and all(additions.get(user) is addend for user in addend.users)):
+            name = f"{makers[addend].layer.target}_output" if addend in makers else str(addend)
+            readers.setdefault(addend, []).append((addition, name))
+    order = {node: index for index, node in enumerate(patterns[0].layer.graph.nodes)}
+    return {tensor: sorted(users, key=lambda user: order[user[0]]) for tensor, users in readers.items()}
+
+
+def _int8_layers(network: fx.GraphModule, last: fx.Node) -> list[tuple[str, nn.Module]]:
+    """Convolutions and linear layers behind the last adder layer, whose weights will be int8."""
+    found = {}
+    node = last.next
+    while node.op != "output":
+        module = fusion._module(network, node)
+        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros"):
+            found[str(node.target)] = module
+        node = node.next
+    return list(found.items())
+
+
+def _quantizers(network: nn.Module) -> dict[str, FakeQuantize]:
+    """Those of a simulation, by name."""
+    return {module.name: module for module in network.modules() if isinstance(module, FakeQuantize)}
+
+
+# ------------------------------------------------------------------------------------------------------ integer target
+
+
+def quantize(calibrated: nn.Module) -> fx.GraphModule:
+    """The integer network of a simulation that :func:`calibrate` has made.
+
+    An adder layer is one operator with the BatchNorm, residual addition and ReLU behind it; where an adder layer reads
+    the result, it writes bytes, through max pooling too. Filters are there once, as packed bytes.
+
+    What is multiplied stays PyTorch's own, in float32: convolutions with BatchNorm folded into them, which oneDNN runs,
+    since the first one sees pixels, which a byte of 4 bits is too coarse for, and the classifier needs float logits and
+    costs next to nothing. What is behind the last adder layer, the classifier as a rule, has its weight in int8 with a
+    scale for every output channel, for the sake of its size. Everything else, such as BatchNorm behind a pooling
+    layer, stays as it is in the float network, and its result is turned into bytes where an adder layer reads it.
+
+    The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
+    network. It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients.
+
+    Args:
+        calibrated: The simulation, which is left as it is.
+
+    Raises:
+        ValueError: if the network was never calibrated, or a BatchNorm is in training mode; the message names it.
+    """
+    quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
+    if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
+        raise ValueError(
+            f"the network must be one that adderzoo.quantization.calibrate has made, got {type(calibrated).__name__}, "
+            "which was never calibrated"
+        )
+    for name, module in calibrated.named_modules():
+        if isinstance(module, fusion._NORMS) and module.training:
+            raise ValueError(f"{name} is in training mode: call eval() before quantize()")
+    with torch.no_grad():
+        network = copy.deepcopy(calibrated).float()
+        int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
+        for name in int8:  # plain ones again, which BatchNorm can be folded into
+            layer: Any = network.get_submodule(name)
+            layer.__class__ = _INT8_LAYERS[type(layer)]
+        fusion._fold_into_convolutions(network)
+        patterns = fusion.find_patterns(network, _BYTE_LAYERS)
+        written = _written_bytes(network, patterns)
+        outputs = {maker: _quantizer_of(network, node) for node, maker in written.items()}
+
+        def context(pattern: Pattern) -> tuple[Quantizer | None, ...]:
+            input, addend = (*pattern.operands, None)[:2]
+            return _quantizer_of(network, input), outputs.get(pattern.calls[-1]), _quantizer_of(network, addend)
+
+        fusion.replace_patterns(network, patterns, _quantized_adder, context)
+        for node, module in fusion._module_calls(network, (FakeQuantize,)):
+            if node in written:
+                fusion._replace([node], node.all_input_nodes[0])
+            else:
+                network.set_submodule(str(node.target), Quantize(quantizers[module.name]))  # type: ignore[index, arg-type]
+        for name in int8:
+            layer = network.get_submodule(name)
+            kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
+            network.set_submodule(name, kind(layer))
+        network.delete_all_unused_submodules()
+        network.graph.lint()
+        network.recompile()
+    bits = {module.bits for module in _quantizers(calibrated).values()}
+    description = {
+        "bits": bits.pop(),
+        "quantizers": {name: (known.scale, known.zero_point) for name, known in quantizers.items() if known},
+    }
+    network.quantization = description  # type: ignore[assignment]
+    kept = network.meta["_user_preserved_attributes"]
+    network.meta["_user_preserved_attributes"] = {**kept, "quantization": description}
+    return network.eval().requires_grad_(False)
+
+
+def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
+    """What the bytes of a tensor stand for, if it is to be bytes."""
+    module = None if node is None else fusion._module(network, node)
+    return module.quantizer if isinstance(module, FakeQuantize) else None
+
+
+def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
+    """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns.
+
+    Max pooling may be in between: it picks the same of bytes as of what they stand for.
+    """
+    makers = {pattern.calls[-1] for pattern in patterns}
+    written = {}
+    for node, _ in fusion._module_calls(network, (FakeQuantize,)):
+        source = node.all_input_nodes[0]
+        while len(source.users) == 1 and _is_max_pooling(network, source):
+            source = source.all_input_nodes[0]
+        if source in makers and len(source.users) == 1:
+            written[node] = source
+    return written
+
+
+def _is_max_pooling(network: fx.GraphModule, node: fx.Node) -> bool:
+    return type(fusion._module(network, node)) is nn.MaxPool2d or node.target in _POOLINGS
+
+
+def _quantized_adder(
+    layer: Any,
+    norm: nn.Module | None,
+    relu: bool,
+    input: Quantizer,
+    output: Quantizer | None,
+    addend: Quantizer | None,
+) -> nn.Module:
+    """The target of :func:`quantize`.
+
+    The layer's output is -input.scale * S - beyond + bias, S being the distance of bytes, and y becomes a y + b in
+    BatchNorm. All numbers are computed in float64 and rounded to float32 once.
+    """
+    filters = layer.weight.double()
+    beyond = (filters - filters.clamp(input.low, input.high)).abs().flatten(1).sum(1)
+    scale, shift = torch.ones_like(beyond), torch.zeros_like(beyond)
+    if norm is not None:
+        scale, shift = fusion.affine_map(norm)
+    if layer.bias is not None:
+        shift = shift + scale * layer.bias.double()
+    shift = shift - scale * beyond
+    scale = -scale * input.scale
+    addend_scale = 1.0
+    if addend is not None:
+        addend_scale = addend.scale
+        shift = shift - addend.zero_point * addend.scale
+    if output is not None:
+        scale, shift, addend_scale = scale / output.scale, shift / output.scale, addend_scale / output.scale
+    return _BYTE_LAYERS[type(layer)](layer, scale, shift, relu, input, output, addend_scale)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None, **model_args: Any) -> None:
+    """Write an integer network as safetensors, for :func:`load`, completely or not at all.
+
+    Args:
+        network: What :func:`quantize` has made.
+        path: File to write.
+        metadata: What else the file is to say, such as "classes" and "data_config", as `adderzoo train` has them.
+        model_args: Arguments of `timm.create_model` that made the float network, beside its number of classes and of
+            input channels.
+
+    Raises:
+        ValueError: if it is no integer network, or the file's name does not end in .safetensors.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    quantization = getattr(network, "quantization", None)
+    if quantization is None:
+        raise ValueError(f"the network must be one that quantize() has made, got {type(network).__name__}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    said = {"quantization": json.dumps(quantization)}
+    architecture = getattr(network, "pretrained_cfg", {}).get("architecture")
+    if architecture:
+        if hasattr(network, "in_chans"):
+            model_args = {"in_chans": network.in_chans, **model_args}
+        said |= {
+            "architecture": architecture,
+            "num_classes": str(network.num_classes),
+            "model_args": json.dumps(model_args),
+            "data_config": json.dumps(resolve_model_data_config(network)),
+        }
+    save_weights(network, path, {**said, **(metadata or {})})
+
+
+def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
+    """The integer network of a file that :func:`save` or `adderzoo quantize` has written; it gives the same bits.
+
+    Args:
+        path: The file.
+        model: A float network of the same architecture, with any weights, if it is none that `timm.create_model` makes.
+
+    Raises:
+        ValueError: if the file is missing, damaged, no quantised network, or of another network than `model`.
+    """
+    path = Path(path)
+    said = read_metadata(path)
+    if "quantization" not in said:
+        raise ValueError(f"{path} is no quantised network: its metadata has no quantization")
+    if model is None:
+        model = _float_network(path, said)
+    try:
+        quantization = json.loads(said["quantization"])
+        bits = int(quantization["bits"])
+        quantizers = {
+            name: Quantizer(float(scale), int(zero_point), 2**bits - 1)
+            for name, (scale, zero_point) in quantization["quantizers"].items()
+        }
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its metadata quantization cannot be read: {error}") from error
+
+    def make(name: str) -> FakeQuantize:
+        if name not in quantizers:
+            raise ValueError(f"{path} is of another network than {type(model).__name__}: it has no range of {name}")
+        known = FakeQuantize(name, bits)
+        known.quantizer = quantizers[name]
+        return known
+
+    network = quantize(_simulation(model, make))
+    state_dict = load_file(path)
+    check_fits(state_dict, network, path)
+    network.load_state_dict(state_dict, assign=True)
+    return network
+
+
+def _float_network(path: Path, said: Mapping[str, str]) -> nn.Module:
+    """The architecture of a file, on the meta device: without weights."""
+    name = said.get("architecture", "")
+    if not timm.is_model(name):
+        raise ValueError(f"{path} is of a network that is not registered, {name!r}: pass one like it as `model`")
+    num_classes = read_num_classes(path)
+    arguments = {"num_classes": num_classes, **json.loads(said.get("model_args", "{}"))}
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, **arguments)
+    model.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
+    return model
+
+
+def _read(path: Path) -> nn.Module | None:
+    return load(path) if path.is_file() and "quantization" in read_metadata(path) else None
+
+
+READERS.append(_read)
