@@ -280,7 +280,8 @@ def convert(
         num_classes: Of the network; None for what the source's metadata says, or else the network's own.
 
     Returns:
-        The metadata: architecture, number of classes, name, SHA-256 and licence of the source. safetensors carries it.
+        The metadata: architecture, number of classes, name, SHA-256 and licence of the source, and what else it says of
+        itself. safetensors carries it.
 
     Raises:
         ValueError: if the network is unknown or the file is not what it should be; nothing is written.
@@ -301,12 +302,13 @@ def convert(
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     metadata = {
+        "license": _KNOWN_LICENCES.get(digest, "unknown"),
+        **read_metadata(source),  # classes, preprocessing, licence
         "format": "pt",
         "architecture": model_name,
         "num_classes": str(model.num_classes),
         "source": source.name,
         "source_sha256": digest,
-        "license": _KNOWN_LICENCES.get(digest, "unknown"),
     }
     if original:
         write_atomically(destination, lambda path: torch.save(to_original(state_dict, model), path))

@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 _MODES = {1: "L", 3: "RGB"}
+_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm opens beside folders
 
 
 class Images(Dataset):
@@ -75,9 +76,12 @@ def open_dataset(
         keys: `input_key` and `target_key`, the columns of a Hugging Face or webdataset data set.
 
     Raises:
-        ValueError: if the folder, the split or the images are missing, or `channels` is neither 1 nor 3.
+        ValueError: if timm knows no such data set, the folder, the split or the images are missing, or `channels` is
+            neither 1 nor 3.
     """
     mode = _mode(channels)
+    if name and name.partition("/")[0].lower() not in _KINDS:  # timm would read it as a folder
+        raise ValueError(f"dataset must begin with {', '.join(f'{kind}/' for kind in _KINDS)}, got {name!r}")
     if "/" not in name and (root is None or not Path(root).is_dir()):
         raise ValueError(f"data-dir must be a folder, got {root!r}")
     if not name:

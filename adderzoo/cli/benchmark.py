@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adderzoo.engine.benchmark import OperatorResult, Report, Section
 
 _PARTS = ("operator", "inference", "training", "threads")
+_PARTS_OF = {"float32": _PARTS, "u8": ("operator", "inference", "threads")}
 _OPERATOR_MODEL, _NETWORK_MODEL = "adder_resnet50", "adder_resnet20"
 _CHARTS = (".png", ".pdf", ".svg")
 
@@ -22,9 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parts",
         nargs="+",
         choices=_PARTS,
-        default=_PARTS,
         help="operator: its speed on the adder layers of a network; inference, training: whole networks, one training "
-        "step; threads: the network's speed with one thread and with more (all of them)",
+        "step; threads: the network's speed with one thread and with more (all of them); by default all, but for "
+        "training in u8",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=_PARTS_OF,
+        default="float32",
+        help="of the adder networks: float32, or u8 for inference in bytes, beside the CNN in int8 (%(default)s)",
     )
     parser.add_argument(
         "--models",
@@ -54,16 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Everything is measured in turns, so that a machine that gets slower or faster does so for all; a time is the "
         "median of the rounds, ± half the distance between their quartiles. Speed and memory are relative to the "
-        "faster memory format of the CNN twin, by image; frozen is inductor's freezing, which folds BatchNorm. Peak "
-        "memory is that of parameters, optimiser and one run, without Python and its libraries. The adder layers in "
-        "PyTorch's own operations run on one image (two in training), which is the best for them. PyTorch's threads "
-        "are set by OMP_NUM_THREADS."
+        "faster memory format of the float32 CNN twin, by image; frozen is inductor's freezing, which folds BatchNorm; "
+        "the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, optimiser "
+        "and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on one image "
+        "(two in training), which is the best for them. PyTorch's threads are set by OMP_NUM_THREADS."
     )
 
 
 def run(args: argparse.Namespace) -> None:
     from adderzoo.engine import benchmark
 
+    args.parts = args.parts or _PARTS_OF[args.precision]
     _check(args)
     if args.chart:
         benchmark.import_matplotlib()
@@ -94,7 +102,9 @@ def _measure(jobs: list[tuple[str, str, list[int]]], report: "Report", args: arg
         for part, model, batches in jobs:
             for batch in batches:
                 if part == "operator":
-                    results = benchmark.measure_operator(model, batch, args.seconds / 4, progress.set_description_str)
+                    results = benchmark.measure_operator(
+                        model, batch, args.seconds / 4, progress.set_description_str, args.precision
+                    )
                     report.operator += results
                     text = _operator_text(results)
                 else:
@@ -106,6 +116,7 @@ def _measure(jobs: list[tuple[str, str, list[int]]], report: "Report", args: arg
                         compiled=not args.no_compile,
                         seconds=args.seconds,
                         note=progress.set_description_str,
+                        precision=args.precision,
                     )
                     report.networks.append(section)
                     text = _section_text(section)
@@ -131,6 +142,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("batch-size must be at least 2 in training, for BatchNorm, got 1")
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"seconds must be a finite number above 0, got {args.seconds}")
+    if unknown := [part for part in args.parts if part not in _PARTS_OF[args.precision]]:
+        known = ", ".join(_PARTS_OF[args.precision])
+        raise ValueError(f"parts must be among {known} for precision {args.precision}, got {unknown[0]}")
     if args.chart and args.chart.suffix not in _CHARTS:
         raise ValueError(f"chart must end in {', '.join(_CHARTS)}, got {args.chart}")
 
@@ -138,14 +152,14 @@ def _check(args: argparse.Namespace) -> None:
 def _operator_text(results: list["OperatorResult"]) -> str:
     from adderzoo.engine.benchmark import operator_table
 
-    title = f"adder layers of {results[0].model}, batch {results[0].batch}: elements |x - w|, share of the ceiling"
+    title = f"{results[0].title}: elements |x - w|, share of the ceiling"
     return f"{title}\n{align(operator_table(results), {0, 1, 6})}"
 
 
 def _section_text(section: "Section") -> str:
     from adderzoo.engine.benchmark import section_table
 
-    return f"{section.model}, {section.part}, batch {section.batch}\n{align(section_table(section), {0, 1})}"
+    return f"{section.title}\n{align(section_table(section), {0, 1})}"
 
 
 def _write(report: "Report", args: argparse.Namespace) -> None:

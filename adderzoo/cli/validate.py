@@ -78,9 +78,15 @@ def run(args: argparse.Namespace) -> None:
             **keys,
         )
         classes = read_classes(args.checkpoint) if args.checkpoint and not args.class_map else None
-        if classes and class_indices(dataset).keys() <= set(classes):
-            dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
         check_classes(dataset, model)
+        if classes:
+            strange = [name for name in class_indices(dataset) if name not in classes]
+            if strange:
+                raise ValueError(
+                    f"the data set has classes that {args.checkpoint} was not trained on, {', '.join(strange[:4])}; "
+                    "--class-map takes a file that maps its names to indices"
+                )
+            dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
         if distributed and isinstance(dataset, IterableDataset):
             raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
         if args.torchcompile:

@@ -393,13 +393,14 @@ def u8(
     result = result + shift[:, None, None]
     if addend is not None:
         result = result + addend.float() * addend_scale
-    if relu:
-        result = torch.where(result > 0, result, 0)  # of a NaN too
     dtype = torch.float32
     if out_zero_point is not None:
         dtype = torch.uint8
-        result = torch.where(result > -out_zero_point, result, -out_zero_point)
+        lowest = 0 if relu else -out_zero_point
+        result = torch.where(result > lowest, result, lowest)  # a NaN becomes the lowest
         result = result.clamp(max=out_max - out_zero_point).round() + out_zero_point
+    elif relu:
+        result = result.relu()
     output = torch.empty(result.shape, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
     return output.copy_(result)
 

@@ -1,26 +1,21 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "adder2d_checks.h"
 #include "adder2d_plan.h"
 
 namespace adderzoo::cpu {
 namespace {
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Pair = std::vector<int64_t>;
 
 // Work that is worth waking a thread for, in steps of the loops: some ten microseconds.
 constexpr int64_t kGrainSteps = 1 << 15;
@@ -31,210 +26,6 @@ constexpr int64_t kStepsOfPackedStep = 16;
 constexpr int64_t kStepsOfPixel = 8;
 
 int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / std::max<int64_t>(1, item_steps)); }
-
-// Not STD_TORCH_CHECK, which shows users the path of this file where it was compiled.
-template <typename... Words>
-[[noreturn]] void fail(const char* op, const Words&... words) {
-  std::ostringstream text;
-  text << op << ": ";
-  (text << ... << words);
-  throw std::runtime_error(text.str());
-}
-
-constexpr const char* kAdder2d = "adder2d";
-constexpr const char* kAffine = "adder2d_affine";
-
-// As Python writes a tuple.
-std::string tuple(const std::vector<int64_t>& numbers) {
-  std::string text = "(";
-  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
-  return text + (numbers.size() == 1 ? ",)" : ")");
-}
-
-std::string shape(const Tensor& tensor) {
-  std::vector<int64_t> sizes;
-  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
-  return tuple(sizes);
-}
-
-// As Python writes it.
-std::string name(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default:
-      return torch::headeronly::toString(type);
-  }
-}
-
-bool is_supported(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
-void check_pair(const char* op, const char* argument, const Pair& pair, int64_t least) {
-  if (pair.size() != 2 || pair[0] < least || pair[1] < least) {
-    fail(op, argument, " must be two integers of at least ", least, ", got ", tuple(pair));
-  }
-}
-
-void check_mode(const char* argument, const std::string& mode, const char* one, const char* other) {
-  if (mode != one && mode != other) {
-    fail(kAdder2d, argument, " must be '", one, "' or '", other, "', got '", mode, "'");
-  }
-}
-
-// Adder outputs lie near -1000 with a spread of a few units: half precision would round the spread away.
-ScalarType accumulation_type(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// The same checks, in the same words, as adderzoo/ops/reference.py makes; that of the devices is made there alone,
-// because the dispatcher calls these kernels for tensors that are all on the CPU.
-void check_dimensions(const char* op, const Tensor& input) {
-  if (input.dim() != 4) fail(op, "input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
-}
-
-void check_dtype(const char* op, const Tensor& input) {
-  if (!is_supported(input.scalar_type())) {
-    fail(op, "input must be float32, float64, bfloat16 or float16, got ", name(input.scalar_type()));
-  }
-}
-
-void check_pairs(const char* op, const Pair& stride, const Pair& padding, const Pair& dilation) {
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
-}
-
-Geometry geometry(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, int64_t channels,
-                  int64_t kernel_h, int64_t kernel_w, const Pair& stride, const Pair& padding, const Pair& dilation,
-                  int64_t groups) {
-  Geometry g{
-      .batch = input.size(0),
-      .groups = groups,
-      .channels = channels,
-      .filters = filters / groups,
-      .height = input.size(2),
-      .width = input.size(3),
-      .out_height = 0,
-      .out_width = 0,
-      .kernel_h = kernel_h,
-      .kernel_w = kernel_w,
-      .stride_h = stride[0],
-      .stride_w = stride[1],
-      .padding_h = padding[0],
-      .padding_w = padding[1],
-      .dilation_h = dilation[0],
-      .dilation_w = dilation[1],
-  };
-  const int64_t span_h = g.height + 2 * g.padding_h - g.dilation_h * (g.kernel_h - 1) - 1;
-  const int64_t span_w = g.width + 2 * g.padding_w - g.dilation_w * (g.kernel_w - 1) - 1;
-  if (span_h < 0 || span_w < 0) {
-    fail(op, "the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
-         ", padding ", tuple(padding), " and dilation ", tuple(dilation));
-  }
-  g.out_height = span_h / g.stride_h + 1;
-  g.out_width = span_w / g.stride_w + 1;
-  return g;
-}
-
-Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
-               int64_t groups) {
-  check_dimensions(kAdder2d, input);
-  if (weight.dim() != 4) {
-    fail(kAdder2d, "weight must have 4 dimensions (O, C / groups, kH, kW), got shape ", shape(weight));
-  }
-  check_dtype(kAdder2d, input);
-  if (weight.scalar_type() != input.scalar_type()) {
-    fail(kAdder2d, "weight must have the dtype of input, ", name(input.scalar_type()), ", got ",
-         name(weight.scalar_type()));
-  }
-  check_pairs(kAdder2d, stride, padding, dilation);
-  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
-    fail(kAdder2d,
-         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", input ", shape(input), " and weight ", shape(weight));
-  }
-  if (weight.numel() == 0) fail(kAdder2d, "weight must not be empty, got shape ", shape(weight));
-  return geometry(kAdder2d, input, weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), stride,
-                  padding, dilation, groups);
-}
-
-Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
-                      const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding,
-                      const Pair& dilation, int64_t groups) {
-  const int64_t filters = scale.numel();
-  check_dimensions(kAffine, input);
-  if (scale.dim() != 1 || filters == 0) {
-    fail(kAffine, "scale must have a value for each filter, (O,), got shape ", shape(scale));
-  }
-  if (shape(shift) != shape(scale)) {
-    fail(kAffine, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
-  }
-  if (weight.dim() != 5 || weight.size(0) != (filters + kPanel - 1) / kPanel || weight.size(4) != kPanel ||
-      weight.numel() == 0) {
-    fail(kAffine, "weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), got shape ", shape(weight),
-         " with O = ", filters);
-  }
-  check_dtype(kAffine, input);
-  const auto check_parameter = [&](const char* argument, const Tensor& tensor) {
-    if (tensor.scalar_type() != accumulation_type(input)) {
-      fail(kAffine, argument, " must be ", name(accumulation_type(input)), " for an input of ",
-           name(input.scalar_type()), ", got ", name(tensor.scalar_type()));
-    }
-  };
-  check_parameter("weight", weight);
-  check_parameter("scale", scale);
-  check_parameter("shift", shift);
-  check_pairs(kAffine, stride, padding, dilation);
-  if (groups < 1 || filters % groups != 0 || input.size(1) != weight.size(3) * groups) {
-    fail(kAffine,
-         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
-  }
-  const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
-                              padding, dilation, groups);
-  if (addend.has_value()) {
-    const std::string expected = tuple({g.batch, filters, g.out_height, g.out_width});
-    if (shape(*addend) != expected) {
-      fail(kAffine, "addend must have the shape of the output, ", expected, ", got ", shape(*addend));
-    }
-    if (addend->scalar_type() != input.scalar_type() && addend->scalar_type() != ScalarType::Float) {
-      fail(kAffine, "addend must have the dtype of input, ", name(input.scalar_type()), ", or be float32, got ",
-           name(addend->scalar_type()));
-    }
-  }
-  return g;
-}
-
-void check_grad(const Tensor& grad, const Geometry& g) {
-  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
-  if (shape(grad) != expected)
-    fail(kAdder2d, "grad must have the shape of the output, ", expected, ", got ", shape(grad));
-}
 
 // Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
 bool is_channels_last(const Tensor& tensor) {
@@ -419,6 +210,53 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   return torch::stable::to(output, input.scalar_type());
 }
 
+Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  std::optional<Tensor> addend, Pair stride, Pair padding, Pair dilation, int64_t groups, bool relu,
+                  int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max, double addend_scale) {
+  const Geometry g = check_u8(input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point,
+                              out_zero_point, out_max);
+  const MemoryFormat format = MemoryFormat::ChannelsLast;
+  const bool bytes = out_zero_point.has_value();
+  Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width},
+                            bytes ? ScalarType::Byte : ScalarType::Float, format);
+  const Dense<uint8_t> x(input, ScalarType::Byte, format);
+  const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
+               b = torch::stable::contiguous(shift);
+  Epilogue<uint8_t> epilogue{
+      .scale = a.const_data_ptr<float>(),
+      .shift = b.const_data_ptr<float>(),
+      .byte_addend = nullptr,
+      .float_addend = nullptr,
+      .addend_scale = static_cast<float>(addend_scale),
+      .lowest = relu    ? 0.0f
+                : bytes ? -static_cast<float>(*out_zero_point)
+                        : -std::numeric_limits<float>::infinity(),
+      .highest = static_cast<float>(out_max - out_zero_point.value_or(0)),
+      .zero_point = static_cast<int32_t>(out_zero_point.value_or(0)),
+      .float_output = bytes ? nullptr : output.mutable_data_ptr<float>(),
+  };
+  std::optional<Tensor> added;
+  if (addend.has_value()) {
+    added = dense(*addend, addend->scalar_type(), format);
+    if (addend->scalar_type() == ScalarType::Byte) {
+      epilogue.byte_addend = added->const_data_ptr<uint8_t>();
+    } else {
+      epilogue.float_addend = added->const_data_ptr<float>();
+    }
+  }
+  Plan<uint8_t> plan;
+  plan.work.filters = filters.const_data_ptr<uint8_t>();
+  plan.work.padding = static_cast<uint8_t>(zero_point);
+  plan.work.epilogue = epilogue;
+  const Strides strides = dense_strides(format, output.size(1), output.size(2), output.size(3));
+  plan_forward<uint8_t>(plan, g, x.view, {bytes ? output.mutable_data_ptr<uint8_t>() : nullptr, strides}, threads());
+  run(plan.work);
+  if (is_channels_last(input)) return output;
+  Tensor result = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, output.scalar_type(),
+                            MemoryFormat::Contiguous);
+  return torch::stable::copy_(result, output);
+}
+
 Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                               Pair dilation, int64_t groups, std::string input_grad) {
   check_mode("input_grad", input_grad, "hardtanh", "sign");
@@ -464,12 +302,17 @@ int64_t cpu_ceiling(std::string form, int64_t steps) {
     ceiling = Ceiling::kDistance;
   } else if (form == "slope") {
     ceiling = Ceiling::kSlope;
+  } else if (form == "byte_distance") {
+    ceiling = Ceiling::kByteDistance;
   } else {
-    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance' or 'slope', got '", form, "'");
+    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got '", form, "'");
   }
   std::atomic<int64_t> elements = 0;
   torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) elements += loops<float>().ceiling(ceiling, steps);
+    for (int64_t i = begin; i < end; ++i) {
+      elements += ceiling == Ceiling::kByteDistance ? loops<uint8_t>().ceiling(ceiling, steps)
+                                                    : loops<float>().ceiling(ceiling, steps);
+    }
   });
   return elements;
 }
@@ -482,6 +325,7 @@ std::string cpu_capability() { return loops<float>().capability; }
 STABLE_TORCH_LIBRARY_IMPL(adderzoo, CPU, m) {
   m.impl("adder2d", TORCH_BOX(&adderzoo::cpu::adder2d));
   m.impl("adder2d_affine", TORCH_BOX(&adderzoo::cpu::adder2d_affine));
+  m.impl("adder2d_u8", TORCH_BOX(&adderzoo::cpu::adder2d_u8));
   m.impl("_adder2d_backward_input", TORCH_BOX(&adderzoo::cpu::adder2d_backward_input));
   m.impl("_adder2d_backward_weight", TORCH_BOX(&adderzoo::cpu::adder2d_backward_weight));
 }

@@ -10,6 +10,7 @@ namespace adderzoo::cpu {
   namespace capability {                   \
   extern const Loops<float> kFloat;        \
   extern const Loops<double> kDouble;      \
+  extern const Loops<uint8_t> kBytes;      \
   }
 
 ADDERZOO_DECLARE_LOOPS(default_loops)
@@ -53,12 +54,13 @@ Capability choose_capability() {
 template <typename T>
 const Loops<T>& loops() {
   static const Capability capability = choose_capability();
-  constexpr bool is_float = sizeof(T) == sizeof(float);
-#define ADDERZOO_RETURN_LOOPS(capability) \
-  if constexpr (is_float) {               \
-    return capability::kFloat;            \
-  } else {                                \
-    return capability::kDouble;           \
+#define ADDERZOO_RETURN_LOOPS(capability)            \
+  if constexpr (sizeof(T) == sizeof(double)) {       \
+    return capability::kDouble;                      \
+  } else if constexpr (sizeof(T) == sizeof(float)) { \
+    return capability::kFloat;                       \
+  } else {                                           \
+    return capability::kBytes;                       \
   }
   switch (capability) {
 #ifdef __x86_64__
@@ -74,5 +76,6 @@ const Loops<T>& loops() {
 
 template const Loops<float>& loops<float>();
 template const Loops<double>& loops<double>();
+template const Loops<uint8_t>& loops<uint8_t>();
 
 }  // namespace adderzoo::cpu

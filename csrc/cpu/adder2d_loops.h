@@ -58,6 +58,13 @@ struct Piece {
   int64_t length;
 };
 
+// Bytes of successive source channels that are one step, and lie side by side in a lane of a panel. Where channels have
+// their own copies of the source, a step is one channel.
+constexpr int64_t kByteStep = 8;
+
+// Elements of a filter of bytes, whose differences of at most 255 add up to a signed integer of 32 bits.
+constexpr int64_t kLargestByteFilter = ((int64_t{1} << 31) - 1) / 255;
+
 // What is done with the sums before they are written: y * scale + shift + addend, then max(0, y).
 template <typename T>
 struct Epilogue {
@@ -65,6 +72,21 @@ struct Epilogue {
   const T* shift = nullptr;
   const T* addend = nullptr;  // with the output's strides, or null
   bool relu = false;
+};
+
+// Of bytes, whose sums are integers: s * scale + shift + addend * addend_scale, every operation rounded to float32;
+// then a float no less than `lowest`, or a byte: within the bounds, rounded, plus the zero point. A NaN becomes the
+// lowest byte.
+template <>
+struct Epilogue<uint8_t> {
+  const float* scale;
+  const float* shift;
+  const uint8_t* byte_addend;  // with the output's strides; one of the two at most
+  const float* float_addend;
+  float addend_scale;
+  float lowest, highest;
+  int32_t zero_point;
+  float* float_output;  // null: bytes are written to the accumulation's output
 };
 
 template <typename T>
@@ -91,6 +113,8 @@ struct Accumulation {
   int64_t num_tap_rows, num_tap_columns;
 
   bool staged;           // whether the region is a copy
+  uint8_t padding;       // what all bytes of a padded pixel's channels are
+  int64_t tap_steps;     // steps of a tap
   int64_t region_width;  // in pixels
   int64_t region_pixel;  // elements of a pixel
   int64_t source_step;   // from one step to the next of a piece, in elements
@@ -137,7 +161,7 @@ struct FilterSignGradient {
 };
 
 // What a machine can do at most: loops with the instructions of one of the above, but all operands at hand.
-enum class Ceiling { kMultiplyAdd, kDistance, kSlope };
+enum class Ceiling { kMultiplyAdd, kDistance, kSlope, kByteDistance };
 
 // The loops for one instruction set.
 template <typename T>
@@ -152,6 +176,12 @@ struct Loops {
   // An item is one tap of one filter.
   void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
   // Returns the number of elements.
+  int64_t (*ceiling)(Ceiling, int64_t steps);
+};
+
+template <>
+struct Loops<uint8_t> {
+  void (*run)(const Accumulation<uint8_t>&, int64_t begin, int64_t end, uint8_t* scratch);
   int64_t (*ceiling)(Ceiling, int64_t steps);
 };
 

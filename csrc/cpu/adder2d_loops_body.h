@@ -22,12 +22,16 @@ struct PlainSimd {
     asm volatile("" : "+v"(x));
 #elif defined(__aarch64__)
     asm volatile("" : "+w"(x));
+#else
+    asm volatile("" : "+m"(x));
 #endif
     return x;
   }
   static Vector add(Vector sum, Vector x, Vector) { return sum + x; }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return sum + a * b; }
+  // Of two, if one is NaN, the second.
   static Vector max(Vector a, Vector b) { return a > b ? a : b; }
+  static Vector min(Vector a, Vector b) { return a < b ? a : b; }
   static Vector distance(Vector a, Vector b) { return a > b ? a - b : b - a; }
   static Vector clip(Vector x, Vector one) {
     x = one < x ? one : x;
@@ -96,6 +100,7 @@ struct Simd<float> : PlainSimd<float> {
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
   }
   static Vector max(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
+  static Vector min(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm512_abs_ps((__m512)(a - b)); }
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }
@@ -115,6 +120,7 @@ struct Simd<float> : PlainSimd<float> {
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
   }
   static Vector max(Vector a, Vector b) { return (Vector)_mm256_max_ps((__m256)a, (__m256)b); }
+  static Vector min(Vector a, Vector b) { return (Vector)_mm256_min_ps((__m256)a, (__m256)b); }
   static Vector distance(Vector a, Vector b) {
     return (Vector)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)(a - b));
   }
@@ -145,6 +151,7 @@ struct Simd<float> : PlainSimd<float> {
   static constexpr bool kMaxDistance = true;
   static Vector broadcast(float x) { return (Vector)_mm_set1_ps(x); }
   static Vector max(Vector a, Vector b) { return (Vector)_mm_max_ps((__m128)a, (__m128)b); }
+  static Vector min(Vector a, Vector b) { return (Vector)_mm_min_ps((__m128)a, (__m128)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm_andnot_ps(_mm_set1_ps(-0.0f), (__m128)(a - b)); }
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm_max_ps(_mm_min_ps((__m128)x, (__m128)one), (__m128)-one);
@@ -159,6 +166,8 @@ constexpr int64_t kLanes = Simd<T>::kLanes;
 // Vectors of a panel.
 template <typename T>
 constexpr int kVectors = static_cast<int>(kPanel / kLanes<T>);
+template <>
+constexpr int kVectors<uint8_t> = static_cast<int>(kPanel * kByteStep / ADDERZOO_VECTOR_BYTES);
 // Panels of a tile at most: four vectors of AVX-512.
 template <typename T>
 constexpr int kMaxPanels = ADDERZOO_REGISTERS >= 32 && kVectors<T> < 4 ? 4 / kVectors<T> : 1;
@@ -234,6 +243,9 @@ constexpr int points_of_tile(Function f, int vectors) {
   const int points = (ADDERZOO_REGISTERS - spare - vectors) / (pair * vectors);
   return points < 1 ? 1 : points > 8 ? 8 : points;
 }
+
+// What the compiler makes for every number of points that a tile may have.
+#define ADDERZOO_POINTS(make) make(1) make(2) make(3) make(4) make(5) make(6) make(7) make(8)
 
 // What a tile works on. Arrays are those of its first point.
 template <typename T>
@@ -335,21 +347,24 @@ void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, in
 template <Function F, bool kShared, int kVecs, typename T>
 void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, int64_t end, int points) {
   constexpr int kMost = points_of_tile(F, kVecs);
-#define ADDERZOO_POINTS(n) \
-  case n:                  \
+#define ADDERZOO_CASE(n) \
+  case n:                \
     if constexpr (n <= kMost) return add_blocks<F, kShared, n, kVecs>(a, tile, begin, end);
-  switch (points) {
-    ADDERZOO_POINTS(1)
-    ADDERZOO_POINTS(2)
-    ADDERZOO_POINTS(3)
-    ADDERZOO_POINTS(4)
-    ADDERZOO_POINTS(5)
-    ADDERZOO_POINTS(6)
-    ADDERZOO_POINTS(7)
-    ADDERZOO_POINTS(8)
-  }
-#undef ADDERZOO_POINTS
+  switch (points) { ADDERZOO_POINTS(ADDERZOO_CASE) }
+#undef ADDERZOO_CASE
 }
+
+// Sums of bytes are integers.
+template <typename T>
+struct TotalOf {
+  using Type = T;
+};
+template <>
+struct TotalOf<uint8_t> {
+  using Type = int32_t;
+};
+template <typename T>
+using Total = typename TotalOf<T>::Type;
 
 // The points of an item, and its scratch memory.
 template <typename T>
@@ -360,7 +375,8 @@ struct Item {
   const T* region;
   int64_t *offsets, *output_offsets, *input_offsets;
   T *region_copy, *row_sums, *pixel_sums, *sums;  // sums of the sources of each point
-  T *totals, *inputs;
+  Total<T>* totals;
+  T* inputs;
   const char* ahead;  // where the source of the next item begins that this one does not read
   int64_t ahead_bytes;
 };
@@ -394,19 +410,29 @@ inline __attribute__((always_inline)) void transpose(const T* from, int64_t stri
   }
 }
 
+// Writes padded pixels into the region. Bytes beyond the last channel are zero, as in the filters.
+template <typename T>
+void pad(const Accumulation<T>& a, T* to, int64_t pixels) {
+  std::memset(to, a.padding, pixels * a.region_pixel * sizeof(T));
+  if (a.padding == 0 || !a.shared || a.region_pixel == a.source_channels) return;
+  for (int64_t x = 0; x < pixels; ++x, to += a.region_pixel) {
+    std::memset(to + a.source_channels, 0, (a.region_pixel - a.source_channels) * sizeof(T));
+  }
+}
+
 // Copies a row of the source, with its padding, into the region. `row` and `column` may lie outside.
 template <typename T>
 void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int64_t row, int64_t column, T* to) {
   const Strides& s = a.source_strides;
   if (row < 0 || row >= a.source_height) {
-    std::memset(to, 0, a.region_width * a.region_pixel * sizeof(T));
+    pad(a, to, a.region_width);
     return;
   }
   const int64_t left = column < 0 ? smaller(-column, a.region_width) : 0;
   int64_t right = smaller(a.region_width, a.source_width - column);
   right = right < left ? left : right;
-  std::memset(to, 0, left * a.region_pixel * sizeof(T));
-  std::memset(to + right * a.region_pixel, 0, (a.region_width - right) * a.region_pixel * sizeof(T));
+  pad(a, to, left);
+  pad(a, to + right * a.region_pixel, a.region_width - right);
   to += left * a.region_pixel;
   const int64_t pixels = right - left;
   const T* from = a.source + image * s.image + row * s.row + (column + left) * s.column;
@@ -416,8 +442,10 @@ void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int
       if (s.column == a.region_pixel) {
         std::memcpy(to, from, pixels * a.region_pixel * sizeof(T));
       } else {
-        for (int64_t x = 0; x < pixels; ++x) {
-          std::memcpy(to + x * a.region_pixel, from + x * s.column, a.source_channels * sizeof(T));
+        const int64_t beyond = a.region_pixel - a.source_channels;
+        for (int64_t x = 0; x < pixels; ++x, to += a.region_pixel) {
+          std::memcpy(to, from + x * s.column, a.source_channels * sizeof(T));
+          if (beyond > 0) std::memset(to + a.source_channels, 0, beyond * sizeof(T));
         }
       }
       return;
@@ -496,8 +524,9 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
       at = image * a.source_strides.image + top * a.source_strides.row + first_column * a.source_strides.column +
            item.group * a.source_channels;
     }
-    if (a.function == Function::kMaxDistance && a.shared) {
-      for (int64_t r = 0; r < region_rows; ++r) {
+    const bool sums_needed = a.function == Function::kMaxDistance && a.shared;
+    if constexpr (Simd<T>::kMaxDistance) {
+      for (int64_t r = 0; sums_needed && r < region_rows; ++r) {
         bool needed = false;
         for (int64_t i = 0; i < a.num_tap_rows; ++i) needed |= (r - (a.tap_rows[i] - first_row)) % a.step_h == 0;
         if (needed) sum_row(a, item.region + at + r * region_row, item.pixel_sums, item.row_sums + r * a.columns);
@@ -505,7 +534,7 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
     }
     for (int64_t y = 0; y < rows; ++y) {
       T* sums = item.sums + point;
-      if (a.function == Function::kMaxDistance && a.shared) {
+      if (sums_needed) {
         std::memset(sums, 0, a.columns * sizeof(T));
         for (int64_t i = 0; i < a.num_tap_rows; ++i) {
           const T* from = item.row_sums + (y * a.step_h + a.tap_rows[i] - first_row) * a.columns;
@@ -773,6 +802,30 @@ void run_shared(const Accumulation<T>& a, const Item<T>& item) {
 }
 
 template <typename T>
+void run_function(const Accumulation<T>& a, const Item<T>& item) {
+  const bool affine = a.epilogue.scale != nullptr;
+  switch (a.function) {
+    case Function::kDistance:
+      affine ? run_shared<Function::kDistance, true>(a, item) : run_shared<Function::kDistance, false>(a, item);
+      break;
+    case Function::kMaxDistance:
+      affine ? run_shared<Function::kMaxDistance, true>(a, item) : run_shared<Function::kMaxDistance, false>(a, item);
+      break;
+    case Function::kClippedSlope:
+      run_shared<Function::kClippedSlope, false>(a, item);
+      break;
+    case Function::kExactClippedSlope:
+      run_shared<Function::kExactClippedSlope, false>(a, item);
+      break;
+    case Function::kSignSlope:
+      run_shared<Function::kSignSlope, false>(a, item);
+      break;
+  }
+}
+
+#include "adder2d_bytes_body.h"
+
+template <typename T>
 void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
   Item<T> item;
   // Numbers of eight bytes first.
@@ -780,9 +833,9 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
   item.offsets = offsets;
   item.output_offsets = offsets + a.max_points;
   item.input_offsets = offsets + 2 * a.max_points;
-  item.totals = reinterpret_cast<T*>(offsets + 3 * a.max_points);
-  item.inputs = item.totals + a.max_points * kMaxPanels<T> * kPanel;
-  item.sums = item.inputs + a.max_points * kMaxPanels<T> * kPanel;
+  item.totals = reinterpret_cast<Total<T>*>(offsets + 3 * a.max_points);
+  item.inputs = reinterpret_cast<T*>(item.totals + a.max_points * kMaxPanels<T> * kPanel);
+  item.sums = item.inputs + (a.input == nullptr ? 0 : a.max_points * kMaxPanels<T> * kPanel);
   item.region_copy = item.sums + a.max_points;
   item.row_sums = item.region_copy + (a.staged ? a.max_region_rows * a.region_width * a.region_pixel : 0);
   item.pixel_sums = item.row_sums + a.max_region_rows * a.columns;
@@ -805,24 +858,7 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
       prepare_item(a, item, chunk * a.rows_of_item, smaller(rows, (chunk + 1) * a.rows_of_item));
       prepared = region;
     }
-    const bool affine = a.epilogue.scale != nullptr;
-    switch (a.function) {
-      case Function::kDistance:
-        affine ? run_shared<Function::kDistance, true>(a, item) : run_shared<Function::kDistance, false>(a, item);
-        break;
-      case Function::kMaxDistance:
-        affine ? run_shared<Function::kMaxDistance, true>(a, item) : run_shared<Function::kMaxDistance, false>(a, item);
-        break;
-      case Function::kClippedSlope:
-        run_shared<Function::kClippedSlope, false>(a, item);
-        break;
-      case Function::kExactClippedSlope:
-        run_shared<Function::kExactClippedSlope, false>(a, item);
-        break;
-      case Function::kSignSlope:
-        run_shared<Function::kSignSlope, false>(a, item);
-        break;
-    }
+    run_function(a, item);
   }
 }
 
@@ -993,5 +1029,7 @@ extern const Loops<float> kFloat;
 extern const Loops<double> kDouble;
 constexpr Loops<float> kFloat = kLoops<float>;
 constexpr Loops<double> kDouble = kLoops<double>;
+extern const Loops<uint8_t> kBytes;
+constexpr Loops<uint8_t> kBytes = {.run = run<uint8_t>, .ceiling = ceiling_of_bytes};
 
 }  // namespace adderzoo::cpu::ADDERZOO_CAPABILITY

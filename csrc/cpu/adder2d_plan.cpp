@@ -52,7 +52,7 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
     for (size_t j = 0; j < plan.tap_columns.size(); ++j) {
       const int64_t row = plan.tap_rows[i] - plan.tap_rows[0], column = plan.tap_columns[j] - plan.tap_columns[0];
       const int64_t tap_steps = first_step + static_cast<int64_t>(i) * step_h + static_cast<int64_t>(j) * step_w;
-      add((row * a.region_width + column) * a.region_pixel, tap_steps, a.source_channels);
+      add((row * a.region_width + column) * a.region_pixel, tap_steps, a.tap_steps);
     }
   }
   plan.blocks.push_back(static_cast<int64_t>(plan.pieces.size()));
@@ -71,8 +71,8 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
                          : groups > 1 && a.group_channels % kPanel != 0 ? a.group_channels / kPanel + 2
                                                                         : divide_up(a.group_channels, kPanel);
   a.panels_of_item = a.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
-  const int64_t lanes = a.shared ? 1 : a.panels_of_item * kPanel;
-  if (!a.shared) a.source_step = lanes;
+  if (!a.shared) a.source_step = a.panels_of_item * kPanel;
+  if (a.staged) a.region_pixel = a.tap_steps * a.source_step;
   if (all_rows == 0 || a.columns == 0) {
     a.num_items = 0;
     return;
@@ -81,7 +81,7 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
   // Rows: a multiple of the threads, where there are enough of them.
   int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / a.columns));
   const int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / a.columns));
-  const int64_t row_bytes = a.staged ? a.region_width * a.source_channels * lanes * sizeof(T) : 0;
+  const int64_t row_bytes = a.staged ? a.region_width * a.region_pixel * sizeof(T) : 0;
   while (rows > few_rows && region_rows(a, rows) * row_bytes > kRegionBytes) --rows;
   const int64_t panel_chunks = divide_up(panels, a.panels_of_item);
   const int64_t columns_of_items = groups * panel_chunks;
@@ -102,13 +102,13 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
 
   a.max_points = divide_up(a.rows_of_item * a.columns, kPanel) * kPanel;  // for the alignment of what lies behind
   a.max_region_rows = region_rows(a, a.rows_of_item);
-  const int64_t num_steps = a.num_tap_rows * a.num_tap_columns * a.source_channels;
+  const int64_t num_steps = a.num_tap_rows * a.num_tap_columns * a.tap_steps;
   a.item_steps = a.max_points * (a.panels_of_item * num_steps + kPanel);
-  // As `run` divides it: three numbers of eight bytes, four panels of totals and of inputs, and a sum for each point;
-  // the region; a sum for each point of its rows; a sum for each pixel of one.
+  // As `run` divides it: three numbers of eight bytes, four panels of totals and of inputs (of bytes, two of totals of
+  // four bytes), and a sum for each point; the region; a sum for each point of its rows; a sum for each pixel of one.
   constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
   a.scratch_size = a.max_points * (kNumbers + 2 * 4 * kPanel + 1) +
-                   (a.staged ? a.max_region_rows * a.region_width * a.source_channels * lanes : 0) +
+                   (a.staged ? a.max_region_rows * a.region_width * a.region_pixel : 0) +
                    a.max_region_rows * a.columns + a.region_width;
 }
 
@@ -122,6 +122,8 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   a.source_width = width;
   a.source_channels = channels;
   a.shared = g.groups == 1 || a.group_channels >= kPanel;
+  a.source_step = sizeof(T) == 1 && a.shared ? kByteStep : 1;
+  a.tap_steps = divide_up(channels, a.source_step);
   a.groups = g.groups;
   a.tap_rows = plan.tap_rows.data();
   a.tap_columns = plan.tap_columns.data();
@@ -139,11 +141,11 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;
-  a.staged = !(a.shared && inside && dense);
+  a.staged = !(a.shared && inside && dense && channels % a.source_step == 0);
+  a.region_pixel = source.strides.column;
   a.region_width = !a.staged ? width
                    : taps    ? (a.columns - 1) * a.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
                              : 0;
-  a.source_step = 1;
 }
 
 // The taps of one axis, from the last to the first, so that the gradient's places ascend. Those that serve a remainder
@@ -205,12 +207,11 @@ void plan_forward(Plan<T>& plan, const Geometry& g, View<const T> input, View<T>
   for (int64_t i = 0; i < g.kernel_h; ++i) plan.tap_rows.push_back(i * g.dilation_h - g.padding_h);
   for (int64_t j = 0; j < g.kernel_w; ++j) plan.tap_columns.push_back(j * g.dilation_w - g.padding_w);
   plan_source(plan, g, input, g.height, g.width, g.channels);
-  a.filter_steps = g.taps() * g.channels;
+  a.filter_steps = g.taps() * a.tap_steps;
   a.output = output.data;
   a.output_strides = output.strides;
   plan_items(a, threads);
-  a.region_pixel = !a.staged ? g.groups * g.channels : g.channels * a.source_step;
-  plan_pieces(plan, 0, g.kernel_w * g.channels, g.channels);
+  plan_pieces(plan, 0, g.kernel_w * a.tap_steps, a.tap_steps);
 }
 
 template <typename T>
@@ -236,16 +237,19 @@ void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<
   a.input = input.data + y * from.row + x * from.column;
   a.input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel};
   plan_items(a, threads);
-  a.region_pixel = !a.staged ? g.groups * g.filters : g.filters * a.source_step;
   plan_pieces(plan, (rows.first * g.kernel_w + columns.first) * g.filters, rows.step * g.kernel_w * g.filters,
               columns.step * g.filters);
 }
 
-#define ADDERZOO_INSTANTIATE(T)                                                                                      \
-  template void plan_forward<T>(Plan<T>&, const Geometry&, View<const T>, View<T>, int64_t);                         \
+#define ADDERZOO_INSTANTIATE_FORWARD(T) \
+  template void plan_forward<T>(Plan<T>&, const Geometry&, View<const T>, View<T>, int64_t);
+#define ADDERZOO_INSTANTIATE_BACKWARD(T)                                                                             \
   template void plan_backward<T>(Plan<T>&, const Geometry&, int64_t, int64_t, View<const T>, View<const T>, View<T>, \
                                  int64_t);
-ADDERZOO_INSTANTIATE(float)
-ADDERZOO_INSTANTIATE(double)
+ADDERZOO_INSTANTIATE_FORWARD(float)
+ADDERZOO_INSTANTIATE_FORWARD(double)
+ADDERZOO_INSTANTIATE_FORWARD(uint8_t)
+ADDERZOO_INSTANTIATE_BACKWARD(float)
+ADDERZOO_INSTANTIATE_BACKWARD(double)
 
 }  // namespace adderzoo::cpu

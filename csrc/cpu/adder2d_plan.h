@@ -29,7 +29,8 @@ FilterShape forward_filters(const Geometry&);
 FilterShape backward_filters(const Geometry&);
 
 // Plans -sum |x - w| with filters that are packed by `forward_filters`. `work.function` has to be set, and so have
-// filters, filter_sums and epilogue.
+// filters, filter_sums and epilogue; for bytes, whose sums have no minus sign, filters, padding and epilogue. Bytes are
+// channels last.
 template <typename T>
 void plan_forward(Plan<T>& plan, const Geometry& geometry, View<const T> input, View<T> output, int64_t threads);
 

@@ -53,15 +53,39 @@ def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["b.json", "b.png"]
 
 
+def test_byte_networks(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo(
+        "benchmark", "--precision", "u8", "--models", "adder_lenet5", "--batch-size", 2, "--seconds", 0.01,
+        "--no-compile", "--json", tmp_path / "b.json",
+    )  # fmt: skip
+    assert done.status == 0, done
+    _, *tables = done.out.split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "adder layers of adder_lenet5 in u8, batch 2: elements |x - w|, share of the ceiling",
+        "adder_lenet5 in u8, inference, batch 2",
+        "adder_lenet5 in u8, threads, batch 2",
+    ]
+    read = json.loads((tmp_path / "b.json").read_text())
+    assert [(result["precision"], result["form"]) for result in read["operator"]] == [("u8", "byte_distance")]
+    for section in read["networks"]:
+        assert section["precision"] == "u8"
+        assert all(row["error"] == "" and row["speed"] > 0 for row in section["rows"])
+        assert "u8" in {row["contender"]["form"] for row in section["rows"]}
+
+
 def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[tuple[object, ...]] = []
+    precisions: set[object] = set()
 
-    def operator(model: str, batch: int, seconds: float, note: object) -> list[benchmark.OperatorResult]:
-        jobs.append(("operator", model, batch, seconds))
+    def operator(
+        model: str, batch: int, seconds: float, note: object, precision: str
+    ) -> list[benchmark.OperatorResult]:
+        jobs.append(("operator", model, batch, seconds, precision))
         return []
 
     def networks(model: str, part: str, batch: int, **options: object) -> benchmark.Section:
         jobs.append((part, model, batch, options["seconds"], options["naive"], options["compiled"]))
+        precisions.add(options["precision"])
         return benchmark.Section(model, part, batch, None, ())
 
     monkeypatch.setattr(benchmark, "measure_operator", operator)
@@ -69,7 +93,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     monkeypatch.setattr("adderzoo.cli.benchmark._operator_text", lambda results: "")
     assert adderzoo("benchmark").status == 0
     assert jobs == [
-        ("operator", "adder_resnet50", 8, 0.25),
+        ("operator", "adder_resnet50", 8, 0.25, "float32"),
         ("inference", "adder_resnet20", 1, 1.0, True, True),
         ("inference", "adder_resnet20", 8, 1.0, False, True),
         ("inference", "adder_resnet20", 128, 1.0, False, True),
@@ -80,11 +104,21 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     options = ("--parts", "training", "operator", "--models", "adder_resnet18", "adder_lenet5", "--no-compile")
     assert adderzoo("benchmark", *options, "--seconds", 4).status == 0
     assert jobs == [
-        ("operator", "adder_resnet18", 8, 1.0),
-        ("operator", "adder_lenet5", 8, 1.0),
+        ("operator", "adder_resnet18", 8, 1.0, "float32"),
+        ("operator", "adder_lenet5", 8, 1.0, "float32"),
         ("training", "adder_resnet18", 8, 4.0, True, False),
         ("training", "adder_lenet5", 128, 4.0, True, False),
     ]
+    assert precisions == {"float32"}
+    jobs.clear()
+    precisions.clear()
+    assert adderzoo("benchmark", "--precision", "u8", "--batch-size", 4).status == 0
+    assert jobs == [
+        ("operator", "adder_resnet50", 4, 0.25, "u8"),
+        ("inference", "adder_resnet20", 4, 1.0, True, True),
+        ("threads", "adder_resnet20", 4, 1.0, True, True),
+    ]
+    assert precisions == {"u8"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +129,10 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
         (("--batch-size", 0), "batch-size must be at least 1, got 0"),
         (("--batch-size", 8, -1), "batch-size must be at least 1, got -1"),
         (("--parts", "training", "--batch-size", 1), "batch-size must be at least 2 in training, for BatchNorm, got 1"),
+        (
+            ("--precision", "u8", "--parts", "operator", "training"),
+            "parts must be among operator, inference, threads for precision u8, got training",
+        ),
         (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
         (("--seconds", "nan"), "seconds must be a finite number above 0, got nan"),
         (("--chart", "chart.txt"), "chart must end in .png, .pdf, .svg, got chart.txt"),

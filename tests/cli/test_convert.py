@@ -63,6 +63,16 @@ def test_there_and_back_again(adderzoo: Command, tmp_path: Path, checkpoint: Pat
     assert all(torch.equal(got[key], value) for key, value in original.items())
 
 
+def test_what_a_source_says_of_itself_stays(adderzoo: Command, tmp_path: Path) -> None:
+    said = {"classes": '["a", "b"]', "data_config": '{"mean": [0.5]}', "license": "mit"}
+    model = timm.create_model(NAME, num_classes=2)
+    checkpoints.save_weights(model, tmp_path / "a.safetensors", said | {"architecture": NAME, "num_classes": "2"})
+    assert adderzoo("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--model", NAME).status == 0
+    got = checkpoints.read_metadata(tmp_path / "b.safetensors")
+    assert said.items() <= got.items()
+    assert (got["source"], got["num_classes"]) == ("a.safetensors", "2")
+
+
 def bad_content(kind: str, good: bytes, ran: Path) -> object:
     """What is no checkpoint of `NAME`."""
     return {

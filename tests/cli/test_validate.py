@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adderzoo import engine
+from adderzoo.checkpoints import save_weights
 from adderzoo.cli import validate
 
 Command = Callable[..., Done]
@@ -410,6 +411,10 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--dataset", "torch/mnist"), "'torch/mnist' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "wds/abc"), "'wds/abc' in data-dir 'few' cannot be read"),
+        (
+            ("--data-dir", "few", "--dataset", "imagenet"),
+            "dataset must begin with torch/, hfds/, hfids/, tfds/, wds/, got",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -432,6 +437,22 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert done.error.startswith("adderzoo validate: error: ")
     assert message in done.error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_classes_by_other_names_than_the_trained_ones_are_refused_without_a_map(
+    adderzoo: Command, tmp_path: Path, lenet: Scene
+) -> None:
+    """Their indices would be those of other classes."""
+    checkpoint, folder = tmp_path / "named.safetensors", tmp_path / "data"
+    about = {"architecture": "adder_lenet5", "classes": json.dumps(list("abcdefghij"))}
+    save_weights(timm.create_model("adder_lenet5"), checkpoint, about)
+    for name in ("b", "c", "zebra"):
+        (folder / name).mkdir(parents=True)
+        random_images(1, mode="L")[0].save(folder / name / "0.png")
+    command = ("validate", "--model", "adder_lenet5", "--checkpoint", checkpoint, "-j", 0, "--data-dir", folder)
+    assert "was not trained on, zebra; --class-map takes a file" in adderzoo(*command).error
+    (tmp_path / "map.txt").write_text("b\nc\nzebra\n")
+    assert adderzoo(*command, "--class-map", tmp_path / "map.txt").status == 0
 
 
 def test_an_accelerator_that_is_not_there_is_one_line(adderzoo: Command, lenet: Scene) -> None:

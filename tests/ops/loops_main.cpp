@@ -489,6 +489,124 @@ void check(const Problem& p, const Reference& r) {
   check_filter_gradient<T>(p, r);
 }
 
+// --------------------------------------------------------------------------------------------------------------- bytes
+
+// Bytes as the operator takes them: filters as adderzoo/ops/packing.py packs them, zeros where there is none.
+Buffer<uint8_t> packed_bytes(const Problem& p) {
+  const Geometry& g = p.g;
+  const int64_t size = g.groups == 1 || g.filters >= kPanel ? kByteStep : 1, steps = (g.channels + size - 1) / size;
+  const int64_t panels = (p.out() + kPanel - 1) / kPanel;
+  Buffer<uint8_t> packed(panels * g.taps() * steps * kPanel * size);
+  std::memset(packed.get(), 0, panels * g.taps() * steps * kPanel * size);
+  for (size_t i = 0; i < p.w.size(); ++i) {
+    const int64_t c = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
+    const int64_t step = (o / kPanel * g.taps() + tap) * steps + c / size;
+    packed[(step * kPanel + o % kPanel) * size + c % size] = uint8_t(p.w[i]);
+  }
+  return packed;
+}
+
+// Distances of bytes, in integers.
+std::vector<int32_t> byte_distances(const Problem& p, int32_t padding) {
+  const Geometry& g = p.g;
+  std::vector<int32_t> sums(p.dy.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const int64_t o = i % p.out(), ow = i / p.out() % g.out_width, oh = i / p.out() / g.out_width % g.out_height;
+    const int64_t n = i / p.out() / g.out_width / g.out_height;
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const int64_t y = oh * g.stride_h + tap / g.kernel_w * g.dilation_h - g.padding_h;
+      const int64_t x = ow * g.stride_w + tap % g.kernel_w * g.dilation_w - g.padding_w;
+      const bool inside = y >= 0 && y < g.height && x >= 0 && x < g.width;
+      const int64_t from = ((n * g.height + y) * g.width + x) * p.in() + o / g.filters * g.channels;
+      for (int64_t c = 0; c < g.channels; ++c) {
+        sums[i] +=
+            std::abs((inside ? int32_t(p.x[from + c]) : padding) - int32_t(p.w[(o * g.taps() + tap) * g.channels + c]));
+      }
+    }
+  }
+  return sums;
+}
+
+enum class Addend { kNone, kBytes, kFloats };
+
+void check_bytes(const Geometry& g, uint64_t seed) {
+  Problem p = problem(g, Values::kPlain, seed);
+  Random random(seed);
+  for (auto* numbers : {&p.x, &p.w}) {
+    // Runs of the extremes, for the largest sums.
+    for (double& number : *numbers) number = random.below(8) == 0 ? (numbers == &p.x ? 255 : 0) : random.below(256);
+  }
+  std::vector<double> bytes_added(p.dy.size()), floats_added(p.dy.size());
+  for (double& number : bytes_added) number = random.below(256);
+  for (double& number : floats_added) number = 30 * random.number();
+  if (!floats_added.empty()) floats_added[random.below(floats_added.size())] = std::nan("");
+  std::vector<float> scale(p.out()), shift(p.out());
+  const float terms = float(g.taps() * g.channels);
+  for (int64_t o = 0; o < p.out(); ++o) {
+    scale[o] = (1 + random.number() / 8) / terms * (random.below(4) ? -1 : 1);
+    // Halves: sums that lie between two bytes.
+    shift[o] = random.below(8) ? 80 * random.number() : 0.5f * random.below(500);
+    if (random.below(4) == 0) scale[o] = 0.25f;
+  }
+  const Buffer<uint8_t> filters = packed_bytes(p);
+  for (const Addend addend : {Addend::kNone, Addend::kBytes, Addend::kFloats}) {
+    for (const bool float_output : {false, true}) {
+      for (const bool relu : {false, true}) {
+        if (is_left_out()) continue;
+        const uint8_t padding = uint8_t(random.below(256));
+        const int32_t most = random.below(2) ? 255 : 15, zero_point = int32_t(random.below(most + 1));
+        const float addend_scale = 0.3f, lowest = relu ? 0 : float_output ? -INFINITY : float(-zero_point);
+        const std::vector<int32_t> sums = byte_distances(p, padding);
+        std::vector<double> expected(sums.size());
+        for (size_t i = 0; i < sums.size(); ++i) {
+          // Stored, lest the compiler contracts them.
+          volatile float scaled = float(sums[i]) * scale[i % p.out()];
+          volatile float y = scaled + shift[i % p.out()];
+          if (addend != Addend::kNone) {
+            scaled = float(addend == Addend::kBytes ? bytes_added[i] : floats_added[i]) * addend_scale;
+            y = y + scaled;
+          }
+          if (float_output) {
+            expected[i] = y < lowest ? lowest : y;
+          } else {
+            const float bounded = std::fmin(y > lowest ? y : lowest, float(most - zero_point));
+            expected[i] = std::nearbyint(bounded) + zero_point;
+          }
+        }
+        const Image<uint8_t> x(g.batch, p.in(), g.height, g.width, Layout::kChannelsLast, p.x);
+        const Image<uint8_t> byte_addend(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast,
+                                         bytes_added);
+        const Image<float> float_addend(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast,
+                                        floats_added);
+        static const char* const kAddends[] = {"", ", bytes added", ", floats added"};
+        const std::string what = std::string("bytes to ") + (float_output ? "floats" : "bytes") +
+                                 kAddends[int(addend)] + (relu ? ", ReLU" : "");
+        for (const int64_t threads : {1, 3}) {
+          Image<uint8_t> bytes(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
+          Image<float> floats(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
+          Plan<uint8_t> plan;
+          plan.work.filters = filters.get();
+          plan.work.padding = padding;
+          plan.work.epilogue = {.scale = scale.data(),
+                                .shift = shift.data(),
+                                .byte_addend = addend == Addend::kBytes ? byte_addend.data() : nullptr,
+                                .float_addend = addend == Addend::kFloats ? float_addend.data() : nullptr,
+                                .addend_scale = addend_scale,
+                                .lowest = lowest,
+                                .highest = float(most - zero_point),
+                                .zero_point = zero_point,
+                                .float_output = float_output ? floats.view().data : nullptr};
+          plan_forward(plan, g, x.view(), bytes.view(), threads);
+          run(plan.work, threads);
+          if (!bytes.guards_hold() || !floats.guards_hold()) fail(what, p, "written beyond the output");
+          const auto get = [&](int64_t i) { return float_output ? floats.get(i) : bytes.get(i); };
+          compare(what, p, get, expected, std::vector<double>(expected.size()));
+        }
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------- geometries
 
 struct Pair {
@@ -604,9 +722,11 @@ int main(int argc, char** argv) try {
       check<float>(p, r);
       check<double>(p, r);
     }
+    check_bytes(all[i], i);
   }
-  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope}) {
-    if (loops<float>().ceiling(form, 100) <= 0) {
+  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope, Ceiling::kByteDistance}) {
+    const auto ceiling = form == Ceiling::kByteDistance ? loops<uint8_t>().ceiling : loops<float>().ceiling;
+    if (ceiling(form, 100) <= 0) {
       std::printf("FAILED: a ceiling counts no elements\n");
       ++failures;
     }

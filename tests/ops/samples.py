@@ -22,7 +22,8 @@ def in_format(tensor: Tensor, memory_format: str) -> Tensor:
         return tensor.contiguous()
     if memory_format == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
-    wider = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan)
+    other = torch.nan if tensor.is_floating_point() else 99
+    wider = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), other)
     inner = wider[..., 2:-1]
     return inner.copy_(tensor)
 

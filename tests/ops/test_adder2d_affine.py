@@ -1,5 +1,4 @@
 import contextlib
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from programs import check_compiled, check_exported, check_recorded
 from reference64 import adder2d64
 from samples import DTYPES, FORMATS, GEOMETRIES, has_format_like, in_format, sample
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -408,42 +407,19 @@ def images(batch: int, device: torch.device) -> Tensor:
 def test_compiled_program_serves_every_batch_size_with_one_recompilation(
     device: torch.device, memory_format: torch.memory_format, backend: str
 ) -> None:
-    torch.compiler.reset()
-    layer = Layer().to(device)
-    counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for batch in (2, 3, 5):
-        x = images(batch, device).contiguous(memory_format=memory_format)
-        torch.testing.assert_close(compiled(x), layer(x))
-        assert compiled(x).stride() == layer(x).stride()
-    assert counter.frame_count <= 2  # the first batch, then any batch
+    check_compiled(
+        Layer().to(device), lambda batch: images(batch, device).contiguous(memory_format=memory_format), backend
+    )
 
 
 def test_exported_program_survives_a_file_and_takes_any_batch_and_size(device: torch.device, tmp_path: Path) -> None:
-    layer = Layer().to(device).eval()
-    dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height", min=2)}
-    program = torch.export.export(layer, (images(2, device),), dynamic_shapes={"x": dims})
-    assert [node.target for node in program.graph.nodes].count(torch.ops.adderzoo.adder2d_affine.default) == 2
-    torch.export.save(program, tmp_path / "layer.pt2")
-    loaded = torch.export.load(tmp_path / "layer.pt2").module()
-    for batch in (1, 2, 7):
-        x = images(batch, device)[:, :, batch % 3 :]
-        assert loaded(x).equal(layer(x))
+    operator = torch.ops.adderzoo.adder2d_affine
+    check_exported(Layer().to(device), lambda batch: images(batch, device), operator, tmp_path / "layer.pt2")
 
 
 @pytest.mark.parametrize("way", ["script", "trace", "fx"])
 def test_recorded_program_gives_the_same_output(device: torch.device, way: str) -> None:
-    layer = Layer().to(device)
-    if way == "fx":
-        recorded = torch.fx.symbolic_trace(layer)
-    else:
-        program = torch.jit.script(layer) if way == "script" else torch.jit.trace(layer, images(2, device))
-        file = io.BytesIO()
-        torch.jit.save(program, file)
-        file.seek(0)
-        recorded = torch.jit.load(file)
-    x = images(5, device)
-    assert recorded(x).equal(layer(x))
+    check_recorded(Layer().to(device), lambda batch: images(batch, device), way)
 
 
 # ---------------------------------------------------------------------------------------------- autocast, vmap, flops

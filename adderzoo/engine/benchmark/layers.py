@@ -14,14 +14,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderzoo import ops
+from adderzoo.ops import pack_byte_filters
 from adderzoo.ops.adder2d import full_weight_gradient
 
 from .timing import Local, Timing, interleave
 
-# What is measured, and the loop whose speed bounds it. The weight gradient is PyTorch's convolution's.
-CEILINGS = {"forward": "distance", "input gradient": "slope", "weight gradient": "multiply_add"}
-
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+# What is measured at each precision, in which formats, and the loop whose speed bounds it. The weight gradient is
+# PyTorch's convolution's. Byte networks are kept in channels_last throughout, and are not trained.
+_FLOAT_FORMS = {"forward": "distance", "input gradient": "slope", "weight gradient": "multiply_add"}
+CEILINGS = {
+    "float32": {
+        (memory_format, direction): form for memory_format in FORMATS for direction, form in _FLOAT_FORMS.items()
+    },
+    "u8": {("channels_last", "forward"): "byte_distance"},
+}
 
 _CEILING_SECONDS = 0.01
 
@@ -136,6 +144,7 @@ class OperatorResult:
         rate: Elements a second over all layers of the network, each as often as it has it.
         share: `rate` by `ceiling`, compared in each round: the mean over the layers, weighted by their time.
         layers: Each distinct layer.
+        precision: "float32", or "u8" for bytes in and out.
     """
 
     model: str
@@ -147,6 +156,12 @@ class OperatorResult:
     rate: float
     share: float | None
     layers: tuple[LayerResult, ...]
+    precision: str = "float32"
+
+    @property
+    def title(self) -> str:
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"adder layers of {self.model}{precision}, batch {self.batch}"
 
     @property
     def worst(self) -> LayerResult:
@@ -154,12 +169,19 @@ class OperatorResult:
 
 
 class _Data:
-    """Tensors of normally distributed numbers, views of three that all layers share."""
+    """Tensors of normally distributed numbers, or of bytes, views of three that all layers share."""
 
-    def __init__(self, layers: Counter[Layer]) -> None:
+    def __init__(self, layers: Counter[Layer], precision: str) -> None:
         generator = torch.Generator().manual_seed(0)
+
+        def random(size: int) -> Tensor:
+            if precision == "u8":
+                return torch.randint(256, (size,), generator=generator, dtype=torch.uint8)
+            return torch.randn(size, generator=generator)
+
+        self.precision = precision
         self.pools = {
-            kind: torch.randn(max(math.prod(getattr(layer, kind)) for layer in layers), generator=generator)
+            kind: random(max(math.prod(getattr(layer, kind)) for layer in layers))
             for kind in ("input", "weight", "output")
         }
 
@@ -173,6 +195,13 @@ class _Data:
 
     def call(self, layer: Layer, memory_format: str, direction: str) -> Callable[[], Tensor]:
         x, w = self.get(layer, "input", memory_format), self.get(layer, "weight")
+        if self.precision == "u8":
+            packed = pack_byte_filters(w, layer.groups)
+            # The mean distance, which fits into a byte.
+            scale, shift = torch.full((len(w),), 1 / w[0].numel()), torch.zeros(len(w))
+            return lambda: torch.ops.adderzoo.adder2d_u8(
+                x, packed, scale, shift, None, *layer.geometry, out_zero_point=0
+            )
         if direction == "forward":
             return lambda: torch.ops.adderzoo.adder2d(x, w, *layer.geometry)
         g = self.get(layer, "output", memory_format)
@@ -182,7 +211,11 @@ class _Data:
 
 
 def measure_operator(
-    name: str, batch: int, seconds: float, note: Callable[[str], object] = lambda text: None
+    name: str,
+    batch: int,
+    seconds: float,
+    note: Callable[[str], object] = lambda text: None,
+    precision: str = "float32",
 ) -> list[OperatorResult]:
     """Time the operator on the adder layers of a network, in this process and with PyTorch's threads.
 
@@ -191,24 +224,25 @@ def measure_operator(
         batch: Images of a batch.
         seconds: Time for each layer, direction and memory format.
         note: Called with what is being done, now and then.
+        precision: "float32"; "u8" for `adder2d_u8`, bytes in and out.
     """
     layers = adder_layers(name, batch)
-    data = _Data(layers)
+    data = _Data(layers, precision)
     compiled = ops.backend() != "PyTorch reference"
-    kinds = [(memory_format, direction) for memory_format in FORMATS for direction in CEILINGS]
     runners: dict[Any, Local] = {}
     ceiling_elements = {}
-    for kind in kinds:
+    for kind, form in CEILINGS[precision].items():
         if compiled:
-            runners[kind], ceiling_elements[kind] = _ceiling(CEILINGS[kind[1]])
+            runners[kind], ceiling_elements[kind] = _ceiling(form)
         for layer in layers:
             runners[*kind, layer] = Local(data.call(layer, *kind))
     with torch.inference_mode():
         timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[1]}, {key[0]}"))
     results = []
-    for kind in kinds:
+    for kind in CEILINGS[precision]:
         ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
-        results.append(_summary(name, batch, kind, layers, {layer: timings[*kind, layer] for layer in layers}, ceiling))
+        of_layers = {layer: timings[*kind, layer] for layer in layers}
+        results.append(_summary(name, batch, kind, precision, layers, of_layers, ceiling))
     return results
 
 
@@ -216,6 +250,7 @@ def _summary(
     name: str,
     batch: int,
     kind: tuple[str, str],
+    precision: str,
     layers: Counter[Layer],
     timings: dict[Layer, Timing],
     ceiling: Timing | None,
@@ -244,9 +279,10 @@ def _summary(
         batch=batch,
         memory_format=kind[0],
         direction=kind[1],
-        form=CEILINGS[kind[1]],
+        form=CEILINGS[precision][kind],
         ceiling=1 / ceiling.median if ceiling else None,
         rate=elements / whole.median,
         share=share(whole, elements),
         layers=tuple(results),
+        precision=precision,
     )

@@ -50,10 +50,11 @@ class Contender:
         model: Name of the network.
         batch: Images of a batch.
         training: Whether a training step is run, or inference.
-        form: "plain" as it is; "fused" by `adderzoo.fuse`; "authors" and "cdist" with the adder layers in PyTorch's own
-            operations (:mod:`.expressions`).
+        form: "plain" as it is; "fused" by `adderzoo.fuse`; "u8" by :mod:`adderzoo.quantization`, for adder networks;
+            "int8" by torchao, for CNNs; "authors" and "cdist" with the adder layers in PyTorch's own operations
+            (:mod:`.expressions`).
         compiled: "" for not, "default" by torch.compile, "freezing" with inductor's freezing, which folds BatchNorm.
-        dtype: "float32", or "bfloat16" under autocast.
+        dtype: "float32", or "bfloat16" under autocast; what `form` has quantised is not affected.
         memory_format: Of the images and the parameters.
         threads: PyTorch's.
     """
@@ -71,8 +72,8 @@ class Contender:
     def label(self) -> str:
         """What a reader calls it, the memory format aside."""
         parts = ["adder network" if self.model.startswith("adder_") else "CNN"]
-        forms = {"plain": "", "fused": "fused", "authors": "authors' expression", "cdist": "unfold + cdist"}
-        parts += [forms[self.form], self.dtype if self.dtype != "float32" else ""]
+        forms = {"plain": "", "u8": "uint8", "authors": "authors' expression", "cdist": "unfold + cdist"}
+        parts += [forms.get(self.form, self.form), self.dtype if self.dtype != "float32" else ""]
         parts += [{"": "", "default": "compiled", "freezing": "compiled, frozen"}[self.compiled]]
         return ", ".join(part for part in parts if part)
 
@@ -108,7 +109,9 @@ def default_batches(name: str, part: str) -> list[int]:
     return [8 if height > 64 else 128]  # so that a run takes long enough to be timed, but not for minutes
 
 
-def contenders(name: str, part: str, batch: int, naive: bool, compiled: bool) -> list[Contender]:
+def contenders(
+    name: str, part: str, batch: int, naive: bool, compiled: bool, precision: str = "float32"
+) -> list[Contender]:
     """What is compared with what.
 
     torch.compile gets channels_last images only: on a CPU it computes convolutions in this format whatever it gets.
@@ -120,6 +123,7 @@ def contenders(name: str, part: str, batch: int, naive: bool, compiled: bool) ->
         naive: Whether to compare with the layers in PyTorch's own operations too. They run on the smallest batch,
             which is the best for them: their memory grows with it, and soon leaves caches and machine behind.
         compiled: Whether to compare with what torch.compile makes of the networks too.
+        precision: "float32"; "u8" for the adder network in bytes, which is not trained, and the CNN in int8.
     """
     twin, threads, training = twin_of(name), torch.get_num_threads(), part == "training"
 
@@ -134,7 +138,7 @@ def contenders(name: str, part: str, batch: int, naive: bool, compiled: bool) ->
 
     if part == "threads":
         counts = sorted({1, 2, threads} & set(range(1, usable_cores() + 1)))
-        return [make(name, "fused", threads=count) for count in counts]
+        return [make(name, "u8" if precision == "u8" else "fused", threads=count) for count in counts]
     found = both(twin)
     if training:
         found += [make(twin, compiled="default"), make(twin, dtype="bfloat16"), *both(name)]
@@ -144,9 +148,14 @@ def contenders(name: str, part: str, batch: int, naive: bool, compiled: bool) ->
     else:
         found += [*both(twin, "fused"), make(twin, compiled="default"), make(twin, compiled="freezing")]
         found += [make(twin, dtype="bfloat16"), make(twin, compiled="freezing", dtype="bfloat16")]
-        found += [*both(name), *both(name, "fused"), make(name, "fused", "default")]
-        for form, how in (("cdist", ""), ("authors", ""), ("authors", "default")) if naive else ():
-            found.append(make(name, form, how, memory_format="contiguous", batch=1))
+        if precision == "u8":
+            # What torchao makes computes in float32 until inductor compiles it.
+            found += [make(twin, "int8", "freezing")]
+            found += [*both(name, "fused"), make(name, "u8"), make(name, "u8", "default")]
+        else:
+            found += [*both(name), *both(name, "fused"), make(name, "fused", "default")]
+            for form, how in (("cdist", ""), ("authors", ""), ("authors", "default")) if naive else ():
+                found.append(make(name, form, how, memory_format="contiguous", batch=1))
     return [contender for contender in found if compiled or not contender.compiled]
 
 
@@ -168,13 +177,20 @@ def build(contender: Contender) -> _Built:
     context: AbstractContextManager[Any] = nullcontext()
     if contender.dtype != "float32":
         context = torch.autocast("cpu", getattr(torch, contender.dtype))
+    samples = torch.randn(4, *size)
     if not contender.training:
-        _settle(model, torch.randn(4, *size))
+        _settle(model, samples)
     model = model.to(memory_format=memory_format).train(contender.training)
     if contender.form in EXPRESSIONS:
         model = replace_operator(model, contender.form)
     elif contender.form == "fused":
         model = fuse(model)
+    elif contender.form == "u8":
+        from adderzoo.quantization import calibrate, quantize
+
+        model = quantize(calibrate(model, [(samples,)], bits=8))
+    elif contender.form == "int8":
+        model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
     called = model
     if contender.compiled:
         from torch._inductor import config  # slow to import
@@ -220,6 +236,37 @@ def _settle(model: nn.Module, images: Tensor) -> None:
     for norm in norms:
         norm.momentum = 0.1
     model.eval()
+
+
+@torch.no_grad()
+def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
+    """In int8, for inductor's freezing to compile into oneDNN's convolutions: what PyTorch recommends on x86.
+
+    Raises:
+        ImportError: if torchao is not installed.
+        RuntimeError: if it has found nothing to quantise.
+    """
+    try:
+        from torchao.quantization.pt2e import move_exported_model_to_eval
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
+    except ImportError as error:
+        raise ImportError("a CNN in int8 needs torchao: pip install 'adderzoo[int8]'") from error
+    config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config()
+    quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(config)
+    # Strictly, or torchao finds no convolutions in what PyTorch 2.11 exports, and says nothing.
+    batch = {0: torch.export.Dim.AUTO}
+    program = torch.export.export(model, (samples,), dynamic_shapes=(batch,), strict=True)
+    prepared = prepare_pt2e(program.module(), quantizer)
+    prepared(samples)
+    converted = convert_pt2e(prepared)
+    if not any("dequantize" in str(node.target) for node in converted.graph.nodes):
+        raise RuntimeError("torchao has found nothing to quantise")
+    used = {node.target for node in converted.graph.nodes}
+    for name in [name for name, _ in converted.named_parameters() if name not in used]:
+        module, _, attribute = name.rpartition(".")
+        delattr(converted.get_submodule(module), attribute)  # the float filters, which are no part of its memory
+    return move_exported_model_to_eval(converted)
 
 
 def _bytes(*tensors: Tensor) -> int:
@@ -345,6 +392,7 @@ class Section:
         reference: Index of the row that the others are compared with: the faster memory format of the uncompiled
             float32 CNN, or in the part "threads" one thread. None if neither could be run.
         rows: What was measured.
+        precision: "float32", or "u8" where adder networks in bytes are among them.
     """
 
     model: str
@@ -352,6 +400,12 @@ class Section:
     batch: int
     reference: int | None
     rows: tuple[Row, ...]
+    precision: str = "float32"
+
+    @property
+    def title(self) -> str:
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.model}{precision}, {self.part}, batch {self.batch}"
 
 
 def measure_networks(
@@ -362,6 +416,7 @@ def measure_networks(
     compiled: bool,
     seconds: float,
     note: Callable[[str], object] = lambda text: None,
+    precision: str = "float32",
 ) -> Section:
     """Time the contenders of :func:`contenders`, `seconds` each, and take their peak memory.
 
@@ -373,9 +428,10 @@ def measure_networks(
         compiled: Whether to compare with what torch.compile makes of the networks too.
         seconds: Time for each.
         note: Called with what is being done, now and then.
+        precision: "float32" or "u8".
     """
     title = f"{name}, {part}, batch {batch}"
-    keys = contenders(name, part, batch, naive, compiled)
+    keys = contenders(name, part, batch, naive, compiled, precision)
     remotes: dict[Contender, Remote] = {}
     try:
         for key in keys:
@@ -399,7 +455,7 @@ def measure_networks(
             remote.kill()
     reference = _reference(part, [key for key in timings if key not in errors], timings)
     rows = [Row(key, errors[key]) if key in errors else _row(key, timings, peaks, reference) for key in keys]
-    return Section(name, part, batch, keys.index(reference) if reference else None, tuple(rows))
+    return Section(name, part, batch, keys.index(reference) if reference else None, tuple(rows), precision)
 
 
 def _build(remotes: dict[Contender, Remote]) -> dict[Contender, str]:

@@ -194,13 +194,13 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels: list[tuple[str, list[tuple[str, float, str, str]]]] = []
-    for model, batch in dict.fromkeys((result.model, result.batch) for result in report.operator):
+    for title in dict.fromkeys(result.title for result in report.operator):
         bars = [
             (f"{result.direction}, {result.memory_format}", result.share, _percent(result.share), _ADDER)
             for result in report.operator
-            if (result.model, result.batch) == (model, batch) and result.share is not None
+            if result.title == title and result.share is not None
         ]
-        panels.append((f"Adder layers of {model}, batch {batch}: share of the ceiling of their loops", bars))
+        panels.append((f"{title[0].upper()}{title[1:]}: share of the ceiling of their loops", bars))
     for section in report.networks:
         base = "one thread" if section.part == "threads" else "the CNN"
         bars = [
@@ -208,8 +208,7 @@ def draw(report: Report, path: Path) -> None:
             for row in fastest_formats(section)
             if row.speed
         ]
-        title = f"{section.model}, {section.part}, batch {section.batch}: images a second, {base} = 1"
-        panels.append((title, bars))
+        panels.append((f"{section.title}: images a second, {base} = 1", bars))
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         raise ValueError("there is nothing to draw: nothing could be measured")

@@ -16,6 +16,8 @@ from adderzoo.engine.benchmark.timing import Timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+DIRECTIONS = ("forward", "input gradient", "weight gradient")
+
 NETWORKS = {network.name: network for network in adderzoo.list_models("adder_*")}
 
 LAYERS = [
@@ -85,17 +87,29 @@ def test_output_and_elements_are_a_convolutions(
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_what_is_timed_is_the_operator(layer: Layer, memory_format: str) -> None:
-    data = _Data(Counter(LAYERS))
+    data = _Data(Counter(LAYERS), "float32")
     x, w = data.get(layer, "input", memory_format), data.get(layer, "weight")
     g = data.get(layer, "output", memory_format)
     assert x.is_contiguous(memory_format=FORMATS[memory_format])
     assert (x.shape, w.shape, g.shape) == (layer.input, layer.weight, layer.output)
     of_input, of_weight = adder2d64_gradients(x, w, g, *layer.geometry[:3])
     expected = [adder2d64(x, w, *layer.geometry[:3]), of_input, of_weight]
-    for direction, values in zip(CEILINGS, expected, strict=True):
+    for direction, values in zip(DIRECTIONS, expected, strict=True):
         torch.testing.assert_close(
             data.call(layer, memory_format, direction)().double(), values, rtol=1e-5, atol=1e-4, msg=direction
         )
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, Layer((1, 4, 5, 5), (6, 2, 3, 3), groups=2)], ids=str)
+def test_what_is_timed_in_bytes_is_the_operator_and_its_bytes_are_mean_distances(layer: Layer) -> None:
+    data = _Data(Counter([layer]), "u8")
+    x, w = data.get(layer, "input", "channels_last"), data.get(layer, "weight")
+    output = data.call(layer, "channels_last", "forward")()
+    assert (x.dtype, output.dtype, output.shape) == (torch.uint8, torch.uint8, layer.output)
+    parts = zip(x.chunk(layer.groups, 1), w.chunk(layer.groups), strict=True)
+    distances = torch.cat([-adder2d64(*part, *layer.geometry[:3]) for part in parts], 1)
+    torch.testing.assert_close(output.double(), distances / w[0].numel(), rtol=0, atol=0.5 + 1e-4)
+    assert output.double().std() > 1
 
 
 def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -> None:
@@ -103,7 +117,8 @@ def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -
     seconds = {LAYERS[0]: 4e-6, LAYERS[1]: 2e-6}
     clock = (1.0, 1.5, 0.8)  # which the machine runs at in three rounds
     timings = {layer: Timing(tuple(seconds[layer] * c for c in clock), 3) for layer in layers}
-    result = _summary("net", 2, ("contiguous", "forward"), layers, timings, Timing(tuple(1e-9 * c for c in clock), 3))
+    ceiling = Timing(tuple(1e-9 * c for c in clock), 3)
+    result = _summary("net", 2, ("contiguous", "forward"), "float32", layers, timings, ceiling)
     assert (result.form, result.ceiling) == ("distance", pytest.approx(1e9))
     shares = {layer: layer.elements / seconds[layer] / 1e9 for layer in layers}
     assert {row.layer: row.share for row in result.layers} == pytest.approx(shares)
@@ -116,16 +131,20 @@ def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -
 
 def test_without_compiled_loops_there_is_no_share() -> None:
     timings = {LAYERS[0]: Timing((1e-6,), 1)}
-    result = _summary("net", 2, ("contiguous", "forward"), Counter(timings.keys()), timings, None)
+    result = _summary("net", 2, ("contiguous", "forward"), "float32", Counter(timings.keys()), timings, None)
     assert (result.ceiling, result.share, result.layers[0].share) == (None, None, None)
 
 
-def test_measurement_has_every_layer_direction_and_format() -> None:
+@pytest.mark.parametrize("precision", CEILINGS)
+def test_measurement_has_every_layer_direction_and_format(precision: str) -> None:
     notes: list[str] = []
-    results = measure_operator("adder_lenet5", 2, 0.001, notes.append)
-    assert [(result.memory_format, result.direction) for result in results] == [
-        (memory_format, direction) for memory_format in FORMATS for direction in CEILINGS
-    ]
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, precision)
+    kinds = [(memory_format, direction) for memory_format in FORMATS for direction in DIRECTIONS]
+    found = [(result.memory_format, result.direction) for result in results]
+    assert found == (kinds if precision == "float32" else [("channels_last", "forward")])
+    title = {"float32": "adder layers of adder_lenet5, batch 2", "u8": "adder layers of adder_lenet5 in u8, batch 2"}
+    assert {result.title for result in results} == {title[precision]}
+    assert results[0].form == {"float32": "distance", "u8": "byte_distance"}[precision]
     layers = adder_layers("adder_lenet5", 2)
     for result in results:
         assert {row.layer: row.count for row in result.layers} == layers

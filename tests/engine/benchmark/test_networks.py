@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 
 from adderzoo import hub
 from adderzoo.engine.benchmark import networks
@@ -94,6 +95,62 @@ def test_contenders_of_training_and_threads() -> None:
     found = contenders("adder_resnet20", "threads", 8, True, True)
     assert {contender.label for contender in found} == {"adder network, fused"}
     assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
+
+
+def test_contenders_of_byte_networks() -> None:
+    found = contenders("adder_resnet20", "inference", 8, True, True, "u8")
+    assert len(set(found)) == len(found)
+    assert {contender.label for contender in found} == {
+        "CNN",
+        "CNN, fused",
+        "CNN, compiled",
+        "CNN, compiled, frozen",
+        "CNN, bfloat16",
+        "CNN, bfloat16, compiled, frozen",
+        "CNN, int8, compiled, frozen",
+        "adder network, fused",
+        "adder network, uint8",
+        "adder network, uint8, compiled",
+    }
+    assert {contender.memory_format for contender in found if contender.form in ("u8", "int8")} == {"channels_last"}
+    without = contenders("adder_resnet20", "inference", 8, False, False, "u8")
+    assert without == [contender for contender in found if not contender.compiled]
+    found = contenders("adder_resnet20", "threads", 8, True, True, "u8")
+    assert {contender.label for contender in found} == {"adder network, uint8"}
+    assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
+
+
+def test_the_byte_network_computes_similar_logits() -> None:
+    bytes_, plain = (build(Contender("adder_resnet20", 2, form=form)) for form in ("u8", "plain"))
+    logits, expected = bytes_.run(), plain.run()
+    assert 0 < (logits - expected).abs().mean() < 0.3 * expected.std()
+    assert bytes_.kept() < 0.5 * plain.kept()
+
+
+def test_the_cnn_in_int8_computes_similar_logits_in_int8_convolutions() -> None:
+    pytest.importorskip("torchao")
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    contender = Contender("cnn_resnet20", 2, form="int8", compiled="freezing")
+    with config.patch(freezing=False, compile_threads=1):
+        built = build(contender)
+        logits, plain = built.run(), build(replace(contender, form="plain", compiled="")).run()
+        assert 0 < (logits - plain).abs().mean() < 0.3 * plain.std()
+        with torch.profiler.profile() as profile:
+            built.run()
+    calls = {event.key: event.count for event in profile.key_averages() if "conv" in event.key}
+    convolutions = [module for module in timm.create_model("cnn_resnet20").modules() if isinstance(module, nn.Conv2d)]
+    assert sum(calls.values()) == len(convolutions)
+    assert all("qconv" in name for name in calls)
+    parameters = sum(parameter.numel() for parameter in timm.create_model("cnn_resnet20").parameters())
+    assert built.kept() < 2 * 3 * 32 * 32 * 4 + 1.1 * parameters  # a byte each, and scales
+
+
+def test_without_torchao_the_cnn_in_int8_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e", None)
+    with pytest.raises(ImportError, match=r"a CNN in int8 needs torchao: pip install 'adderzoo\[int8\]'"):
+        build(Contender("cnn_lenet5", 2, form="int8", compiled="freezing"))
 
 
 @pytest.mark.parametrize("name", ["adder_lenet5", "adder_resnet20"])

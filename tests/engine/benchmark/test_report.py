@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_a_sections_table_has_the_faster_format_of_each() -> None:
     assert section_table(section())[1:] == rows
     assert section_table(section())[0][2] == "batch"
     assert section_table(section("threads"))[0][2] == "threads"
+
+
+def test_titles_have_the_precision() -> None:
+    assert operator().title == "adder layers of adder_net, batch 8"
+    assert replace(operator(), precision="u8").title == "adder layers of adder_net in u8, batch 8"
+    assert section().title == "adder_net, inference, batch 8"
+    assert replace(section("threads"), precision="u8").title == "adder_net in u8, threads, batch 8"
 
 
 def test_json_holds_everything_that_was_measured() -> None:

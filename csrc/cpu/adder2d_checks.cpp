@@ -1,0 +1,250 @@
+#include "adder2d_checks.h"
+
+namespace adderzoo::cpu {
+namespace {
+
+constexpr const char* kAdder2d = "adder2d";
+constexpr const char* kAffine = "adder2d_affine";
+constexpr const char* kU8 = "adder2d_u8";
+
+// As Python writes a tuple.
+std::string tuple(const std::vector<int64_t>& numbers) {
+  std::string text = "(";
+  for (size_t i = 0; i < numbers.size(); ++i) text += (i ? ", " : "") + std::to_string(numbers[i]);
+  return text + (numbers.size() == 1 ? ",)" : ")");
+}
+
+std::string shape(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return tuple(sizes);
+}
+
+// As Python writes it.
+std::string name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+bool is_supported(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+void check_pair(const char* op, const char* argument, const Pair& pair, int64_t least) {
+  if (pair.size() != 2 || pair[0] < least || pair[1] < least) {
+    fail(op, argument, " must be two integers of at least ", least, ", got ", tuple(pair));
+  }
+}
+
+void check_dimensions(const char* op, const Tensor& input) {
+  if (input.dim() != 4) fail(op, "input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
+}
+
+void check_dtype(const char* op, const Tensor& input) {
+  if (!is_supported(input.scalar_type())) {
+    fail(op, "input must be float32, float64, bfloat16 or float16, got ", name(input.scalar_type()));
+  }
+}
+
+void check_pairs(const char* op, const Pair& stride, const Pair& padding, const Pair& dilation) {
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+}
+
+Geometry geometry(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, int64_t channels,
+                  int64_t kernel_h, int64_t kernel_w, const Pair& stride, const Pair& padding, const Pair& dilation,
+                  int64_t groups) {
+  Geometry g{
+      .batch = input.size(0),
+      .groups = groups,
+      .channels = channels,
+      .filters = filters / groups,
+      .height = input.size(2),
+      .width = input.size(3),
+      .out_height = 0,
+      .out_width = 0,
+      .kernel_h = kernel_h,
+      .kernel_w = kernel_w,
+      .stride_h = stride[0],
+      .stride_w = stride[1],
+      .padding_h = padding[0],
+      .padding_w = padding[1],
+      .dilation_h = dilation[0],
+      .dilation_w = dilation[1],
+  };
+  const int64_t span_h = g.height + 2 * g.padding_h - g.dilation_h * (g.kernel_h - 1) - 1;
+  const int64_t span_w = g.width + 2 * g.padding_w - g.dilation_w * (g.kernel_w - 1) - 1;
+  if (span_h < 0 || span_w < 0) {
+    fail(op, "the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
+         ", padding ", tuple(padding), " and dilation ", tuple(dilation));
+  }
+  g.out_height = span_h / g.stride_h + 1;
+  g.out_width = span_w / g.stride_w + 1;
+  return g;
+}
+
+void check_affine_map(const char* op, const Tensor& scale, const Tensor& shift) {
+  if (scale.dim() != 1 || scale.numel() == 0) {
+    fail(op, "scale must have a value for each filter, (O,), got shape ", shape(scale));
+  }
+  if (shape(shift) != shape(scale)) {
+    fail(op, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
+  }
+}
+
+void check_parameter(const char* op, const char* argument, const Tensor& tensor, ScalarType type, const Tensor& input) {
+  if (tensor.scalar_type() != type) {
+    fail(op, argument, " must be ", name(type), " for an input of ", name(input.scalar_type()), ", got ",
+         name(tensor.scalar_type()));
+  }
+}
+
+void check_groups(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, bool channels_fit,
+                  int64_t groups) {
+  if (groups < 1 || filters % groups != 0 || !channels_fit) {
+    fail(op, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
+         groups, ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+  }
+}
+
+void check_addend(const char* op, const std::optional<Tensor>& addend, const Tensor& input, const Geometry& g) {
+  if (!addend.has_value()) return;
+  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
+  if (shape(*addend) != expected) {
+    fail(op, "addend must have the shape of the output, ", expected, ", got ", shape(*addend));
+  }
+  if (addend->scalar_type() != input.scalar_type() && addend->scalar_type() != ScalarType::Float) {
+    fail(op, "addend must have the dtype of input, ", name(input.scalar_type()), ", or be float32, got ",
+         name(addend->scalar_type()));
+  }
+}
+
+void check_byte(const char* argument, int64_t number, int64_t most) {
+  if (number < 0 || number > most) fail(kU8, argument, " must be from 0 to ", most, ", got ", number);
+}
+
+}  // namespace
+
+void check_mode(const char* argument, const std::string& mode, const char* one, const char* other) {
+  if (mode != one && mode != other) {
+    fail(kAdder2d, argument, " must be '", one, "' or '", other, "', got '", mode, "'");
+  }
+}
+
+ScalarType accumulation_type(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
+               int64_t groups) {
+  check_dimensions(kAdder2d, input);
+  if (weight.dim() != 4) {
+    fail(kAdder2d, "weight must have 4 dimensions (O, C / groups, kH, kW), got shape ", shape(weight));
+  }
+  check_dtype(kAdder2d, input);
+  if (weight.scalar_type() != input.scalar_type()) {
+    fail(kAdder2d, "weight must have the dtype of input, ", name(input.scalar_type()), ", got ",
+         name(weight.scalar_type()));
+  }
+  check_pairs(kAdder2d, stride, padding, dilation);
+  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
+    fail(kAdder2d,
+         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
+         ", input ", shape(input), " and weight ", shape(weight));
+  }
+  if (weight.numel() == 0) fail(kAdder2d, "weight must not be empty, got shape ", shape(weight));
+  return geometry(kAdder2d, input, weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), stride,
+                  padding, dilation, groups);
+}
+
+void check_grad(const Tensor& grad, const Geometry& g) {
+  const std::string expected = tuple({g.batch, g.groups * g.filters, g.out_height, g.out_width});
+  if (shape(grad) != expected)
+    fail(kAdder2d, "grad must have the shape of the output, ", expected, ", got ", shape(grad));
+}
+
+Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                      const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding,
+                      const Pair& dilation, int64_t groups) {
+  const int64_t filters = scale.numel();
+  check_dimensions(kAffine, input);
+  check_affine_map(kAffine, scale, shift);
+  if (weight.dim() != 5 || weight.size(0) != (filters + kPanel - 1) / kPanel || weight.size(4) != kPanel ||
+      weight.numel() == 0) {
+    fail(kAffine, "weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), got shape ", shape(weight),
+         " with O = ", filters);
+  }
+  check_dtype(kAffine, input);
+  const ScalarType type = accumulation_type(input);
+  check_parameter(kAffine, "weight", weight, type, input);
+  check_parameter(kAffine, "scale", scale, type, input);
+  check_parameter(kAffine, "shift", shift, type, input);
+  check_pairs(kAffine, stride, padding, dilation);
+  check_groups(kAffine, input, weight, filters, input.size(1) == weight.size(3) * groups, groups);
+  const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
+                              padding, dilation, groups);
+  check_addend(kAffine, addend, input, g);
+  return g;
+}
+
+Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding, const Pair& dilation,
+                  int64_t groups, int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max) {
+  const int64_t filters = scale.numel();
+  check_dimensions(kU8, input);
+  check_affine_map(kU8, scale, shift);
+  if (input.scalar_type() != ScalarType::Byte) fail(kU8, "input must be uint8, got ", name(input.scalar_type()));
+  check_parameter(kU8, "weight", weight, ScalarType::Byte, input);
+  check_parameter(kU8, "scale", scale, ScalarType::Float, input);
+  check_parameter(kU8, "shift", shift, ScalarType::Float, input);
+  check_pairs(kU8, stride, padding, dilation);
+  check_groups(kU8, input, weight, filters, groups >= 1 && input.size(1) % groups == 0, groups);
+  const int64_t channels = input.size(1) / groups, lane = groups == 1 || filters / groups >= kPanel ? kByteStep : 1;
+  const int64_t panels = (filters + kPanel - 1) / kPanel, steps = (channels + lane - 1) / lane;
+  if (weight.dim() != 6 || weight.size(0) != panels || weight.size(3) != steps || weight.size(4) != kPanel ||
+      weight.size(5) != lane || weight.numel() == 0) {
+    fail(kU8, "weight must be packed filters, (", panels, ", kH, kW, ", steps, ", ", kPanel, ", ", lane, ") for ",
+         filters, " filters of ", channels, " channels in ", groups, " groups, got shape ", shape(weight));
+  }
+  const int64_t elements = channels * weight.size(1) * weight.size(2);
+  if (elements > kLargestByteFilter) {
+    fail(kU8, "a filter must have at most ", kLargestByteFilter, " elements, got ", elements);
+  }
+  check_byte("out_max", out_max, 255);
+  check_byte("zero_point", zero_point, 255);
+  if (out_zero_point.has_value()) check_byte("out_zero_point", *out_zero_point, out_max);
+  const Geometry g = geometry(kU8, input, weight, filters, channels, weight.size(1), weight.size(2), stride, padding,
+                              dilation, groups);
+  check_addend(kU8, addend, input, g);
+  return g;
+}
+
+}  // namespace adderzoo::cpu
