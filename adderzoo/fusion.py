@@ -26,14 +26,7 @@ from torchvision.ops.stochastic_depth import stochastic_depth
 from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d
 from adderzoo.layers.affine import AdderAffine2d, AdderAffine2dSame, AdderAffineLinear
 from adderzoo.layers.fake_quantized import FakeQuantize
-from adderzoo.layers.quantized import (
-    Quantize,
-    QuantizedAdder2d,
-    QuantizedAdderLinear,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedMaxPool2d,
-)
+from adderzoo.layers.quantized import Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear
 from adderzoo.layers.replace import Adder2dSame
 
 # Of a network's attributes, what timm and this package ask a network for.
@@ -58,10 +51,7 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv)
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
-_BYTE_LAYERS = (
-    *(FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedMaxPool2d),
-    *(QuantizedConv2d, QuantizedLinear),
-)
+_BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear)
 _LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values(), *_BYTE_LAYERS)
 
 

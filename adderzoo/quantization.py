@@ -46,7 +46,6 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
-    QuantizedMaxPool2d,
     Quantizer,
 )
 from adderzoo.models._builder import READERS
@@ -234,14 +233,15 @@ def _quantizers(network: nn.Module) -> dict[str, FakeQuantize]:
 def quantize(calibrated: nn.Module) -> fx.GraphModule:
     """The integer network of a simulation that :func:`calibrate` has made.
 
-    An adder layer is one operator with the BatchNorm, residual addition and ReLU behind it; where an adder layer reads
-    the result, it writes bytes, through max pooling too. Filters are there once, as packed bytes.
+    An adder layer is one operator with the BatchNorm, residual addition and ReLU behind it, and writes bytes where only
+    adder layers read the result. Filters are there once, as packed bytes.
 
     What is multiplied stays PyTorch's own, in float32: convolutions with BatchNorm folded into them, which oneDNN runs,
     since the first one sees pixels, which a byte of 4 bits is too coarse for, and the classifier needs float logits and
     costs next to nothing. What is behind the last adder layer, the classifier as a rule, has its weight in int8 with a
-    scale for every output channel, for the sake of its size. Everything else, such as BatchNorm behind a pooling
-    layer, stays as it is in the float network, and its result is turned into bytes where an adder layer reads it.
+    scale for every output channel, for the sake of its size. Everything else, such as pooling layers (PyTorch's do
+    not take bytes, or few of them) and BatchNorm behind them, stays as it is in the float network, and its result is
+    turned into bytes where an adder layer reads it.
 
     The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
     network. It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients.
@@ -300,22 +300,10 @@ def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | 
 
 
 def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
-    """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns.
-
-    A max pooling layer may be in between, and pools bytes then: it picks the same of them as of what they stand for.
-    """
+    """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns."""
     makers = {pattern.calls[-1] for pattern in patterns}
-    written = {}
-    for node, _ in fusion._module_calls(network, (FakeQuantize,)):
-        source, pooling = node.all_input_nodes[0], None
-        module = fusion._module(network, source)
-        if type(module) is nn.MaxPool2d and len(source.users) == 1:
-            pooling, source = source, source.all_input_nodes[0]
-        if source in makers and len(source.users) == 1:
-            written[node] = source
-            if pooling is not None:
-                pooling.target = fusion._place(network, pooling, QuantizedMaxPool2d(module))  # type: ignore[arg-type]
-    return written
+    sources = {node: node.all_input_nodes[0] for node, _ in fusion._module_calls(network, (FakeQuantize,))}
+    return {node: source for node, source in sources.items() if source in makers and len(source.users) == 1}
 
 
 def _quantized_adder(

@@ -7,6 +7,7 @@ from adderzoo import ops as ops  # registers the operator that the layers call
 from .adder import Adder2d, AdderLinear
 from .affine import AdderAffine2d, AdderAffineLinear
 from .norm import BatchNorm2d
+from .quantized import QuantizedAdder2d, QuantizedAdderLinear
 from .replace import replace_conv
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "AdderAffineLinear",
     "AdderLinear",
     "BatchNorm2d",
+    "QuantizedAdder2d",
+    "QuantizedAdderLinear",
     "get_conv_layer",
     "replace_conv",
 ]

@@ -277,40 +277,6 @@ class QuantizedAdderLinear(_QuantizedAdder):
         return self._describe(self.description)
 
 
-@torch.fx.wrap  # one node of a traced graph: what it does depends on a device
-def _max_pool2d(
-    input: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
-) -> Tensor:
-    x = input if input.is_cpu else input.half()  # which holds bytes exactly
-    return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode).to(input.dtype)
-
-
-class QuantizedMaxPool2d(nn.Module):
-    """Max pooling of bytes, which PyTorch itself has on the CPU alone.
-
-    Shape: (N, C, H, W) to (N, C, H', W') in uint8.
-
-    Args:
-        pool: The pooling layer.
-    """
-
-    def __init__(self, pool: nn.MaxPool2d) -> None:
-        super().__init__()
-        self.kernel_size, self.stride = _list(pool.kernel_size), _list(pool.stride)
-        self.padding, self.dilation, self.ceil_mode = _list(pool.padding), _list(pool.dilation), pool.ceil_mode
-        self.description = pool.extra_repr()
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def extra_repr(self) -> str:
-        return self.description
-
-
-def _list(size: int | tuple[int, ...]) -> list[int]:
-    return [size, size] if isinstance(size, int) else list(size)
-
-
 class _Int8Weight(nn.Module):
     """A weight in int8 with a scale for every output channel; buffers, as the bias is."""
 

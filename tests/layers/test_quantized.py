@@ -12,7 +12,6 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
-    QuantizedMaxPool2d,
     Quantizer,
 )
 
@@ -173,14 +172,6 @@ def test_nothing_changes_the_type_of_filters_and_constants(change: object) -> No
         assert value.stride() == state[key].stride()
         assert value.equal(state[key])
     assert quantized(x).equal(expected)
-
-
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True)])
-def test_max_pooling_of_bytes(pool: nn.MaxPool2d) -> None:
-    x = integers(2, 5, 8, 7)
-    assert QuantizedMaxPool2d(pool)(x).equal(pool(x.float()).to(torch.uint8))
-    elsewhere = QuantizedMaxPool2d(pool)(x.to("meta"))  # as on devices that cannot pool bytes
-    assert (elsewhere.shape, elsewhere.dtype) == (pool(x.float()).shape, torch.uint8)
 
 
 @pytest.mark.parametrize("bias", [False, True])
