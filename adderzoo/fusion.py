@@ -38,8 +38,8 @@ _ATTRIBUTES = (
 # These and no classes derived from them, of which it is not known what else they do.
 _CONVS = (nn.Conv2d, Conv2dSame)
 _NORM_ACTS = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
-_NORMS = (nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, *_NORM_ACTS)
-_ADDERS: dict[type[nn.Module], type[nn.Module]] = {
+NORMS = (nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, *_NORM_ACTS)
+ADDERS: dict[type[nn.Module], type[nn.Module]] = {
     Adder2d: AdderAffine2d,
     Adder2dSame: AdderAffine2dSame,
     AdderLinear: AdderAffineLinear,
@@ -52,7 +52,7 @@ _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itr
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
 _BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear)
-_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *_ADDERS, *_ADDERS.values(), *_BYTE_LAYERS)
+_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *ADDERS, *ADDERS.values(), *_BYTE_LAYERS)
 
 
 # ------------------------------------------------------------------------------------------------------------- tracing
@@ -143,12 +143,12 @@ def _erase_with_users(node: fx.Node) -> None:
 def _split_activations(network: fx.GraphModule) -> None:
     """timm's BatchNorm with an activation becomes two calls."""
     parts: dict[str, list[str]] = {}
-    for node, norm in _module_calls(network, _NORM_ACTS):
+    for node, norm in module_calls(network, _NORM_ACTS):
         target = str(node.target)
         if target not in parts:
             parts[target] = []
             for part in ("drop", "act"):
-                name = _free_name(network, f"{target}_{part}")
+                name = free_name(network, f"{target}_{part}")
                 network.add_submodule(name, getattr(norm, part))
                 setattr(norm, part, nn.Identity())
                 parts[target].append(name)
@@ -163,7 +163,7 @@ def _split_activations(network: fx.GraphModule) -> None:
 
 def _remove_identities(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        module = _module(network, node)
+        module = called_module(network, node)
         if type(module) in (nn.Identity, *_DROPOUTS) or _is_idle_dropout(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
@@ -180,14 +180,14 @@ def _is_idle_dropout(node: fx.Node) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- nodes
 
 
-def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def called_module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that a node calls."""
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _module_calls(network: fx.GraphModule, kinds: Iterable[type]) -> Iterator[tuple[fx.Node, nn.Module]]:
+def module_calls(network: fx.GraphModule, kinds: Iterable[type]) -> Iterator[tuple[fx.Node, nn.Module]]:
     for node in list(network.graph.nodes):
-        module = _module(network, node)
+        module = called_module(network, node)
         if module is not None and type(module) in kinds:
             yield node, module
 
@@ -203,8 +203,8 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 def _norm_of(network: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, nn.Module | None]:
     """The BatchNorm that is all that sees the output of a layer, if it is an affine map."""
     user = _only_user(layer)
-    norm = None if user is None else _module(network, user)
-    if type(norm) not in _NORMS or norm.running_mean is None or norm.running_var is None:  # type: ignore[union-attr]
+    norm = None if user is None else called_module(network, user)
+    if type(norm) not in NORMS or norm.running_mean is None or norm.running_var is None:  # type: ignore[union-attr]
         return None, None
     return user, norm
 
@@ -214,7 +214,7 @@ def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
         return node.target in _RELU_FUNCTIONS
     if node.op == "call_method":
         return node.target in ("relu", "relu_")
-    return type(_module(network, node)) is nn.ReLU
+    return type(called_module(network, node)) is nn.ReLU
 
 
 def _addend_of(node: fx.Node, summand: fx.Node) -> fx.Node | None:
@@ -232,7 +232,7 @@ def _addend_of(node: fx.Node, summand: fx.Node) -> fx.Node | None:
 
 
 def _is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(_module(network, node), _LAYERS)
+    return isinstance(called_module(network, node), _LAYERS)
 
 
 def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
@@ -250,7 +250,7 @@ def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
 
 def _may_write(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a call may change a tensor that it gets: it says so, or it is none of PyTorch's own."""
-    module = _module(network, node)
+    module = called_module(network, node)
     if module is not None:
         foreign = not type(module).__module__.startswith("torch.nn.")
         return not _is_layer(network, node) and (foreign or getattr(module, "inplace", False) is True)
@@ -263,7 +263,7 @@ def _may_write(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_function" and (foreign or name.endswith("_") or node.target in _IN_PLACE_OPERATORS)
 
 
-def _may_change(network: fx.GraphModule, tensor: fx.Node, after: fx.Node, before: fx.Node) -> bool:
+def may_change(network: fx.GraphModule, tensor: fx.Node, after: fx.Node, before: fx.Node) -> bool:
     """Whether a call between two others may write to a tensor, as ReLUs in place do."""
     sources = _sources(network, tensor)
     node = after.next
@@ -275,7 +275,7 @@ def _may_change(network: fx.GraphModule, tensor: fx.Node, after: fx.Node, before
     return False
 
 
-def _free_name(network: nn.Module, name: str) -> str:
+def free_name(network: nn.Module, name: str) -> str:
     """`name`, with a number where it is taken."""
     names, free, number = dict(network.named_modules(remove_duplicate=False)), name, 0
     while free in names:
@@ -325,7 +325,7 @@ class Pattern:
 Target = Callable[..., nn.Module]
 
 
-def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = _ADDERS) -> list[Pattern]:
+def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = ADDERS) -> list[Pattern]:
     """All adder layers of a network that `trace` has recorded, each with as much of what follows it as can be.
 
     Args:
@@ -335,7 +335,7 @@ def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = _A
     patterns: list[Pattern] = []
     added: set[fx.Node] = set()
     # Backwards: of two layers whose sum is taken, the later one, which is the less moved for it, does the addition.
-    for layer, module in reversed(list(_module_calls(network, kinds))):
+    for layer, module in reversed(list(module_calls(network, kinds))):
         norm, addition = None, None
         if not isinstance(module, AdderLinear):  # BatchNorm1d's channels may be another dimension than its features
             norm, _ = _norm_of(network, layer)
@@ -357,7 +357,7 @@ def _addition_behind(network: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> 
     addition = _only_user(norm)
     if addition is None or _addend_of(addition, norm) is None:
         return None
-    return None if _may_change(network, layer.all_input_nodes[0], layer, addition) else addition
+    return None if may_change(network, layer.all_input_nodes[0], layer, addition) else addition
 
 
 def replace_patterns(
@@ -378,28 +378,28 @@ def replace_patterns(
     """
     made: dict[tuple[Any, ...], str] = {}
     for pattern in patterns:
-        layer = _module(network, pattern.layer)
-        norm = None if pattern.norm is None else _module(network, pattern.norm)
+        layer = called_module(network, pattern.layer)
+        norm = None if pattern.norm is None else called_module(network, pattern.norm)
         key = (layer, norm, pattern.relu is not None, *context(pattern))
         if key not in made:
-            made[key] = _place(network, pattern.layer, target(*key))
+            made[key] = place_module(network, pattern.layer, target(*key))
         # What does not wait for an addend stays where the layer is, whose input may be changed later.
         with network.graph.inserting_before(pattern.addition or pattern.layer):
             new = network.graph.call_module(made[key], pattern.operands)
-        _replace(pattern.calls, new)
+        replace_calls(pattern.calls, new)
 
 
-def _replace(calls: list[fx.Node], new: fx.Node) -> None:
+def replace_calls(calls: list[fx.Node], new: fx.Node) -> None:
     calls[-1].replace_all_uses_with(new)
     for node in reversed(calls):
         node.graph.erase_node(node)
 
 
-def _place(network: fx.GraphModule, call: fx.Node, module: nn.Module) -> str:
+def place_module(network: fx.GraphModule, call: fx.Node, module: nn.Module) -> str:
     """Adds a module under the name of the one that a node calls, if no other node calls it; returns the name."""
     name = str(call.target)
     if sum(node.op == "call_module" and node.target == name for node in network.graph.nodes) > 1:
-        name = _free_name(network, name)
+        name = free_name(network, name)
     network.add_submodule(name, module)
     return name
 
@@ -409,7 +409,7 @@ def _place(network: fx.GraphModule, call: fx.Node, module: nn.Module) -> str:
 
 def affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """What a BatchNorm does in evaluation mode: scale and shift of every channel, in float64."""
-    assert isinstance(norm, _NORMS)
+    assert isinstance(norm, NORMS)
     mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr]
     scale = (var + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -422,7 +422,7 @@ def affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Module:
     """The target of :func:`fuse`: float filters, packed."""
-    kind = _ADDERS[type(layer)]
+    kind = ADDERS[type(layer)]
     if norm is None:
         return kind(layer, relu=relu) if isinstance(layer, AdderLinear) else kind(layer, relu=relu, float_output=True)
     scale, shift = affine_map(norm)
@@ -431,17 +431,17 @@ def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Modu
     return kind(layer, scale, shift, relu)
 
 
-def _fold_into_convolutions(network: fx.GraphModule) -> None:
+def fold_into_convolutions(network: fx.GraphModule) -> None:
     made: dict[tuple[nn.Module, nn.Module], str] = {}
-    for call, conv in _module_calls(network, _CONVS):
+    for call, conv in module_calls(network, _CONVS):
         norm_call, norm = _norm_of(network, call)
         if norm_call is None or norm is None:
             continue
         if (conv, norm) not in made:
-            made[conv, norm] = _place(network, call, _folded(conv, norm))  # type: ignore[arg-type]
+            made[conv, norm] = place_module(network, call, _folded(conv, norm))  # type: ignore[arg-type]
         with network.graph.inserting_before(call):
             new = network.graph.call_module(made[conv, norm], call.args, call.kwargs)
-        _replace([call, norm_call], new)
+        replace_calls([call, norm_call], new)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
@@ -478,15 +478,15 @@ def fuse(model: nn.Module) -> nn.Module:
         ValueError: naming the module, if torch.fx cannot trace it.
     """
     with torch.no_grad():
-        if type(model) in _ADDERS:
+        if type(model) in ADDERS:
             return fused_adder(model, None, False).eval()
         network = trace(model)
-        _fold_into_convolutions(network)
+        fold_into_convolutions(network)
         replace_patterns(network, find_patterns(network), fused_adder)
         network.delete_all_unused_submodules()
         # What is left is called by modules that the graph does not look into.
         for name, module in list(network.named_modules(remove_duplicate=False)):
-            if type(module) in _ADDERS:
+            if type(module) in ADDERS:
                 network.set_submodule(name, fused_adder(module, None, False))
         network.graph.lint()
         network.recompile()

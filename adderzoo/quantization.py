@@ -165,26 +165,26 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     for tensor, users in _byte_tensors(patterns).items():
         current: fx.Node | None = None
         for user, name in users:
-            if current is None or fusion._may_change(network, tensor, current, user):
-                name = fusion._free_name(network, name)
+            if current is None or fusion.may_change(network, tensor, current, user):
+                name = fusion.free_name(network, name)
                 network.add_submodule(name, make(name))
                 with network.graph.inserting_before(user):
                     current = network.graph.call_module(name, (tensor,))
             user.replace_input_with(tensor, current)
     made: dict[tuple[nn.Module, nn.Module], str] = {}
     for pattern in patterns:
-        layer = fusion._module(network, pattern.layer)
-        quantizer = fusion._module(network, pattern.operands[0])
+        layer = fusion.called_module(network, pattern.layer)
+        quantizer = fusion.called_module(network, pattern.operands[0])
         assert layer is not None
         assert isinstance(quantizer, FakeQuantize)
         if (layer, quantizer) not in made:
-            made[layer, quantizer] = fusion._place(network, pattern.layer, fake_quantized(layer, quantizer))
+            made[layer, quantizer] = fusion.place_module(network, pattern.layer, fake_quantized(layer, quantizer))
         pattern.layer.target = made[layer, quantizer]
     for name, layer in _int8_layers(network, patterns[-1].layer):
         network.set_submodule(name, fake_quantized(layer))
     network.delete_all_unused_submodules()
     for name, module in network.named_modules():
-        if type(module) in fusion._ADDERS:
+        if type(module) in fusion.ADDERS:
             raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
     network.graph.lint()
     network.recompile()
@@ -215,7 +215,7 @@ def _int8_layers(network: fx.GraphModule, last: fx.Node) -> list[tuple[str, nn.M
     found = {}
     node = last.next
     while node.op != "output":
-        module = fusion._module(network, node)
+        module = fusion.called_module(network, node)
         if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros"):
             found[str(node.target)] = module
         node = node.next
@@ -259,7 +259,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             "which was never calibrated"
         )
     for name, module in calibrated.named_modules():
-        if isinstance(module, fusion._NORMS) and module.training:
+        if isinstance(module, fusion.NORMS) and module.training:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
     with torch.no_grad():
         network = copy.deepcopy(calibrated).float()
@@ -267,7 +267,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         for name in int8:  # plain ones again, which BatchNorm can be folded into
             layer: Any = network.get_submodule(name)
             layer.__class__ = _INT8_LAYERS[type(layer)]
-        fusion._fold_into_convolutions(network)
+        fusion.fold_into_convolutions(network)
         patterns = fusion.find_patterns(network, _BYTE_LAYERS)
         written = _written_bytes(network, patterns)
         outputs = {maker: _quantizer_of(network, node) for node, maker in written.items()}
@@ -277,9 +277,9 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             return _quantizer_of(network, input), outputs.get(pattern.calls[-1]), _quantizer_of(network, addend)
 
         fusion.replace_patterns(network, patterns, _quantized_adder, context)
-        for node, module in fusion._module_calls(network, (FakeQuantize,)):
+        for node, module in fusion.module_calls(network, (FakeQuantize,)):
             if node in written:
-                fusion._replace([node], node.all_input_nodes[0])
+                fusion.replace_calls([node], node.all_input_nodes[0])
             else:
                 network.set_submodule(str(node.target), Quantize(quantizers[module.name]))  # type: ignore[index, arg-type]
         for name in int8:
@@ -295,14 +295,14 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
 
 def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
     """What the bytes of a tensor stand for, if it is to be bytes."""
-    module = None if node is None else fusion._module(network, node)
+    module = None if node is None else fusion.called_module(network, node)
     return module.quantizer if isinstance(module, FakeQuantize) else None
 
 
 def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
     """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns."""
     makers = {pattern.calls[-1] for pattern in patterns}
-    sources = {node: node.all_input_nodes[0] for node, _ in fusion._module_calls(network, (FakeQuantize,))}
+    sources = {node: node.all_input_nodes[0] for node, _ in fusion.module_calls(network, (FakeQuantize,))}
     return {node: source for node, source in sources.items() if source in makers and len(source.users) == 1}
 
 
