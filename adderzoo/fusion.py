@@ -390,6 +390,7 @@ def replace_patterns(
 
 
 def replace_calls(calls: list[fx.Node], new: fx.Node) -> None:
+    """Puts a node in the place of calls that follow one another."""
     calls[-1].replace_all_uses_with(new)
     for node in reversed(calls):
         node.graph.erase_node(node)
@@ -432,6 +433,7 @@ def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Modu
 
 
 def fold_into_convolutions(network: fx.GraphModule) -> None:
+    """Gives BatchNorm to the convolutions in front of it, in place."""
     made: dict[tuple[nn.Module, nn.Module], str] = {}
     for call, conv in module_calls(network, _CONVS):
         norm_call, norm = _norm_of(network, call)
