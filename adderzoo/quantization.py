@@ -104,6 +104,8 @@ def calibrate(
         quantile = 1.0 if bits >= 7 else 0.999
     if not 0.5 < quantile <= 1:  # not a NaN either
         raise ValueError(f"quantile must be above 0.5 and at most 1, got {quantile}")
+    if batches is not None and batches < 1:
+        raise ValueError(f"batches must be at least 1, got {batches}")
     network = _simulation(model, lambda name: FakeQuantize(name, int(bits), quantile))
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with torch.no_grad():
@@ -116,8 +118,14 @@ def calibrate(
 
 
 def ranges(simulation: nn.Module) -> dict[str, Any]:
-    """What the bytes of a simulation stand for: its "bits", and by name scale and zero point of its "quantizers"."""
+    """What the bytes of a simulation stand for: its "bits", and by name scale and zero point of its "quantizers".
+
+    Raises:
+        ValueError: if it is no simulation.
+    """
     known = {name: (module.bits, module.quantizer) for name, module in _quantizers(simulation).items()}
+    if not known:
+        raise ValueError(f"simulation must be what calibrate() has made, got {type(simulation).__name__}")
     return {
         "bits": max(bits for bits, _ in known.values()),
         "quantizers": {name: (value.scale, value.zero_point) for name, (_, value) in known.items() if value},
@@ -135,12 +143,14 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
         ValueError: if the ranges are of another network, or not what they should be; and as :func:`calibrate`.
     """
     try:
-        bits = int(ranges["bits"])
+        bits = ranges["bits"]
         quantizers = {
-            name: Quantizer(float(scale), int(zero_point), 2**bits - 1)
+            name: Quantizer(float(scale), zero_point, 2**bits - 1)
             for name, (scale, zero_point) in ranges["quantizers"].items()
         }
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if bits not in range(4, 9) or not all(known.is_valid for known in quantizers.values()):
+            raise ValueError("a number is out of range")
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"ranges must be those of a simulation, got {ranges!r}: {error}") from error
 
     def make(name: str) -> FakeQuantize:
@@ -155,6 +165,8 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
 
 def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
     """The network with what `make` makes of a name behind every tensor that will be bytes."""
+    if type(model) in fusion.ADDERS:
+        model = nn.Sequential(model)
     network = fusion.trace(model, "Quantized").float()
     patterns = fusion.find_patterns(network)
     if not patterns:
@@ -212,14 +224,13 @@ def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, 
 
 def _int8_layers(network: fx.GraphModule, last: fx.Node) -> list[tuple[str, nn.Module]]:
     """Convolutions and linear layers behind the last adder layer, whose weights will be int8."""
-    found = {}
-    node = last.next
-    while node.op != "output":
-        module = fusion.called_module(network, node)
-        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros"):
-            found[str(node.target)] = module
-        node = node.next
-    return list(found.items())
+    calls = list(fusion.module_calls(network, (nn.Linear, nn.Conv2d)))
+    earlier = {module for node, module in calls if node < last}
+    return [
+        (str(node.target), module)
+        for node, module in calls
+        if module not in earlier and getattr(module, "padding_mode", "zeros") == "zeros"
+    ]
 
 
 def _quantizers(network: nn.Module) -> dict[str, FakeQuantize]:
@@ -243,14 +254,16 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     not take bytes, or few of them) and BatchNorm behind them, stays as it is in the float network, and its result is
     turned into bytes where an adder layer reads it.
 
-    The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
-    network. It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients.
+    The result is a :class:`torch.fx.GraphModule`, which is pickled, compiled, exported and scripted like any network.
+    It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients. Its state dict alone says
+    nothing of the ranges: :func:`save` does. A NaN in the images is a byte like any other.
 
     Args:
         calibrated: The simulation, which is left as it is.
 
     Raises:
-        ValueError: if the network was never calibrated, or a BatchNorm is in training mode; the message names it.
+        ValueError: if the network was never calibrated, a BatchNorm is in training mode, or a weight is not finite; the
+            message names it.
     """
     quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
     if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
@@ -261,6 +274,9 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     for name, module in calibrated.named_modules():
         if isinstance(module, fusion.NORMS) and module.training:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
+    for name, tensor in calibrated.state_dict().items():
+        if not tensor.is_meta and not tensor.isfinite().all():
+            raise ValueError(f"{name} must be finite to be quantised, got NaN or infinity")
     with torch.no_grad():
         network = copy.deepcopy(calibrated).float()
         int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
@@ -286,6 +302,9 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             layer = network.get_submodule(name)
             kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
             network.set_submodule(name, kind(layer))
+        for node in network.graph.find_nodes(op="call_method", target="view"):
+            if not isinstance(node.args[-1], torch.dtype):
+                node.target = "reshape"  # what adder layers make lies in channels_last
         network.delete_all_unused_submodules()
         network.graph.lint()
         network.recompile()
@@ -334,6 +353,8 @@ def _quantized_adder(
         shift = shift - addend.zero_point * addend.scale
     if output is not None:
         scale, shift, addend_scale = scale / output.scale, shift / output.scale, addend_scale / output.scale
+    if isinstance(layer, FakeQuantizedAdderLinear):
+        return QuantizedAdderLinear(layer, scale, shift, relu, input, output)
     return _BYTE_LAYERS[type(layer)](layer, scale, shift, relu, input, output, addend_scale)
 
 
@@ -342,6 +363,9 @@ def _quantized_adder(
 
 def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None, **model_args: Any) -> None:
     """Write an integer network as safetensors, for :func:`load`, completely or not at all.
+
+    The file names the network's architecture if `timm.create_model` makes it, with `model_args`; else :func:`load` has
+    to be given one like it.
 
     Args:
         network: What :func:`quantize` has made.
@@ -362,16 +386,27 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         raise ValueError(f"path must end in .safetensors, got {path}")
     said = {"quantization": json.dumps(quantization)}
     architecture = getattr(network, "pretrained_cfg", {}).get("architecture")
-    if architecture:
-        if hasattr(network, "in_chans"):
-            model_args = {"in_chans": network.in_chans, **model_args}
+    model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
+    if hasattr(network, "in_chans"):
+        model_args = {"in_chans": network.in_chans, **model_args}
+    if architecture and _makes(architecture, model_args, network):
         said |= {
             "architecture": architecture,
-            "num_classes": str(network.num_classes),
             "model_args": json.dumps(model_args),
             "data_config": json.dumps(resolve_model_data_config(network)),
         }
+        if network.num_classes:
+            said["num_classes"] = str(network.num_classes)
     save_weights(network, path, {**said, **(metadata or {})})
+
+
+def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:
+    """Whether `timm.create_model` makes a network that is quantised to one like this."""
+    try:
+        again = quantize(simulate(_float_network(architecture, arguments), network.quantization))
+    except ValueError:
+        return False
+    return repr(again) == repr(network) and again.code == network.code
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
@@ -388,33 +423,46 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
     said = read_metadata(path)
     if "quantization" not in said:
         raise ValueError(f"{path} is no quantised network: its metadata has no quantization")
-    if model is None:
-        model = _float_network(path, said)
     try:
+        if model is None:
+            if "architecture" not in said:
+                raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
+            made = _float_network(said["architecture"], _model_args(path, said))
+            made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
+            model = made
+        assert model is not None
         network = quantize(simulate(model, json.loads(said["quantization"])))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     state_dict = load_file(path)
     check_fits(state_dict, network, path)
+    for key, value in network.state_dict().items():
+        if state_dict[key].dtype != value.dtype or not state_dict[key].isfinite().all():
+            raise ValueError(f"{path} is damaged: {key} must be finite and {value.dtype}, got {state_dict[key].dtype}")
     network.load_state_dict(state_dict, assign=True)
     return network
 
 
-def _float_network(path: Path, said: Mapping[str, str]) -> nn.Module:
-    """The architecture of a file, on the meta device: without weights."""
-    name = said.get("architecture", "")
-    if not timm.is_model(name):
-        raise ValueError(f"{path} is of a network that is not registered, {name!r}: pass one like it as `model`")
+def _model_args(path: Path, said: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `timm.create_model`, as a file's metadata have them."""
     try:
         arguments = dict(json.loads(said.get("model_args", "{}")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no object in its metadata model_args: {error}") from error
+        raise ValueError(f"there is no object in its metadata model_args: {error}") from error
     if _FILE_ARGUMENTS & arguments.keys():
-        raise ValueError(f"{path} is refused: its metadata model_args would read other files: {arguments}")
-    with torch.device("meta"):
-        model: Any = timm.create_model(name, **{"num_classes": read_num_classes(path), **arguments})
-    model.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
-    return model
+        raise ValueError(f"refused, its metadata model_args would read other files: {arguments}")
+    return {"num_classes": read_num_classes(path), **arguments}
+
+
+def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:
+    """An architecture on the meta device: without weights."""
+    if not timm.is_model(architecture):
+        raise ValueError(f"there is no registered network {architecture!r}: pass one like it as `model`")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, **arguments)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{architecture} cannot be made with the arguments {dict(arguments)}: {error}") from error
 
 
 def _read(path: Path) -> nn.Module | None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 import adderzoo
+from adderzoo.checkpoints import read_metadata
 from adderzoo.layers import Adder2d, AdderLinear, replace_conv
 from adderzoo.layers.quantized import (
     Quantize,
@@ -343,6 +345,60 @@ def test_layer_that_is_called_twice_has_the_scale_of_each_input_and_float_addend
     assert (integer(images()) - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
+class Wider(nn.Module):
+    """What is added is larger than the layer's output."""
+
+    def __init__(self, relu: bool) -> None:
+        super().__init__()
+        self.layer, self.norm, self.next, self.relu = adder(), nn.BatchNorm2d(CHANNELS), adder(), relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x.mean((2, 3), keepdim=True))) + x
+        return self.next(y.relu() if self.relu else y)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_addend_larger_than_the_output_is_added_as_pytorch_adds_it(relu: bool) -> None:
+    network = settled(Wider(relu))
+    integer, expected = quantized(network), network(images())
+    assert integer(images()).shape == expected.shape
+    assert (integer(images()) - expected).square().mean().sqrt() < 0.05 * expected.std()
+    torch.testing.assert_close(torch.jit.script(integer)(images()), integer(images()))
+
+
+class Flattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.fc = adder(), nn.BatchNorm2d(CHANNELS), nn.Linear(CHANNELS * 9 * 9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x)).relu()
+        return self.fc(y.view(y.size(0), -1))
+
+
+def test_view_of_an_adder_layer_is_that_of_the_float_network() -> None:
+    """Bytes lie in channels_last, of which PyTorch makes no such view."""
+    network = settled(Flattened())
+    integer, expected = quantized(network), network(images())
+    assert (integer(images()) - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("place", ["classifier", "adder", "norm"])
+def test_weight_that_is_not_finite_is_refused(network: nn.Module, place: str) -> None:
+    simulation = calibrate(network, [images()])
+    name, tensor = {
+        "classifier": lambda: list(simulation.named_parameters())[-1],
+        "adder": lambda: next((n, m.weight) for n, m in simulation.named_modules() if isinstance(m, Adder2d)),
+        "norm": lambda: next(
+            (n, m.running_var) for n, m in simulation.named_modules() if isinstance(m, nn.BatchNorm2d)
+        ),
+    }[place]()
+    with torch.no_grad():
+        tensor.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}.* must be finite to be quantised"):
+        quantize(simulation)
+
+
 class WrittenInPlace(nn.Module):
     """The input of the layer changes behind it, before it is added."""
 
@@ -424,7 +480,7 @@ def test_networks_of_replace_conv(name: str, tmp_path: Path) -> None:
     plain = sum(type(layer) is QuantizedAdder2d for layer in layers)
     assert assert_integers(integer, images(1, *shape), 255) == plain
     save(integer, tmp_path / "network.safetensors")
-    with pytest.raises(ValueError, match="model must have adder layers"):
+    with pytest.raises(ValueError, match="pass one like it as `model`"):
         load(tmp_path / "network.safetensors")
     loaded = load(tmp_path / "network.safetensors", replace_conv(timm.create_model(name, num_classes=10)))
     assert loaded(images(1, *shape)).equal(integer(images(1, *shape)))
@@ -707,7 +763,9 @@ def test_network_of_ones_own_comes_back_into_a_model_like_it(network: nn.Module,
     path = tmp_path / "network.safetensors"
     save(integer, path)
     assert load(path, Residual())(images()).equal(integer(images()))
-    with pytest.raises(ValueError, match="is of a network that is not registered, '': pass one like it as `model`"):
+    with pytest.raises(
+        ValueError, match=r"it names no network that timm.create_model makes: pass one like it as `model`"
+    ):
         load(path)
     with pytest.raises(
         ValueError,
@@ -737,10 +795,10 @@ def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "has no object in its metadata model_args"),
-        ("3", "has no object in its metadata model_args"),
-        ('{"checkpoint_path": "weights.pth"}', "is refused: its metadata model_args would read other files"),
-        ('{"pretrained": true}', "is refused: its metadata model_args would read other files"),
+        ("{", "there is no object in its metadata model_args"),
+        ("3", "there is no object in its metadata model_args"),
+        ('{"checkpoint_path": "weights.pth"}', "refused, its metadata model_args would read other files"),
+        ('{"pretrained": true}', "refused, its metadata model_args would read other files"),
     ],
 )
 def test_arguments_that_are_none_or_read_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -749,6 +807,54 @@ def test_arguments_that_are_none_or_read_files_are_refused(tmp_path: Path, text:
     save(integer, path, {"model_args": text})
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+@torch.no_grad()
+def test_network_made_with_other_arguments_is_not_loaded_as_another(tmp_path: Path) -> None:
+    network = settled(timm.create_model("adder_lenet5", num_classes=7, global_pool="max"), 1, 32, 32)
+    integer, path = quantized(network, 8, 1, 32, 32), tmp_path / "network.safetensors"
+    save(integer, path)
+    with pytest.raises(ValueError, match="pass one like it as `model`"):
+        load(path)
+    save(integer, path, global_pool="max")
+    x = images(4, 1, 32, 32)
+    assert load(path)(x).equal(integer(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.update(weight=tensors["weight"].float()),
+        lambda tensors: tensors["scale"].fill_(torch.nan),
+    ],
+    ids=["float bytes", "NaN"],
+)
+def test_damaged_tensors_are_refused(network: nn.Module, tmp_path: Path, change: Callable[[dict], object]) -> None:
+    path = tmp_path / "network.safetensors"
+    save(quantized(network), path)
+    tensors, metadata = load_file(path), read_metadata(path)
+    name = next(key for key, value in tensors.items() if value.dtype == torch.uint8).removesuffix("weight")
+    layer = {key: tensors[name + key] for key in ("weight", "scale")}
+    change(layer)
+    save_file(tensors | {name + key: value for key, value in layer.items()}, path, metadata)
+    with pytest.raises(ValueError, match=rf"network.safetensors is damaged: {re.escape(name)}(weight|scale) must be"):
+        load(path, Residual())
+
+
+@pytest.mark.parametrize("bits", [3, 9, -1, 8.5, math.inf, "8"])
+def test_ranges_of_other_bits_are_refused(network: nn.Module, bits: object) -> None:
+    known = ranges(calibrate(network, [images()]))
+    with pytest.raises(ValueError, match=r"^ranges must be those of a simulation"):
+        simulate(network, known | {"bits": bits})
+
+
+@pytest.mark.parametrize("pair", [(0.0, 0), (math.nan, 0), (-1.0, 0), (1e300, 0), (0.1, 256), (0.1, -1), (0.1, 0.5)])
+def test_ranges_that_bytes_cannot_have_are_refused(network: nn.Module, pair: tuple[float, float]) -> None:
+    known = ranges(calibrate(network, [images()]))
+    first = next(iter(known["quantizers"]))
+    with pytest.raises(ValueError, match=r"^ranges must be those of a simulation"):
+        simulate(network, known | {"quantizers": known["quantizers"] | {first: pair}})
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"bits": 8, "quantizers": {"block1.layer1_input": 3}}', "[]"])

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import read_classes, read_metadata
+    from adderzoo.checkpoints import read_metadata
     from adderzoo.quantization import quantize, save, simulate
 
     for name in ("images", "batch_size"):
@@ -55,20 +55,20 @@ def run(args: argparse.Namespace) -> None:
     if args.destination.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
     model = open_network(args)
-    known = read_metadata(args.checkpoint).get("ranges") if args.checkpoint else None
+    said = read_metadata(args.checkpoint) if args.checkpoint else {}
+    known = json.loads(said["ranges"]) if "ranges" in said else None
+    bits = args.bits or (known["bits"] if known else 8)
     if known is None or args.data_dir or args.dataset:
-        simulation, source = _calibrated(model, args)
+        simulation, source = _calibrated(model, args, bits)
     else:
-        simulation, source = simulate(model, json.loads(known)), "its training"
-    network = quantize(simulation)
-    bits = network.quantization["bits"]  # type: ignore[index]
-    if args.bits not in (None, bits):
-        raise ValueError(f"bits must be those that {args.checkpoint} was trained with, {bits}, got {args.bits}")
-    metadata = {"data_config": json.dumps(resolve_model_data_config(model))}
-    classes = read_classes(args.checkpoint) if args.checkpoint else None
-    if classes:
-        metadata["classes"] = json.dumps(classes)
-    save(network, args.destination, metadata)
+        if bits != known["bits"]:
+            raise ValueError(f"bits must be those that {args.checkpoint} was trained with, {known['bits']}, got {bits}")
+        if args.quantile is not None:
+            raise ValueError(f"quantile is for ranges from data-dir, but {args.checkpoint} has those of its training")
+        simulation, source = simulate(model, known), "its training"
+    kept: dict[str, str] = {key: said[key] for key in ("classes", "license", "source", "source_sha256") if key in said}
+    config = json.dumps(resolve_model_data_config(model))
+    save(quantize(simulation), args.destination, {**kept, "data_config": config})
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _calibrated(model: Any, args: argparse.Namespace) -> tuple[Any, str]:
+def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str]:
     """The simulation, and what its ranges come from."""
     import torch
     from timm.data import resolve_model_data_config
@@ -93,5 +93,4 @@ def _calibrated(model: Any, args: argparse.Namespace) -> tuple[Any, str]:
     count = min(args.images, len(dataset))
     some = Subset(dataset, [index * len(dataset) // count for index in range(count)])  # a folder is sorted by class
     loader = open_loader(Images(some, dataset.mode), config, args.batch_size, args.workers, torch.device("cpu"))
-    bits = 8 if args.bits is None else args.bits
     return calibrate(model, loader, bits, args.quantile), f"{count} images"

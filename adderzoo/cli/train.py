@@ -229,6 +229,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("color_jitter", "eta"):
         if not 0 <= getattr(args, name) < float("inf"):
             raise ValueError(f"{name.replace('_', '-')} must be a finite number from 0, got {getattr(args, name)}")
+    if args.quantize_bits not in (None, *range(4, 9)):
+        raise ValueError(f"quantize-bits must be from 4 to 8, got {args.quantize_bits}")
     if args.quantize_bits is not None and not (args.pretrained or args.initial_checkpoint):
         raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
     if args.warmup_epochs >= args.epochs:

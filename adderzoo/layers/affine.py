@@ -168,6 +168,15 @@ def _pad_same(
     return pad_same(input, kernel_size, stride, dilation, value)
 
 
+def output_size(
+    input: Tensor, scale: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
+    """(N, O, H', W') of a layer with a `scale` for each of its O filters."""
+    height = (input.shape[2] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
+    width = (input.shape[3] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
+    return [input.shape[0], scale.shape[0], height, width]
+
+
 @torch.fx.wrap  # the same: what it does depends on sizes and dtypes,
 @torch.jit.script_if_tracing  # which a trace is to look at again when it runs
 def _add(
@@ -183,9 +192,7 @@ def _add(
     relu: bool,
 ) -> Tensor:
     """With an addend: in the operator if it is as large as the output, else as PyTorch adds what it broadcasts."""
-    height = (input.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[1] - 1) - 1) // stride[0] + 1
-    width = (input.shape[3] + 2 * padding[1] - dilation[1] * (weight.shape[2] - 1) - 1) // stride[1] + 1
-    shape = [input.shape[0], scale.shape[0], height, width]
+    shape = output_size(input, scale, list(weight.shape[1:3]), stride, padding, dilation)
     if list(addend.shape) == shape and (addend.dtype == input.dtype or addend.dtype == torch.float32):
         return torch.ops.adderzoo.adder2d_affine(
             input, weight, scale, shift, addend, stride, padding, dilation, groups, relu

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adderzoo.ops import pack_byte_filters
 
 from .adder import Adder2d, AdderLinear
-from .affine import _pad_same
+from .affine import _pad_same, output_size
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Quantizer:
         scale = _float32((high - low) / top) if high > low else 1.0
         scale = max(scale, 2.0**-100)  # of which float32 holds the inverse too
         return cls(scale, min(round(-low / scale), top), top)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether bytes can stand for it."""
+        return 2.0**-100 <= self.scale <= torch.finfo(torch.float32).max and self.zero_point in range(self.top + 1)
 
     @property
     def low(self) -> float:
@@ -73,10 +78,44 @@ def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
     return steps.to(torch.uint8)
 
 
-@torch.fx.wrap  # the same: on a dtype
-def _addend(addend: Tensor, size: list[int]) -> Tensor:
-    """As the operator takes it."""
-    return (addend if addend.dtype == torch.uint8 else addend.float()).expand(size)
+@torch.fx.wrap  # the same: on dtypes and sizes,
+@torch.jit.script_if_tracing  # which a trace is to look at again when it runs
+def _add(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    addend: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
+    zero_point: int,
+    out_zero_point: int | None,
+    out_max: int,
+    addend_scale: float,
+) -> Tensor:
+    """With an addend: in the operator if it can be expanded to the output, else as PyTorch adds what it broadcasts."""
+    addend = addend if addend.dtype == torch.uint8 else addend.float()
+    size = output_size(input, scale, list(weight.shape[1:3]), stride, padding, dilation)
+    fits = addend.dim() <= 4
+    for own, wanted in zip(addend.shape[::-1], size[::-1]):  # noqa: B905 - TorchScript
+        fits = fits and (own == wanted or own == 1)
+    if fits:
+        return torch.ops.adderzoo.adder2d_u8(
+            input, weight, scale, shift, addend.expand(size), stride, padding, dilation, groups, relu,
+            zero_point, out_zero_point, out_max, addend_scale,
+        )  # fmt: skip
+    output = torch.ops.adderzoo.adder2d_u8(
+        input, weight, scale, shift, None, stride, padding, dilation, groups, False, zero_point
+    )
+    output = output + addend.float() * addend_scale
+    if relu:
+        output = output.relu()
+    if out_zero_point is None:
+        return output
+    return (output.round() + out_zero_point).clamp(0, out_max).to(torch.uint8)
 
 
 class Quantize(nn.Module):
@@ -155,7 +194,7 @@ class QuantizedAdder2d(_QuantizedAdder):
     :func:`adderzoo.ops.pack_byte_filters`), scale and shift are buffers, and stay in uint8 and float32 whatever the
     network is turned into; it has no gradients.
 
-    Shape: (N, in_channels, H, W) in uint8, and as addend (N, out_channels, H', W') or what can be expanded to it, in
+    Shape: (N, in_channels, H, W) in uint8, and as addend (N, out_channels, H', W') or what broadcasts with it, in
     uint8 or a floating-point type, to (N, out_channels, H', W') in uint8, or float32 without `output`.
 
     Args:
@@ -198,16 +237,28 @@ class QuantizedAdder2d(_QuantizedAdder):
     def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         """The layer behind its padding."""
         if addend is not None:
-            padding, dilation, taps = self.operator_padding, self.dilation, self.kernel_size
-            height = (input.shape[2] + 2 * padding[0] - dilation[0] * (taps[0] - 1) - 1) // self.stride[0] + 1
-            width = (input.shape[3] + 2 * padding[1] - dilation[1] * (taps[1] - 1) - 1) // self.stride[1] + 1
-            addend = _addend(addend, [input.shape[0], self.scale.shape[0], height, width])
+            return _add(
+                input,
+                self.weight,
+                self.scale,
+                self.shift,
+                addend,
+                self.stride,
+                self.operator_padding,
+                self.dilation,
+                self.groups,
+                self.relu,
+                self.zero_point,
+                self.out_zero_point,
+                self.out_max,
+                self.addend_scale,
+            )
         return torch.ops.adderzoo.adder2d_u8(
             input,
             self.weight,
             self.scale,
             self.shift,
-            addend,
+            None,
             self.stride,
             self.operator_padding,
             self.dilation,
@@ -216,7 +267,6 @@ class QuantizedAdder2d(_QuantizedAdder):
             self.zero_point,
             self.out_zero_point,
             self.out_max,
-            self.addend_scale,
         )
 
     def extra_repr(self) -> str:
@@ -243,7 +293,6 @@ class QuantizedAdderLinear(_QuantizedAdder):
         relu: Whether a ReLU is the end of it.
         input: What the bytes of the input and of the filters stand for.
         output: What the bytes of the output stand for; None for an output in float32.
-        addend_scale: Taken for the sake of its sibling; nothing is added to a fully connected layer.
     """
 
     def __init__(
@@ -254,7 +303,6 @@ class QuantizedAdderLinear(_QuantizedAdder):
         relu: bool,
         input: Quantizer,
         output: Quantizer | None,
-        addend_scale: float = 1.0,
     ) -> None:
         super().__init__(layer.weight[:, :, None, None], 1, scale, shift, relu, input, output)
         self.out_features = layer.out_features

@@ -76,6 +76,9 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
         elif cfg.file and (other := read_network(Path(cfg.file), variant, kwargs.get("num_classes"))) is not None:
             if kwargs.get("features_only"):
                 raise ValueError(f"{cfg.file} is a quantised network, which gives no features")
+            channels: Any = getattr(other, "in_chans", None)
+            if kwargs.get("in_chans") not in (None, channels):
+                raise ValueError(f"in_chans must be that of {cfg.file}, {channels}, got {kwargs['in_chans']}")
             return cast(Network, other)
         elif cfg.url and not cfg.file and cfg.url.rpartition("/")[2] in FOREIGN_SHA256:
             file = Path(download_cached_file(cfg.url, check_hash=False, cache_dir=kwargs.get("cache_dir")))

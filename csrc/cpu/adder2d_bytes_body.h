@@ -351,7 +351,7 @@ inline void run_function(const Accumulation<uint8_t>& a, const Item<uint8_t>& it
 }
 
 // The best tile, with operands that the first cache holds.
-inline int64_t ceiling_of_bytes(Ceiling, int64_t steps) {
+inline int64_t ceiling_of_bytes(int64_t steps) {
   constexpr int kVecs = kMaxPanels<uint8_t> * kVectors<uint8_t>;
   constexpr int kPoints = points_of_byte_tile(kVecs);
   constexpr int64_t kSteps = 64;

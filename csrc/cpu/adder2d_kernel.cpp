@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -295,24 +296,24 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
 
 // For `adderzoo benchmark`: runs the loop of `form` on all threads, and returns the number of elements.
 int64_t cpu_ceiling(std::string form, int64_t steps) {
-  Ceiling ceiling;
+  std::function<int64_t(int64_t)> loop;
+  const auto of_floats = [](Ceiling ceiling) {
+    return [ceiling](int64_t steps) { return loops<float>().ceiling(ceiling, steps); };
+  };
   if (form == "multiply_add") {
-    ceiling = Ceiling::kMultiplyAdd;
+    loop = of_floats(Ceiling::kMultiplyAdd);
   } else if (form == "distance") {
-    ceiling = Ceiling::kDistance;
+    loop = of_floats(Ceiling::kDistance);
   } else if (form == "slope") {
-    ceiling = Ceiling::kSlope;
+    loop = of_floats(Ceiling::kSlope);
   } else if (form == "byte_distance") {
-    ceiling = Ceiling::kByteDistance;
+    loop = loops<uint8_t>().ceiling;
   } else {
     fail("_cpu_ceiling", "form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got '", form, "'");
   }
   std::atomic<int64_t> elements = 0;
   torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      elements += ceiling == Ceiling::kByteDistance ? loops<uint8_t>().ceiling(ceiling, steps)
-                                                    : loops<float>().ceiling(ceiling, steps);
-    }
+    for (int64_t i = begin; i < end; ++i) elements += loop(steps);
   });
   return elements;
 }

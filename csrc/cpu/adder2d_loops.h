@@ -161,7 +161,7 @@ struct FilterSignGradient {
 };
 
 // What a machine can do at most: loops with the instructions of one of the above, but all operands at hand.
-enum class Ceiling { kMultiplyAdd, kDistance, kSlope, kByteDistance };
+enum class Ceiling { kMultiplyAdd, kDistance, kSlope };
 
 // The loops for one instruction set.
 template <typename T>
@@ -182,7 +182,7 @@ struct Loops {
 template <>
 struct Loops<uint8_t> {
   void (*run)(const Accumulation<uint8_t>&, int64_t begin, int64_t end, uint8_t* scratch);
-  int64_t (*ceiling)(Ceiling, int64_t steps);
+  int64_t (*ceiling)(int64_t steps);
 };
 
 // The best loops that this processor can run. ADDERZOO_CPU_CAPABILITY (default, avx2, avx512) in the environment asks

@@ -222,3 +222,7 @@ def test_training_with_few_bits_writes_float_weights_with_their_ranges(
     assert f"bits must be those that {checkpoint} was trained with, 4, got 5" in done.error
     done = adderzoo(*quantize, "--bits", 5, *common, path)
     assert f"{path}: 5 bits, ranges from 200 images" in done.out
+    done = adderzoo(*quantize, *common, path)
+    assert f"{path}: 4 bits, ranges from 200 images" in done.out
+    done = adderzoo(*quantize, "--quantile", 0.9, path)
+    assert f"quantile is for ranges from data-dir, but {checkpoint} has those of its training" in done.error

@@ -724,9 +724,12 @@ int main(int argc, char** argv) try {
     }
     check_bytes(all[i], i);
   }
-  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope, Ceiling::kByteDistance}) {
-    const auto ceiling = form == Ceiling::kByteDistance ? loops<uint8_t>().ceiling : loops<float>().ceiling;
-    if (ceiling(form, 100) <= 0) {
+  std::vector<int64_t> counts = {loops<uint8_t>().ceiling(100)};
+  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope}) {
+    counts.push_back(loops<float>().ceiling(form, 100));
+  }
+  for (const int64_t count : counts) {
+    if (count <= 0) {
       std::printf("FAILED: a ceiling counts no elements\n");
       ++failures;
     }

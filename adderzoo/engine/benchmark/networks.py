@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adderzoo.engine.training import create_optimizer
 from adderzoo.fusion import fuse
+from adderzoo.quantization import calibrate, quantize
 
 from .expressions import EXPRESSIONS, replace_operator
 from .layers import FORMATS
@@ -186,8 +187,6 @@ def build(contender: Contender) -> _Built:
     elif contender.form == "fused":
         model = fuse(model)
     elif contender.form == "u8":
-        from adderzoo.quantization import calibrate, quantize
-
         model = quantize(calibrate(model, [(samples,)], bits=8))
     elif contender.form == "int8":
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
