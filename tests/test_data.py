@@ -161,7 +161,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         ("torch/mnist", ".", "Dataset not found"),
         ("torch/nonsense", ".", "nonsense"),
         ("torch/mnist", None, "'torch/mnist' in data-dir None cannot be read"),
-        ("nonsense/mnist", None, "'nonsense/mnist' in data-dir None cannot be read"),
+        ("nonsense/mnist", None, "dataset must begin with torch/, hfds/, hfids/, tfds/, wds/, got 'nonsense/mnist'"),
         ("wds/x", ".", "split validation not found"),
     ],
 )
