@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from copies import ways
 from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
@@ -703,13 +704,6 @@ def test_autocast_works_like_that_of_the_network(network: nn.Module) -> None:
 # -------------------------------------------------------------------------------------------------------------- copies
 
 
-def through_torch_save(network: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 def through_state_dict(network: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
@@ -721,32 +715,7 @@ def through_state_dict(network: nn.Module) -> nn.Module:
     return other
 
 
-def through_torchscript(program: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    file = io.BytesIO()
-    torch.jit.save(program, file)
-    file.seek(0)
-    return torch.jit.load(file)
-
-
-def through_export(network: nn.Module) -> nn.Module:
-    dynamic_shapes = {"x": {0: torch.export.Dim("batch")}}
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(network, (images(),), dynamic_shapes=dynamic_shapes), file)
-    file.seek(0)
-    return torch.export.load(file).module()
-
-
-WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "state dict": through_state_dict,
-    "torch.save": through_torch_save,
-    "pickle": lambda network: pickle.loads(pickle.dumps(network)),
-    "deepcopy": copy.deepcopy,
-    "script": lambda network: through_torchscript(torch.jit.script(network)),
-    "trace": lambda network: through_torchscript(torch.jit.trace(network, images())),
-    "fx": torch.fx.symbolic_trace,
-    "export": through_export,
-    "compile": lambda network: torch.compile(network, backend="aot_eager", fullgraph=True),
-}
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {"state dict": through_state_dict, **ways(images)}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,10 +1,8 @@
 """adderzoo.quantization: integer networks against integers by hand, and against the float networks they come from."""
 
 import copy
-import io
 import json
 import math
-import pickle
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from copies import ways
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
@@ -868,38 +867,8 @@ def test_damaged_metadata_is_refused(network: nn.Module, tmp_path: Path, text: s
 # ------------------------------------------------------------------------------------------------------------ copies
 
 
-def through_torch_save(network: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-def through_torchscript(program: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    file = io.BytesIO()
-    torch.jit.save(program, file)
-    file.seek(0)
-    return torch.jit.load(file)
-
-
-def through_export(network: nn.Module) -> nn.Module:
-    dynamic_shapes = {"x": {0: torch.export.Dim("batch")}}
-    file = io.BytesIO()
-    torch.export.save(torch.export.export(network, (images(),), dynamic_shapes=dynamic_shapes), file)
-    file.seek(0)
-    return torch.export.load(file).module()
-
-
-WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "torch.save": through_torch_save,
-    "pickle": lambda network: pickle.loads(pickle.dumps(network)),
-    "deepcopy": copy.deepcopy,
-    "script": lambda network: through_torchscript(torch.jit.script(network)),
-    "trace": lambda network: through_torchscript(torch.jit.trace(network, images())),
-    "fx": torch.fx.symbolic_trace,
-    "export": through_export,
-    "compile": lambda network: torch.compile(network, backend="aot_eager", fullgraph=True),
-    "channels_last": lambda network: network.to(memory_format=torch.channels_last),
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = ways(images) | {
+    "channels_last": lambda network: network.to(memory_format=torch.channels_last)
 }
 
 
