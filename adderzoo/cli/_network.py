@@ -1,7 +1,11 @@
 """The network that a command works with: its arguments, and opening it."""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,3 +59,33 @@ def open_device(name: str, rank: int | None = None) -> "torch.device":
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {name!r} cannot be used: {error}") from error
     return device
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that torchrun has started; by itself, the first of one."""
+
+    device: "torch.device"
+    rank: int
+    processes: int
+
+
+@contextmanager
+def open_group(device: str) -> Iterator[Group]:
+    """The process group, for as long as the context lasts.
+
+    Raises:
+        ValueError: naming the device, if it cannot be used.
+    """
+    import torch.distributed as dist
+
+    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if processes == 1:
+        yield Group(open_device(device), 0, 1)
+        return
+    opened = open_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if opened.type == "cuda" else "gloo")
+    try:
+        yield Group(opened, rank, processes)
+    finally:
+        dist.destroy_process_group()

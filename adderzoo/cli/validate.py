@@ -3,12 +3,11 @@
 import argparse
 import csv
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, open_device, open_network
+from ._network import Group, add_network_arguments, open_group, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
+    if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
+        raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
+    with open_group(args.device) as group:
+        if group.processes > 1 and args.dataset_download:
+            raise ValueError("dataset-download is for one process, several would write the same files: download first")
+        _validate(args, group)
+
+
+def _validate(args: argparse.Namespace, group: Group) -> None:
     import torch
-    import torch.distributed as dist
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
@@ -49,69 +58,53 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
     from adderzoo.engine import evaluate
 
-    if args.batch_size < 1:
-        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
-    if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
-        raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
+    model = open_network(args, quiet=group.rank != 0)
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    model = model.to(group.device).to(memory_format=memory_format)
+    config = resolve_model_data_config(model)
 
-    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    distributed = processes > 1
-    if distributed and args.dataset_download:
-        raise ValueError("dataset-download is for one process, several would write the same files: download first")
-    device = open_device(args.device, int(os.environ.get("LOCAL_RANK", "0")) if distributed else None)
-    if distributed:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        model = open_network(args, quiet=rank != 0)
-        memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-        model = model.to(device).to(memory_format=memory_format)
-        config = resolve_model_data_config(model)
-
-        keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
-        dataset = open_dataset(
-            args.dataset,
-            args.data_dir,
-            args.split,
-            config["input_size"][0],
-            args.class_map,
-            args.dataset_download,
-            **keys,
-        )
-        classes = read_classes(args.checkpoint) if args.checkpoint and not args.class_map else None
-        check_classes(dataset, model)
-        if classes:
-            strange = [name for name in class_indices(dataset) if name not in classes]
-            if strange:
-                raise ValueError(
-                    f"the data set has classes that {args.checkpoint} was not trained on, {', '.join(strange[:4])}; "
-                    "--class-map takes a file that maps its names to indices"
-                )
-            dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
-        if distributed and isinstance(dataset, IterableDataset):
-            raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
-        if args.torchcompile:
-            model.compile()
-        loader = open_loader(dataset, config, args.batch_size, args.workers, device, distributed)
-        result = evaluate(
-            model,
-            loader,
-            device=device,
-            amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
-            channels_last=args.channels_last,
-            images=len(range(rank, len(dataset), processes)) if distributed else None,
-            description=args.model,
-        )
-        announced = getattr(getattr(dataset, "reader", None), "num_samples", None)
-        if isinstance(dataset, IterableDataset) and announced and announced != result.images:
-            raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
-        if rank == 0:
-            row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
-            print(result)
-            if args.results_file:
-                write_atomically(args.results_file, lambda path: _write(path, row))
-    finally:
-        if distributed:
-            dist.destroy_process_group()
+    keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
+    dataset = open_dataset(
+        args.dataset,
+        args.data_dir,
+        args.split,
+        config["input_size"][0],
+        args.class_map,
+        args.dataset_download,
+        **keys,
+    )
+    classes = read_classes(args.checkpoint) if args.checkpoint and not args.class_map else None
+    check_classes(dataset, model)
+    if classes:
+        strange = [name for name in class_indices(dataset) if name not in classes]
+        if strange:
+            raise ValueError(
+                f"the data set has classes that {args.checkpoint} was not trained on, {', '.join(strange[:4])}; "
+                "--class-map takes a file that maps its names to indices"
+            )
+        dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
+    if group.processes > 1 and isinstance(dataset, IterableDataset):
+        raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
+    if args.torchcompile:
+        model.compile()
+    loader = open_loader(dataset, config, args.batch_size, args.workers, group.device, group.rank, group.processes)
+    result = evaluate(
+        model,
+        loader,
+        device=group.device,
+        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
+        channels_last=args.channels_last,
+        images=None if group.processes == 1 else len(range(group.rank, len(dataset), group.processes)),
+        description=args.model,
+    )
+    announced = getattr(getattr(dataset, "reader", None), "num_samples", None)
+    if isinstance(dataset, IterableDataset) and announced and announced != result.images:
+        raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
+    if group.rank == 0:
+        row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
+        print(result)
+        if args.results_file:
+            write_atomically(args.results_file, lambda path: _write(path, row))
 
 
 def _write(path: Path, row: dict[str, Any]) -> None:

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .group import is_first, sum_over_group
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,8 @@ def evaluate(
     left = math.inf if images is None else images
     top1 = top5 = loss = count = seconds = 0.0
     warmed_up: set[torch.Size] = set()
-    distributed = dist.is_available() and dist.is_initialized()
-    hidden = distributed and dist.get_rank() != 0
     # leave=None: below another bar, that of a training, it makes room when it is done.
-    bar = tqdm(loader, desc=description, unit="batch", leave=None, disable=hidden)
+    bar = tqdm(loader, desc=description, unit="batch", leave=None, disable=not is_first())
     with torch.inference_mode(), context, bar as progress:
         for batch, labels in progress:
             x, target = batch.to(device), labels.to(device)
@@ -100,16 +99,9 @@ def evaluate(
             if count:
                 progress.set_postfix_str(f"top-1 {100 * top1 / count:.2f} %", refresh=False)
 
-    if distributed:
-        sums = torch.tensor([top1, top5, loss, count], dtype=torch.float64, device=device)
-        slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
-        try:
-            dist.all_reduce(sums)
-            dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        except RuntimeError as error:
-            raise ConnectionError("another process of the group has failed") from error
-        top1, top5, loss, count = sums.tolist()
-        seconds = slowest.item()
+    # The throughputs of the processes add up.
+    rate = count / max(seconds, sys.float_info.min)
+    top1, top5, loss, count, rate = sum_over_group([top1, top5, loss, count, rate], device)
     if count == 0:
         raise ValueError("the data set is empty")
     return Result(
@@ -119,7 +111,7 @@ def evaluate(
         top5_se=_standard_error(top5 / count, count),
         loss=loss / count,
         images=int(count),
-        images_per_second=count / max(seconds, sys.float_info.min),
+        images_per_second=rate,
     )
 
 

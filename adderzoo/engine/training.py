@@ -1,32 +1,34 @@
 """Training of a classifier.
 
-A :class:`Training` is what steps change; :func:`train` is the loop over epochs, :func:`train_epoch` the loop over
-batches, :func:`write_epoch` what an epoch leaves on disk.
+A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func:`train` is the loop over epochs,
+:func:`train_epoch` the loop over batches.
 """
 
-import csv
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from adderzoo.checkpoints import save_weights, write_atomically
 from adderzoo.layers import Adder2d, AdderLinear
 from adderzoo.optim import adaptive_lr
 
 from .evaluation import Result
+from .group import in_group, is_first, sum_over_group
 
 # Steps between two looks at the loss: a look makes the host wait for a GPU.
 LOOK_EVERY = 20
@@ -55,18 +57,70 @@ class Epoch:
 
 @dataclass
 class Training:
-    """A network, what trains it, and how far it has come."""
+    """A network, what trains it, and how far it has come.
+
+    Attributes:
+        model: The network itself, whose weights are saved.
+        optimizer: Of its parameters.
+        scheduler: Of the learning rate.
+        scaler: timm's, of a loss in float16.
+        ema: timm's moving average of the weights, which is validated and saved in the place of the model's own.
+        network: What is called in training: the model, compiled or in DistributedDataParallel. None for the model.
+        step: Optimiser steps so far.
+        history: The complete epochs.
+    """
 
     model: nn.Module
     optimizer: Optimizer
-    scheduler: Scheduler | None
-    scaler: torch.amp.GradScaler
+    scheduler: Scheduler | None = None
+    scaler: NativeScaler | None = None
+    ema: ModelEmaV3 | None = None
+    network: Any = None
     step: int = 0
     history: list[Epoch] = field(default_factory=list)
 
     @property
     def lr(self) -> float:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.ema.module] if self.ema else [self.model]
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The averaged network if there is one."""
+        return self.networks[-1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a batch becomes a step.
+
+    Attributes:
+        loss: Of logits (N, classes) and class indices or, behind `mixup`, probabilities.
+        mixup: timm's, or None.
+        mixup_off_epoch: The last epoch that it mixes; 0 for all.
+        accumulate: Batches a step.
+        clip_grad: Largest norm or value of the gradients, or None. Under the adaptive learning rate, that of adder
+            filters is scaled in any case.
+        clip_mode: timm's: "norm", "value" or "agc".
+        amp_dtype: Run under autocast in this dtype.
+        channels_last: Feed the images in this memory format.
+        device: Where the model is and the batches go.
+        seed: Of everything random in an epoch.
+    """
+
+    loss: nn.Module = field(default_factory=nn.CrossEntropyLoss)
+    mixup: Mixup | None = None
+    mixup_off_epoch: int = 0
+    accumulate: int = 1
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    amp_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
 
 
 def create_optimizer(
@@ -76,6 +130,8 @@ def create_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     eta: float = 0.2,
+    filter_lr_scale: float | None = None,
+    **options: Any,
 ) -> Optimizer:
     """timm's optimiser of this name, with the adaptive learning rate of adder filters, as the paper's authors use it.
 
@@ -86,6 +142,9 @@ def create_optimizer(
         momentum: Of optimisers that have one.
         weight_decay: Weight decay.
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
+        filter_lr_scale: In the place of the adaptive rate, what the learning rate of adder filters is multiplied by:
+            the "increased learning rate" of the paper's section 4.5.
+        options: Further arguments of timm's `create_optimizer_v2` and of the optimiser.
 
     Raises:
         ValueError: if timm knows no such optimiser, or one of the numbers is nothing it takes.
@@ -96,23 +155,45 @@ def create_optimizer(
         lr = 0.1
     try:
         optimizer = create_optimizer_v2(
-            model, opt, lr=lr, momentum=momentum, weight_decay=weight_decay, filter_bias_and_bn=False
+            model,
+            opt,
+            **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
-    if eta and any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
-        adaptive_lr(optimizer, eta)
+    if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
+        if filter_lr_scale is not None:
+            adaptive_lr(optimizer, filter_lr_scale, rule="lr")
+        elif eta:
+            adaptive_lr(optimizer, eta)
     return optimizer
 
 
-def create_scheduler(optimizer: Optimizer, sched: str, epochs: int, warmup_epochs: int = 0) -> Scheduler | None:
-    """timm's learning rate scheduler of this name, which acts once an epoch.
+def create_scheduler(
+    optimizer: Optimizer, sched: str, epochs: int, updates_per_epoch: int = 0, **options: Any
+) -> Scheduler | None:
+    """timm's learning rate scheduler of this name; None for "none".
+
+    Args:
+        optimizer: With the learning rates to start from.
+        sched: Such as "cosine", "step", "multistep", "poly".
+        epochs: Length of the schedule.
+        updates_per_epoch: Steps of an epoch, for a schedule that acts after every step; 0 for one an epoch.
+        options: Further arguments of timm's `create_scheduler_v2`: `warmup_epochs`, `warmup_lr`, `min_lr`,
+            `decay_epochs`, `decay_milestones`, `decay_rate`, `patience_epochs`.
 
     Raises:
         ValueError: if timm knows no such scheduler.
     """
     try:
-        return create_scheduler_v2(optimizer, sched, num_epochs=epochs, warmup_epochs=warmup_epochs)[0]
+        return create_scheduler_v2(
+            optimizer,
+            sched,
+            num_epochs=epochs,
+            step_on_epochs=not updates_per_epoch,
+            updates_per_epoch=updates_per_epoch,
+            **options,
+        )[0]
     except (AssertionError, ValueError) as error:
         raise ValueError(f"sched {sched!r} cannot be used: {error}") from error
 
@@ -122,40 +203,47 @@ def train(
     loader: Any,
     epochs: int,
     validate: Callable[[nn.Module], Result] | None = None,
-    loss: nn.Module | None = None,
-    device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    channels_last: bool = False,
+    recipe: Recipe | None = None,
     description: str = "",
 ) -> Iterator[Epoch]:
     """Train, epoch by epoch, with a progress bar; each is yielded when it is complete.
+
+    In a process group (torchrun's), every process goes through its own batches and gets the common results.
 
     Args:
         training: Goes on after the epochs of its history.
         loader: Batches of images (N, C, H, W) and class indices (N,), of a known number.
         epochs: How many there are to be in the history.
-        validate: What follows each epoch.
-        loss: Of logits (N, classes) and class indices; cross-entropy by default.
-        device: Where the model is and the batches go.
-        amp_dtype: Run under autocast in this dtype.
-        channels_last: Feed the images in this memory format.
+        validate: What follows each epoch: measures the averaged network if there is one.
+        recipe: How a batch becomes a step.
         description: Text before the progress bar.
 
     Raises:
         ValueError: if the loss is not finite, or a label is none of the network's classes.
+        ConnectionError: if another process of the group has failed.
     """
-    loss = nn.CrossEntropyLoss() if loss is None else loss
+    recipe = recipe or Recipe()
     total, done = epochs * len(loader), len(training.history) * len(loader)
     # smoothing=0: the time left comes from the average, which has the validation in it. A log file wants few lines.
     every = 0.1 if sys.stderr.isatty() else 30
-    with tqdm(desc=description, unit="batch", total=total, initial=done, smoothing=0, mininterval=every) as progress:
+    with tqdm(
+        desc=description,
+        unit="batch",
+        total=total,
+        initial=done,
+        smoothing=0,
+        mininterval=every,
+        disable=not is_first(),
+    ) as progress:
         while len(training.history) < epochs:
             number, lr, started = len(training.history) + 1, training.lr, time.perf_counter()
             progress.set_description(f"{description} epoch {number}/{epochs}".strip(), refresh=False)
-            mean_loss, top1 = train_epoch(
-                training, loader, loss, torch.device(device), amp_dtype, channels_last, progress
-            )
-            result = validate(training.model) if validate else None
+            _start_epoch(loader, recipe, number)
+            mean_loss, top1 = train_epoch(training, loader, recipe, progress)
+            if in_group():
+                for network in training.networks:
+                    distribute_bn(network, dist.get_world_size(), reduce=True)
+            result = validate(training.best_network) if validate else None
             if training.scheduler:
                 training.scheduler.step(number, result.top1 if result else -mean_loss)
             epoch = Epoch(
@@ -173,50 +261,94 @@ def train(
             yield epoch
 
 
-def train_epoch(
-    training: Training,
-    loader: Any,
-    loss: nn.Module,
-    device: torch.device,
-    amp_dtype: torch.dtype | None,
-    channels_last: bool,
-    progress: tqdm,
-) -> tuple[float, float]:
+def _start_epoch(loader: Any, recipe: Recipe, number: int) -> None:
+    """What is random in an epoch depends on seed, process and epoch alone, not on those before: it can be resumed."""
+    rank = dist.get_rank() if in_group() else 0
+    seed = np.random.SeedSequence((recipe.seed, number, rank)).generate_state(1).item()
+    random_seed(seed)
+    order: Any
+    for order in (loader, getattr(loader, "sampler", None)):  # our own loader, or timm's in several processes
+        if hasattr(order, "set_epoch"):
+            order.set_epoch(number)
+    if recipe.mixup:
+        recipe.mixup.mixup_enabled = recipe.mixup_off_epoch == 0 or number <= recipe.mixup_off_epoch
+
+
+def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm) -> tuple[float, float]:
     """One pass over the data.
 
     Returns:
         Mean loss and top-1 accuracy in percent, both of the network as it was at each batch.
     """
-    model, optimizer, scaler = training.model.train(), training.optimizer, training.scaler
-    context: AbstractContextManager = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
+    device = recipe.device
+    training.model.train()
+    training.optimizer.zero_grad()
     losses: list[Tensor] = []
     right: Tensor | int = 0
     images = 0
     for index, (batch, labels) in enumerate(loader):
         x, target = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        if channels_last:
+        soft = target
+        if recipe.mixup:
+            x, soft = recipe.mixup(x, target)
+        if recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with context:
-            logits = model(x).float()
-            value = _loss(loss, logits, target)
 
-        optimizer.zero_grad()
-        scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        training.step += 1
-        if training.scheduler:
-            training.scheduler.step_update(training.step)
+        # The last batches of an epoch may be fewer than a step takes.
+        first = index - index % recipe.accumulate
+        together = min(recipe.accumulate, len(loader) - first)
+        logits, value = _step(training, recipe, x, soft, together, complete=index + 1 == first + together)
 
-        losses.append(value.detach())
-        right = right + (logits.detach().argmax(1) == target).sum()
+        losses.append(value)
+        right = right + (logits.argmax(1) == target).sum()
         images += len(x)
         if device.type == "cpu" or index % LOOK_EVERY == 0 or index + 1 == len(loader):
             _check_finite(losses, training)
             text = f"loss {losses[-1].item():.4f}, top-1 {100 * int(right) / images:.2f} %, lr {training.lr:.4g}"
             progress.set_postfix_str(text, refresh=False)
         progress.update()
-    return torch.stack(losses).mean().item(), 100 * int(right) / images
+    sums = sum_over_group([torch.stack(losses).sum().item(), len(losses), int(right), images], device)
+    return sums[0] / sums[1], 100 * sums[2] / sums[3]
+
+
+def _step(
+    training: Training, recipe: Recipe, x: Tensor, target: Tensor, together: int, complete: bool
+) -> tuple[Tensor, Tensor]:
+    """Forward, backward, and where a group of `together` batches is complete the optimiser's step.
+
+    Returns:
+        Logits and loss of this batch.
+    """
+    network: Any = training.model if training.network is None else training.network
+    optimizer, device = training.optimizer, recipe.device
+    autocast: AbstractContextManager = (
+        torch.autocast(device.type, recipe.amp_dtype) if recipe.amp_dtype else nullcontext()
+    )
+    # Gradients of the group's processes are averaged once a step.
+    apart = isinstance(network, DistributedDataParallel) and not complete
+    with network.no_sync() if apart else nullcontext():
+        with autocast:
+            logits = network(x).float()
+            value = _loss(recipe.loss, logits, target)
+        parameters = list(training.model.parameters())
+        if training.scaler:
+            training.scaler(
+                value / together, optimizer, recipe.clip_grad, recipe.clip_mode, parameters, need_update=complete
+            )
+        else:
+            (value / together).backward()
+            if complete and recipe.clip_grad is not None:
+                dispatch_clip_grad(parameters, recipe.clip_grad, recipe.clip_mode)
+            if complete:
+                optimizer.step()
+    if complete:
+        optimizer.zero_grad()
+        training.step += 1
+        if training.ema:
+            training.ema.update(training.model, step=training.step)
+        if training.scheduler:
+            training.scheduler.step_update(training.step)
+    return logits.detach(), value.detach()
 
 
 def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
@@ -231,50 +363,7 @@ def _check_finite(losses: list[Tensor], training: Training) -> None:
     if all(finite):
         return
     index = len(losses) - len(finite) + finite.index(False)
-    step, epoch = training.step - len(losses) + index + 1, len(training.history) + 1
     raise ValueError(
-        f"the loss is {losses[index].item()} at step {step} (step {index + 1} of epoch {epoch}): "
-        "a lower learning rate may help; what earlier epochs have written is untouched"
+        f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}: a lower "
+        "learning rate may help; what earlier epochs have written is untouched"
     )
-
-
-def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -> None:
-    """Write what the last epoch of a training leaves: last.safetensors, best.safetensors and summary.csv.
-
-    The best epoch has the highest top-1 accuracy on the validation images and among equals the lowest loss; without
-    validation there is none. Each file is replaced completely or not at all.
-
-    Args:
-        folder: Where to.
-        training: With at least one epoch in its history.
-        metadata: What the weights' files say beside epoch and accuracy.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    epoch = training.history[-1]
-    metadata = {**metadata, "epoch": str(epoch.epoch)}
-    if epoch.eval_top1 is not None:
-        metadata |= {"top1": f"{epoch.eval_top1:.2f}", "top1_se": f"{epoch.eval_top1_se:.2f}"}
-    save_weights(training.model, folder / "last.safetensors", metadata)
-    if best_epoch(training.history) is epoch:
-        save_weights(training.model, folder / "best.safetensors", metadata)
-    write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
-
-
-def best_epoch(history: list[Epoch]) -> Epoch | None:
-    """The first epoch of highest validation accuracy, and among those of lowest loss; None without validation."""
-
-    def quality(epoch: Epoch) -> tuple[float, float]:
-        assert epoch.eval_top1 is not None
-        assert epoch.eval_loss is not None
-        return epoch.eval_top1, -epoch.eval_loss if math.isfinite(epoch.eval_loss) else -math.inf
-
-    return max((epoch for epoch in history if epoch.eval_top1 is not None), key=quality, default=None)
-
-
-def _write_summary(path: Path, history: list[Epoch]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(history[0]))
-        writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)

@@ -70,7 +70,9 @@ def test_a_network_learns_digits_and_its_files_say_so(train: Command, adderzoo: 
     assert {path.name for path in folder.iterdir()} == {
         "args.yaml",
         "best.safetensors",
+        "curves.png",
         "last.safetensors",
+        "state.pt",
         "summary.csv",
     }
     table = rows(folder)
@@ -143,7 +145,9 @@ def test_a_folder_without_validation_images_is_trained_on_alone(train: Command, 
     assert "8 training images, no validation images, 2 classes" in done.out
     assert {path.name for path in (tmp_path / "out" / "run").iterdir()} == {
         "args.yaml",
+        "curves.png",
         "last.safetensors",
+        "state.pt",
         "summary.csv",
     }
     assert rows(tmp_path / "out" / "run")[0]["eval_top1"] == ""
@@ -331,19 +335,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (scene / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "written"), [(("--in-memory",), set()), (("--no-in-memory",), {"args.yaml"})], ids=["memory", "files"]
+)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_an_error_that_names_the_file(tmp_path: Path, workers: int) -> None:
+def test_a_damaged_image_is_an_error_that_names_the_file(
+    tmp_path: Path, workers: int, options: tuple[str, ...], written: set[str]
+) -> None:
     # In a process of its own: PyTorch takes seconds to end loading processes after an error.
     folder = write_classes(tmp_path / "data", {"a": 8, "b": 8})
     path = folder / "b" / "3.png"
     path.write_bytes(path.read_bytes()[:60])
-    arguments = ("train", "--model", "adder_lenet5", "--data-dir", folder, *QUICK, "-j", workers)
+    arguments = ("train", "--model", "adder_lenet5", "--data-dir", folder, *QUICK, "-j", workers, *options)
     (done,) = run_group([(*arguments, "--output", tmp_path / "out", "--experiment", "run")], tmp_path)
     assert done.status == 1
     line = done.err.splitlines()[-1]
     assert re.fullmatch(rf"adderzoo train: error: image {re.escape(str(path))} cannot be read: [^\n]+", line)
     assert "Traceback" not in done.err
-    assert {path.name for path in (tmp_path / "out" / "run").iterdir()} == {"args.yaml"}
+    assert {path.name for path in (tmp_path / "out").rglob("*.*")} == written
 
 
 def test_a_loss_that_is_not_finite_keeps_the_files_of_the_epoch_before(
@@ -362,7 +371,7 @@ def test_a_loss_that_is_not_finite_keeps_the_files_of_the_epoch_before(
     done = train(*arguments, "--epochs", 4)
     assert done.status == 1
     assert done.err.splitlines()[-1].startswith(
-        "adderzoo train: error: the loss is nan at step 6 (step 2 of epoch 3): a lower learning rate may help"
+        "adderzoo train: error: the loss is nan at batch 2 of epoch 3: a lower learning rate may help"
     )
     a, b = (load_file(tmp_path / "out" / name / "last.safetensors") for name in ("run", "two"))
     assert all(torch.equal(a[key], b[key]) for key in a)

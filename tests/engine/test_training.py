@@ -1,18 +1,13 @@
-import csv
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
+from timm.utils import NativeScaler
 from torch import Tensor, nn
 
-from adderzoo.engine import Epoch, Result, Training, create_optimizer, create_scheduler, train, write_epoch
-from adderzoo.engine.training import best_epoch
+from adderzoo.engine import Recipe, Result, Training, create_optimizer, create_scheduler, train
 from adderzoo.optim import adaptive_lr
 
 Batch = tuple[Tensor, Tensor]
@@ -36,18 +31,11 @@ def lenet(name: str = "adder_lenet5") -> nn.Module:
 
 def training(model: nn.Module, epochs: int = 2, sched: str = "cosine", **options: object) -> Training:
     optimizer = create_optimizer(model, **options)  # type: ignore[arg-type]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Training(model, optimizer, create_scheduler(optimizer, sched, epochs), scaler)
+    return Training(model, optimizer, create_scheduler(optimizer, sched, epochs))
 
 
 def result(top1: float, loss: float = 1.0) -> Result:
     return Result(top1, 1.0, 100.0, 0.0, loss, 100, 1.0)
-
-
-def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
-    return Epoch(
-        number, 1.0, 50.0, loss if top1 is not None else None, top1, 1.0 if top1 is not None else None, None, 0.1, 1.0
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
@@ -200,7 +188,7 @@ def test_a_training_with_a_history_goes_on_behind_it() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_step(bad: float, step: int) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_batch(bad: float, step: int) -> None:
     class Loss(nn.Module):
         calls = 0
 
@@ -208,10 +196,10 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_step(bad: flo
             self.calls += 1
             return F.cross_entropy(logits, target) + (bad if self.calls == step else 0)
 
-    where = f"the loss is {bad} at step {step} .step {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}."
+    where = f"the loss is {bad} at batch {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}:"
     reports = []
     with pytest.raises(ValueError, match=where):
-        reports += train(training(lenet()), batches(3), 2, loss=Loss())
+        reports += train(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
 
 
 def test_a_label_that_the_network_does_not_know_is_a_value_error() -> None:
@@ -232,8 +220,8 @@ def test_amp_trains_under_autocast(dtype: torch.dtype) -> None:
 
     torch.manual_seed(0)
     state = training(Linear(1024, 10), epochs=20, lr=0.01)
-    state.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
-    reports = list(train(state, batches(1), 20, amp_dtype=dtype))
+    state.scaler = NativeScaler("cpu") if dtype == torch.float16 else None
+    reports = list(train(state, batches(1), 20, recipe=Recipe(amp_dtype=dtype)))
     assert set(seen) == {dtype}
     assert state.model.weight.dtype == torch.float32
     assert reports[-1].train_loss < 0.5 * reports[0].train_loss
@@ -249,7 +237,7 @@ def test_channels_last_feeds_the_images_in_that_format() -> None:
 
     data = [(torch.randn(4, 3, 4, 4), torch.arange(4))]
     for channels_last in (False, True):
-        list(train(training(Formats(48, 10)), data, 1, channels_last=channels_last))
+        list(train(training(Formats(48, 10)), data, 1, recipe=Recipe(channels_last=channels_last)))
     assert formats == [False, True]
 
 
@@ -262,72 +250,3 @@ def test_the_progress_bar_shows_time_loss_rate_and_accuracy(capsys: pytest.Captu
     assert "lr 0.05" in captured.err
     assert "top-1 " in captured.err
     assert re.search(r"4/4 \[\d+:\d+<\d+:\d+, .*loss \d", captured.err)
-
-
-# ------------------------------------------------------------------------------------------------------------ the files
-
-
-def test_the_best_epoch_is_the_first_of_highest_accuracy_then_lowest_loss() -> None:
-    history = [epoch(1, 50), epoch(2, 70, 0.5), epoch(3, 70, 0.4), epoch(4, 70, 0.4), epoch(5, 60, 0.1)]
-    best = best_epoch(history)
-    assert best is not None
-    assert best.epoch == 3
-    nan = best_epoch([epoch(1, 70, float("nan")), epoch(2, 70, 9.0)])
-    assert nan is not None
-    assert nan.epoch == 2
-
-
-def test_without_validation_no_epoch_is_the_best(tmp_path: Path) -> None:
-    state = training(lenet(), epochs=1)
-    assert best_epoch([epoch(1, None)]) is None
-    for _ in train(state, batches(1), epochs=1):
-        write_epoch(tmp_path, state, {})
-    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "summary.csv"}
-
-
-def test_files_hold_the_best_and_the_last_weights_and_a_line_an_epoch(tmp_path: Path) -> None:
-    state = training(lenet(), epochs=3)
-    found: Iterator[float] = iter((20.0, 30.0, 25.0))
-    weights = []
-    for _ in train(state, batches(1), epochs=3, validate=lambda model: result(next(found))):
-        write_epoch(tmp_path, state, {"architecture": "adder_lenet5"})
-        weights.append({key: value.clone() for key, value in state.model.state_dict().items()})
-    for name, number, top1 in (("best", 2, "30.00"), ("last", 3, "25.00")):
-        path = tmp_path / f"{name}.safetensors"
-        content = load_file(path)
-        assert content.keys() == weights[number - 1].keys()
-        assert all(torch.equal(content[key], value) for key, value in weights[number - 1].items())
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        assert (metadata["architecture"], metadata["epoch"], metadata["top1"]) == ("adder_lenet5", str(number), top1)
-    with (tmp_path / "summary.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["epoch"], float(row["eval_top1"])) for row in rows] == [("1", 20), ("2", 30), ("3", 25)]
-    assert {"train_loss", "eval_loss", "eval_top5", "lr"} <= rows[0].keys()
-
-
-def test_a_channels_last_network_is_written_as_any_other(tmp_path: Path) -> None:
-    model = lenet()
-    expected = {key: value.clone() for key, value in model.state_dict().items()}
-    state = training(model.to(memory_format=torch.channels_last))
-    state.history.append(epoch(1, None))
-    write_epoch(tmp_path, state, {})
-    content = load_file(tmp_path / "last.safetensors")
-    assert all(torch.equal(content[key], value) for key, value in expected.items())
-
-
-def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = training(lenet())
-    state.history.append(epoch(1, 50))
-    write_epoch(tmp_path, state, {})
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def half(weights: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("adderzoo.checkpoints.save_file", half)
-    state.history.append(epoch(2, 60))
-    with pytest.raises(OSError, match="No space left"):
-        write_epoch(tmp_path, state, {})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -4,14 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
-from timm.data import ImageDataset, create_dataset, create_loader
-from timm.data.transforms import str_to_interp_mode
+from timm.data import ImageDataset, create_dataset
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import Compose, RandomCrop, Resize
 
 _MODES = {1: "L", 3: "RGB"}
 _KINDS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm opens beside folders
@@ -168,91 +165,6 @@ def _check_split(root: Path, split: str) -> None:
     parts = [folder.name for folder in folders if any(path.is_dir() for path in folder.iterdir())]
     if parts:
         raise ValueError(f"data-dir {str(root)!r} has no folder for the split {split!r}, but has: {', '.join(parts)}")
-
-
-def open_loader(
-    dataset: Any, config: dict[str, Any], batch_size: int, workers: int, device: torch.device, distributed: bool = False
-) -> Any:
-    """Batches of `dataset`, preprocessed by a network's own configuration (`timm.data.resolve_model_data_config`)."""
-    return create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=batch_size,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        num_workers=workers,
-        distributed=distributed,
-        device=device,
-        pin_memory=device.type == "cuda",
-        use_prefetcher=device.type == "cuda",
-        persistent_workers=False,
-    )
-
-
-def open_training_loader(
-    dataset: Any,
-    config: dict[str, Any],
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    crop: str | None = None,
-    hflip: float = 0.5,
-    color_jitter: float = 0.0,
-    augment: bool = True,
-) -> Any:
-    """Shuffled batches of `dataset`, augmented and normalised; the images left over by whole batches sit an epoch out.
-
-    Args:
-        dataset: As :func:`open_dataset` gives it.
-        config: The network's (`timm.data.resolve_model_data_config`).
-        batch_size: Images a batch.
-        workers: Loading processes.
-        device: Where the batches go.
-        crop: "pad", resized and shifted by up to an eighth (by 4 pixels at 32x32, as the paper does on CIFAR-10); or
-            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" up to 64x64.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of timm's random change of brightness, contrast and saturation.
-        augment: Turn all of these off with False.
-
-    Raises:
-        ValueError: if there are fewer images than a batch needs.
-    """
-    if len(dataset) < batch_size:
-        raise ValueError(
-            f"there are {len(dataset)} training images, fewer than a batch: batch-size must be at most that, "
-            f"got {batch_size}"
-        )
-    crop = crop or ("pad" if max(config["input_size"][1:]) <= 64 else "rrc")
-    loader = create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=batch_size,
-        is_training=True,
-        no_aug=not augment,
-        train_crop_mode="rrc" if crop == "pad" else crop,
-        hflip=hflip,
-        color_jitter=color_jitter or None,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        num_workers=workers,
-        device=device,
-        pin_memory=device.type == "cuda",
-        use_prefetcher=device.type == "cuda",
-        persistent_workers=False,
-    )
-    if augment and crop == "pad":
-        # timm does not know it: in the place of its crop, the first of the steps.
-        dataset.transform.transforms[0] = _pad_and_crop(config["input_size"][1:], config["interpolation"])
-    return loader
-
-
-def _pad_and_crop(size: tuple[int, int], interpolation: str) -> Compose:
-    resize = Resize(min(size), str_to_interp_mode(interpolation))
-    return Compose([resize, RandomCrop(size, padding=(size[1] // 8, size[0] // 8), pad_if_needed=True)])
 
 
 def open_training_data(

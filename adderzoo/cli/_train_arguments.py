@@ -1,0 +1,243 @@
+"""The options of `adderzoo train`, named as in timm's training script, and what is wrong with their values."""
+
+import argparse
+import ast
+import math
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    recipe = (
+        "The defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, weight decay on all parameters, and "
+        "the adaptive learning rate for adder filters. Options are named as in timm's training script. Under torchrun, "
+        "several processes train together."
+    )
+    parser.description = f"{parser.description} {recipe}"
+    parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--pretrained", action="store_true", help="start from the published weights of its tag")
+    weights.add_argument(
+        "--initial-checkpoint",
+        metavar="FILE",
+        type=Path,
+        help="start from these weights, in either format; the classifier starts anew if it has other classes",
+    )
+    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network (those of the data set)")
+    parser.add_argument(
+        "--model-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=_key_and_value, help="such as drop_rate=0.1"
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_augmentation(parser.add_argument_group("augmentation"))
+    _add_optimizer(parser.add_argument_group("optimiser"))
+    _add_adder(parser.add_argument_group("adder filters"))
+    _add_schedule(parser.add_argument_group("schedule"))
+    _add_machine(parser.add_argument_group("machine"))
+    _add_output(parser.add_argument_group("output"))
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+def _add_data(data: argparse._ArgumentGroup) -> None:
+    data.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="folder of the data set. A folder of images has one folder a class inside train/, and inside "
+        "validation/, val/ or test/; without these, one folder a class, and nothing is validated",
+    )
+    data.add_argument(
+        "--dataset", metavar="NAME", default="", help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..."
+    )
+    data.add_argument("--train-split", metavar="NAME", default="train", help="training images (%(default)s)")
+    data.add_argument(
+        "--val-split", metavar="NAME", help='validation images ("validation", or the folder that is there); "" for none'
+    )
+    data.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
+    data.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ data set")
+    data.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ data set")
+    data.add_argument("--img-size", metavar="N", type=int, help="height and width of the input (the network's)")
+    data.add_argument(
+        "-b", "--batch-size", metavar="N", type=int, default=256, help="images a batch and process (%(default)s)"
+    )
+    data.add_argument(
+        "-vb", "--validation-batch-size", metavar="N", type=int, help="images a batch of validation (the same)"
+    )
+    data.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+    data.add_argument(
+        "--in-memory",
+        action=argparse.BooleanOptionalAction,
+        help="read all images once and augment them a batch at a time on the device; only shifts and flips (by default "
+        "where that is all, up to 64x64 pixels and 2 GiB)",
+    )
+
+
+def _add_augmentation(augment: argparse._ArgumentGroup) -> None:
+    augment.add_argument(
+        "--train-crop-mode",
+        choices=("pad", "rrc", "rkrc", "rkrr"),
+        help="pad: shifted by up to an eighth (the default up to 64x64); rrc: random area and aspect (the default "
+        "beyond); rkrc, rkrr: timm's in between",
+    )
+    augment.add_argument("--scale", metavar="X", type=float, nargs=2, help="areas of rrc, of the image's (0.08 1)")
+    augment.add_argument("--ratio", metavar="X", type=float, nargs=2, help="aspect ratios of rrc (0.75 1.33)")
+    augment.add_argument(
+        "--hflip", metavar="P", type=float, default=0.5, help="probability of a flip (%(default)s); 0 for digits"
+    )
+    augment.add_argument("--vflip", metavar="P", type=float, default=0.0, help="of an upside-down flip (%(default)s)")
+    augment.add_argument("--color-jitter", metavar="X", type=float, default=0.0, help="strength (%(default)s)")
+    augment.add_argument("--aa", metavar="POLICY", help="timm's AutoAugment, such as rand-m9-mstd0.5")
+    augment.add_argument("--reprob", metavar="P", type=float, default=0.0, help="of random erasing (%(default)s)")
+    augment.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="(%(default)s)")
+    augment.add_argument("--recount", metavar="N", type=int, default=1, help="areas erased (%(default)s)")
+    augment.add_argument("--mixup", metavar="ALPHA", type=float, default=0.0, help="of mixup, above 0 to use it")
+    augment.add_argument("--cutmix", metavar="ALPHA", type=float, default=0.0, help="of CutMix, above 0 to use it")
+    augment.add_argument("--mixup-prob", metavar="P", type=float, default=1.0, help="of either (%(default)s)")
+    augment.add_argument("--mixup-switch-prob", metavar="P", type=float, default=0.5, help="of CutMix (%(default)s)")
+    augment.add_argument("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="(%(default)s)")
+    augment.add_argument("--mixup-off-epoch", metavar="N", type=int, default=0, help="last epoch of both (0: the last)")
+    augment.add_argument("--no-aug", action="store_true", help="none of what changes single images: only resize")
+    augment.add_argument("--smoothing", metavar="X", type=float, default=0.0, help="of the labels (%(default)s)")
+
+
+def _add_optimizer(step: argparse._ArgumentGroup) -> None:
+    step.add_argument("--opt", metavar="NAME", default="momentum", help="as timm names it (%(default)s)")
+    step.add_argument("--lr", metavar="X", type=float, help="learning rate (0.1 for SGD, else the optimiser's default)")
+    step.add_argument("--momentum", metavar="X", type=float, default=0.9, help="(%(default)s)")
+    step.add_argument("--weight-decay", metavar="X", type=float, default=5e-4, help="(%(default)s)")
+    step.add_argument(
+        "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=_key_and_value, help="further arguments of it"
+    )
+    step.add_argument("--clip-grad", metavar="X", type=float, help="largest norm of the gradients (none)")
+    step.add_argument("--clip-mode", choices=("norm", "value", "agc"), default="norm", help="(%(default)s)")
+    step.add_argument("--grad-accum-steps", metavar="N", type=int, default=1, help="batches a step (%(default)s)")
+    step.add_argument("--model-ema", action="store_true", help="average the weights; validate and save the average")
+    step.add_argument("--model-ema-decay", metavar="X", type=float, default=0.9998, help="a step (%(default)s)")
+    step.add_argument("--model-ema-warmup", action="store_true", help="a smaller decay in the beginning")
+
+
+def _add_adder(adder: argparse._ArgumentGroup) -> None:
+    rate = adder.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--eta", metavar="X", type=float, default=0.2, help="adaptive learning rate (%(default)s); 0 for none"
+    )
+    rate.add_argument("--filter-lr-scale", metavar="X", type=float, help="in its place: filters at X times --lr")
+    adder.add_argument(
+        "--filter-grad", choices=("full", "sign"), default="full", help="gradient of the filters (%(default)s)"
+    )
+    adder.add_argument(
+        "--quantize-bits",
+        metavar="N",
+        type=int,
+        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from the first images and stay; "
+        "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
+        "integer networks of them",
+    )
+
+
+def _add_schedule(schedule: argparse._ArgumentGroup) -> None:
+    schedule.add_argument("--epochs", metavar="N", type=int, default=400, help="passes over the data (%(default)s)")
+    schedule.add_argument(
+        "--sched", metavar="NAME", default="cosine", help="as timm names it; none for none (%(default)s)"
+    )
+    schedule.add_argument("--sched-on-updates", action="store_true", help="change the rate after every step")
+    schedule.add_argument("--min-lr", metavar="X", type=float, default=0.0, help="rate at the end (%(default)s)")
+    schedule.add_argument("--warmup-epochs", metavar="N", type=int, default=0, help="with a rising rate (%(default)s)")
+    schedule.add_argument("--warmup-lr", metavar="X", type=float, default=1e-5, help="it rises from (%(default)s)")
+    schedule.add_argument("--decay-epochs", metavar="N", type=float, default=90, help="of step (%(default)s)")
+    schedule.add_argument(
+        "--decay-milestones", metavar="N", type=int, nargs="+", default=[90, 180, 270], help="epochs, of multistep"
+    )
+    schedule.add_argument(
+        "--decay-rate", metavar="X", type=float, default=0.1, help="of step and multistep; power of poly (%(default)s)"
+    )
+
+
+def _add_machine(machine: argparse._ArgumentGroup) -> None:
+    machine.add_argument("--seed", metavar="N", type=int, default=42, help="of everything random (%(default)s)")
+    machine.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
+    machine.add_argument("--amp", action="store_true", help="run under autocast")
+    machine.add_argument(
+        "--amp-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of autocast (%(default)s)"
+    )
+    machine.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
+    machine.add_argument("--torchcompile", metavar="BACKEND", nargs="?", const="inductor", help="compile the network")
+    machine.add_argument(
+        "--sync-bn", action="store_true", help="BatchNorm over the images of all processes, on GPUs; else each its own"
+    )
+
+
+def _add_output(output: argparse._ArgumentGroup) -> None:
+    output.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("output/train"), help="folder of trainings (%(default)s)"
+    )
+    output.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="folder in it (time and network), for best.safetensors, last.safetensors, state.pt, summary.csv, "
+        "curves.png and args.yaml",
+    )
+    output.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last complete epoch of this experiment, with the same options; begin if there is none",
+    )
+    output.add_argument("--log-tensorboard", action="store_true", help="write events for TensorBoard too")
+
+
+_LEAST = {
+    "batch_size": 2,
+    "validation_batch_size": 1,
+    "epochs": 1,
+    "num_classes": 1,
+    "img_size": 1,
+    "workers": 0,
+    "warmup_epochs": 0,
+    "seed": 0,
+    "grad_accum_steps": 1,
+    "recount": 1,
+    "mixup_off_epoch": 0,
+}
+_SHARES = ("hflip", "vflip", "smoothing", "reprob", "mixup_prob", "mixup_switch_prob", "model_ema_decay")
+_NOT_NEGATIVE = ("color_jitter", "eta", "mixup", "cutmix", "min_lr", "warmup_lr")
+_ABOVE_ZERO = ("filter_lr_scale", "clip_grad", "decay_epochs", "decay_rate")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse values that nothing checks later.
+
+    Raises:
+        ValueError: naming the option, its value and what it takes.
+    """
+    for name, minimum in _LEAST.items():
+        value = getattr(args, name)
+        _require(value is None or value >= minimum, name, f"at least {minimum}", value)
+    for name in _SHARES:
+        _require(0 <= getattr(args, name) <= 1, name, "from 0 to 1", getattr(args, name))
+    for name in _NOT_NEGATIVE:
+        _require(0 <= getattr(args, name) < math.inf, name, "a finite number from 0", getattr(args, name))
+    for name in _ABOVE_ZERO:
+        value = getattr(args, name)
+        _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
+    _require(args.quantize_bits in (None, *range(4, 9)), "quantize_bits", "from 4 to 8", args.quantize_bits)
+    _require(
+        args.warmup_epochs < args.epochs, "warmup_epochs", f"fewer than the {args.epochs} epochs", args.warmup_epochs
+    )
+    if args.quantize_bits is not None and not (args.pretrained or args.initial_checkpoint):
+        raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
+    if args.resume and not args.experiment:
+        raise ValueError("resume needs --experiment: the name of the training to go on with")
+    if (args.mixup or args.cutmix) and args.batch_size % 2:
+        raise ValueError(f"batch-size must be even for mixup and CutMix, got {args.batch_size}")
+
+
+def _require(holds: bool, name: str, what: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name.replace('_', '-')} must be {what}, got {got}")

@@ -1,0 +1,30 @@
+"""Data sets and batches of them."""
+
+from .datasets import (
+    Images,
+    check_classes,
+    class_indices,
+    find_images,
+    open_dataset,
+    open_training_data,
+    read_image,
+    with_indices,
+    write_digits,
+)
+from .loaders import open_loader, open_training_loader
+from .memory import MemoryLoader
+
+__all__ = [
+    "Images",
+    "MemoryLoader",
+    "check_classes",
+    "class_indices",
+    "find_images",
+    "open_dataset",
+    "open_loader",
+    "open_training_data",
+    "open_training_loader",
+    "read_image",
+    "with_indices",
+    "write_digits",
+]

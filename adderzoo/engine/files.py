@@ -1,0 +1,114 @@
+"""What a training leaves on disk.
+
+Each file is replaced completely or not at all, and the state of the training comes last: a process that is killed at
+any moment leaves files from which the training goes on to the same end.
+"""
+
+import csv
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adderzoo.checkpoints import save_weights, write_atomically
+
+from .training import Epoch, Training
+
+STATE = "state.pt"
+
+
+def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -> None:
+    """Write what the last epoch leaves: last.safetensors, best.safetensors, summary.csv and state.pt.
+
+    The best epoch has the highest top-1 accuracy on the validation images and among equals the lowest loss; without
+    validation there is none. Weights are the averaged ones where there is an average; state.pt has both, and all else
+    that :func:`read_state` needs.
+
+    Args:
+        folder: Where to.
+        training: With at least one epoch in its history.
+        metadata: What the weights' files say beside epoch and accuracy.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    epoch = training.history[-1]
+    metadata = {**metadata, "epoch": str(epoch.epoch)}
+    if epoch.eval_top1 is not None:
+        metadata |= {"top1": f"{epoch.eval_top1:.2f}", "top1_se": f"{epoch.eval_top1_se:.2f}"}
+    save_weights(training.best_network, folder / "last.safetensors", metadata)
+    if best_epoch(training.history) is epoch:
+        save_weights(training.best_network, folder / "best.safetensors", metadata)
+    write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
+    write_atomically(folder / STATE, lambda path: torch.save(_state(training), path))
+
+
+def best_epoch(history: list[Epoch]) -> Epoch | None:
+    """The first epoch of highest validation accuracy, and among those of lowest loss; None without validation."""
+
+    def quality(epoch: Epoch) -> tuple[float, float]:
+        assert epoch.eval_top1 is not None
+        assert epoch.eval_loss is not None
+        return epoch.eval_top1, -epoch.eval_loss if math.isfinite(epoch.eval_loss) else -math.inf
+
+    return max((epoch for epoch in history if epoch.eval_top1 is not None), key=quality, default=None)
+
+
+def _write_summary(path: Path, history: list[Epoch]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, asdict(history[0]))
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in history)
+
+
+def _state(training: Training) -> dict[str, Any]:
+    # timm's schedulers are functions of epoch and step, but for "plateau"; random numbers start anew in each epoch.
+    plateau = getattr(training.scheduler, "lr_scheduler", None)
+    return {
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scheduler": plateau.state_dict() if plateau else None,
+        "scaler": training.scaler.state_dict() if training.scaler else None,
+        "ema": training.ema.module.state_dict() if training.ema else None,
+        "step": training.step,
+        "history": [asdict(epoch) for epoch in training.history],
+    }
+
+
+def read_state(folder: Path, training: Training) -> bool:
+    """Bring a training to where the one that wrote a folder was after its last complete epoch.
+
+    Args:
+        folder: Of the training.
+        training: A new one, made with the same arguments; it is changed in place.
+
+    Returns:
+        Whether there was a complete epoch.
+
+    Raises:
+        ValueError: if the file is damaged, or of a training made with other arguments.
+    """
+    for rest in folder.glob(".adderzoo-*"):  # what a killed process was writing
+        shutil.rmtree(rest, ignore_errors=True)
+    path = folder / STATE
+    if not path.exists():
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        training.model.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        if training.scaler:
+            training.scaler.load_state_dict(state["scaler"])
+        if training.ema:
+            training.ema.module.load_state_dict(state["ema"])
+        if state["scheduler"]:
+            training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
+        training.step = state["step"]
+        training.history[:] = [Epoch(**epoch) for epoch in state["history"]]
+    except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
+        raise ValueError(f"{path} is damaged, or of another training: {error}") from error
+    return True
