@@ -1,0 +1,89 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Done, run_group
+from pictures import random_images
+from safetensors.torch import load_file
+
+import adderzoo as package
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index, image in enumerate(random_images(9, (32, 32), mode="L", seed=seed)):
+            image.save(tmp_path / "data" / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def arguments(data: Path, output: Path, *options: object) -> list[object]:
+    return [
+        *("train", "--model", "adder_lenet5", "--data-dir", data, "--epochs", 2, "--batch-size", 4, "-j", 0),
+        *("--output", output, "--experiment", "run", *options),
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-in-memory", "--model-ema", "--grad-accum-steps", 2)])
+def test_a_group_trains_speaks_once_and_resumes(tmp_path: Path, data: Path, options: tuple[object, ...]) -> None:
+    command = arguments(data, tmp_path / "out", *options)
+    first, second = run_group([command] * 2, tmp_path)
+    assert (first.status, second.status) == (0, 0), (first, second)
+    assert "18 training images, 18 validation images" in first.out
+    assert first.out.count("validation top-1") == 2
+    assert (second.out, second.err) == ("", "")
+    folder = tmp_path / "out" / "run"
+    assert len((folder / "summary.csv").read_text().splitlines()) == 3
+    before = load_file(folder / "last.safetensors")
+
+    state = torch.load(folder / "state.pt", weights_only=True)
+    done = run_group([[*command, "--resume"]] * 2, tmp_path)
+    assert [one.status for one in done] == [0, 0], done
+    assert "behind epoch 2" in done[0].out
+    assert state["step"] == torch.load(folder / "state.pt", weights_only=True)["step"]
+    assert all(torch.equal(value, before[key]) for key, value in load_file(folder / "last.safetensors").items())
+
+
+def test_torchrun_trains(tmp_path: Path, data: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "adderzoo.cli"]
+    done = subprocess.run(
+        [sys.executable, *map(str, launcher), *map(str, arguments(data, tmp_path / "out"))],
+        env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parent.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "run" / "last.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sync-bn",), "sync-bn is for GPUs, got device cpu"),
+        (("--batch-size", 10), "fewer than a batch in each of 2 processes: batch-size must be at most 9, got 10"),
+        (("--dataset-download",), "dataset-download is for one process"),
+    ],
+)
+def test_what_a_group_cannot_do_is_one_line(
+    tmp_path: Path, data: Path, options: tuple[object, ...], message: str
+) -> None:
+    for done in run_group([arguments(data, tmp_path / "out", *options)] * 2, tmp_path):
+        assert done.status == 1
+        assert message in done.err.splitlines()[-1]
+        assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_needs_a_common_name(tmp_path: Path, data: Path) -> None:
+    command = ["train", "--model", "adder_lenet5", "--data-dir", data, "--output", tmp_path / "out"]
+    for done in run_group([command] * 2, tmp_path):
+        assert "several processes need --experiment" in done.error

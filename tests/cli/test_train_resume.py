@@ -1,0 +1,215 @@
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commands import Done
+from pictures import random_images
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import adderzoo as package
+
+Command = Callable[..., Done]
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums of other numbers of threads differ in the last bit
+
+EPOCHS = 4
+
+# A process that gets no further than the third epoch: WHERE is a moment of it.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from adderzoo import checkpoints
+from adderzoo.cli import main
+from adderzoo.engine import files
+
+where = sys.argv[1]
+calls = {}
+
+def die_at(what, count):
+    calls[what] = calls.get(what, 0) + 1
+    if (what, calls[what]) == (where, count):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def dying(function, what, count, half=None):
+    def call(*arguments, **keywords):
+        if half is not None and calls.get(what, 0) == count - 1:
+            Path(arguments[half]).write_bytes(b"half of what was to be written")
+        die_at(what, count)
+        return function(*arguments, **keywords)
+    return call
+
+torch.nn.CrossEntropyLoss.forward = dying(torch.nn.CrossEntropyLoss.forward, "in a batch", 10)
+checkpoints.save_file = dying(checkpoints.save_file, "while it writes the weights", 5, half=1)
+torch.save = dying(torch.save, "while it writes the state", 3, half=1)
+files._write_summary = dying(files._write_summary, "between weights and state", 3)
+main(sys.argv[2:])
+raise SystemExit("it was not killed")
+"""
+MOMENTS = ["in a batch", "while it writes the weights", "between weights and state", "while it writes the state"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index, image in enumerate(random_images(8, (32, 32), mode="L", seed=seed)):
+            image.save(tmp_path / "data" / name / f"{index}.png")
+    return tmp_path / "data"
+
+
+def arguments(data: Path, output: Path, name: str, *options: object) -> list[object]:
+    return [
+        *("train", "--model", "adder_lenet5", "--data-dir", data, "--epochs", EPOCHS, "--batch-size", 4, "-j", 0),
+        *("--output", output, "--experiment", name, *options),
+    ]
+
+
+def run(script: str, parameter: object, command: list[object]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, str(parameter), *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(package.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def assert_equal(got: Any, expected: Any, where: str = "") -> None:
+    """Nested containers, and every bit of the tensors in them."""
+    assert type(got) is type(expected), where
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys(), where
+        for key in expected.keys() - {"seconds"}:  # what a clock has measured
+            assert_equal(got[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(got) == len(expected), where
+        for index, (a, b) in enumerate(zip(got, expected, strict=True)):
+            assert_equal(a, b, f"{where}/{index}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected), where
+    else:
+        assert got == expected, where
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that a training has left, by the name of the file."""
+    found: dict[str, Any] = {"state": torch.load(folder / "state.pt", weights_only=True)}
+    for name in ("best", "last"):
+        path = folder / f"{name}.safetensors"
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        found[name] = load_file(path) | {"metadata": {key: metadata[key] for key in metadata.keys() - {"command"}}}
+    with (folder / "summary.csv").open(newline="") as file:
+        found["summary"] = list(csv.DictReader(file))
+    return found
+
+
+OPTIONS = {
+    "plain": (),
+    "everything": (
+        *("--no-in-memory", "--workers", 1, "--color-jitter", 0.3, "--mixup", 0.2, "--model-ema", "--model-ema-decay"),
+        *(0.9, "--amp", "--amp-dtype", "float16", "--grad-accum-steps", 3, "--sched-on-updates", "--opt", "adamw"),
+        *("--model-kwargs", "drop_rate=0.2", "--clip-grad", 1),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "options"), [*((where, "plain") for where in MOMENTS), ("while it writes the state", "everything")]
+)
+def test_a_killed_training_ends_as_an_uninterrupted_one(
+    adderzoo: Command, data: Path, tmp_path: Path, where: str, options: str
+) -> None:
+    out = tmp_path / "out"
+    done = run(KILLED, where, arguments(data, out, "killed", *OPTIONS[options]))
+    assert done.returncode == -9, done.stdout + done.stderr
+    assert len(torch.load(out / "killed" / "state.pt", weights_only=True)["history"]) == 2
+    for path in (out / "killed").glob("*.safetensors"):
+        load_file(path)  # whole, whenever it was killed
+    resumed = adderzoo(*arguments(data, out, "killed", *OPTIONS[options], "--resume"))
+    assert resumed.status == 0, resumed
+    assert "behind epoch 2" in resumed.out
+    assert adderzoo(*arguments(data, out, "whole", *OPTIONS[options])).status == 0
+    assert_equal(content(out / "killed"), content(out / "whole"))
+    assert {path.name for path in (out / "killed").iterdir()} == {path.name for path in (out / "whole").iterdir()}
+
+
+# A process whose files may not grow beyond so many bytes from its third epoch on.
+FULL = """
+import resource, sys
+import torch
+from adderzoo.cli import main
+
+forward, calls = torch.nn.CrossEntropyLoss.forward, []
+
+def fill(self, *inputs):
+    calls.append(1)
+    if len(calls) == 10:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+    return forward(self, *inputs)
+
+torch.nn.CrossEntropyLoss.forward = fill
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("limit", "file"), [(100_000, "last.safetensors"), (300_000, "state.pt")])
+def test_a_full_disk_ends_a_training_that_goes_on_when_there_is_room(
+    adderzoo: Command, data: Path, tmp_path: Path, limit: int, file: str
+) -> None:
+    out = tmp_path / "out"
+    done = run(FULL, limit, arguments(data, out, "full"))
+    assert done.returncode == 1, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"adderzoo train: error: {out / 'full' / file} cannot be written: ")
+    assert "Traceback" not in done.stderr
+    assert adderzoo(*arguments(data, out, "full", "--resume")).status == 0
+    assert adderzoo(*arguments(data, out, "whole")).status == 0
+    assert_equal(content(out / "full"), content(out / "whole"))
+
+
+def test_resuming_begins_where_there_is_nothing_and_leaves_alone_what_is_complete(
+    adderzoo: Command, data: Path, tmp_path: Path
+) -> None:
+    command = arguments(data, tmp_path / "out", "run", "--resume")
+    assert adderzoo(*command).status == 0
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").glob("*.safetensors")}
+    assert len(files) == 2
+    done = adderzoo(*command)
+    assert done.status == 0, done
+    assert f"behind epoch {EPOCHS}" in done.out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").glob("*.safetensors")} == files
+
+
+def test_resuming_needs_the_same_options(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    assert adderzoo(*arguments(data, tmp_path / "out", "run")).status == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").iterdir()}
+    done = adderzoo(*arguments(data, tmp_path / "out", "run", "--resume", "--lr", 0.3))
+    folder = tmp_path / "out" / "run"
+    assert done.error.endswith(f"resume needs the options of the training in {folder}: there lr is None, got 0.3")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    done = adderzoo(*arguments(data, tmp_path / "out", "run", "--resume", "--workers", 1))
+    assert done.status == 0, done
+    assert yaml.safe_load((folder / "args.yaml").read_text())["workers"] == 1
+
+
+def test_resuming_needs_a_name(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    done = adderzoo("train", "--model", "adder_lenet5", "--data-dir", data, "--output", tmp_path / "out", "--resume")
+    assert "resume needs --experiment" in done.error
+
+
+def test_a_damaged_state_is_an_error_that_names_the_file(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    assert adderzoo(*arguments(data, tmp_path / "out", "run")).status == 0
+    path = tmp_path / "out" / "run" / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    done = adderzoo(*arguments(data, tmp_path / "out", "run", "--resume"))
+    assert f"adderzoo train: error: {path} is damaged, or of another training: " in done.error
