@@ -76,6 +76,7 @@ def open_group(device: str) -> Iterator[Group]:
 
     Raises:
         ValueError: naming the device, if it cannot be used.
+        ConnectionError: if another process of the group has failed.
     """
     import torch.distributed as dist
 
@@ -87,5 +88,9 @@ def open_group(device: str) -> Iterator[Group]:
     dist.init_process_group("nccl" if opened.type == "cuda" else "gloo")
     try:
         yield Group(opened, rank, processes)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError("another process of the group has failed") from error
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,3 +88,19 @@ def test_a_group_needs_a_common_name(tmp_path: Path, data: Path) -> None:
     command = ["train", "--model", "adder_lenet5", "--data-dir", data, "--output", tmp_path / "out"]
     for done in run_group([command] * 2, tmp_path):
         assert "several processes need --experiment" in done.error
+
+
+@pytest.mark.parametrize("options", [("--in-memory",), ("--no-in-memory",)])
+def test_a_damaged_image_in_one_process_ends_all_of_them(
+    tmp_path: Path, data: Path, options: tuple[object, ...]
+) -> None:
+    """In memory, ahead of the first step; from files, in the middle of the training."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    (other / "train" / "a" / "3.png").write_bytes(b"no image")
+    commands = [arguments(folder, tmp_path / "out", "--batch-size", 9, *options) for folder in (data, other)]
+    first, second = run_group(commands, tmp_path)
+    assert (first.status, second.status) == (1, 1), (first, second)
+    assert "a/3.png cannot be read: " in second.err.splitlines()[-1]
+    assert first.err.splitlines()[-1] == "adderzoo train: error: another process of the group has failed"
+    assert "Traceback" not in first.err + second.err
