@@ -7,7 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, split_model_name_tag
+from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
 from torch.utils.flop_counter import FlopCounterMode
 
 from adderzoo import models
@@ -18,13 +18,23 @@ RESULTS = models.WEIGHTS / "results.json"
 
 @dataclass(frozen=True)
 class Measurement:
-    """An accuracy of published weights, in percent with its standard error, and the command that measured it."""
+    """An accuracy of published weights.
+
+    Attributes:
+        dataset: What was measured on.
+        images: How many of its images.
+        top1: Top-1 accuracy in percent.
+        top1_se: Its standard error.
+        command: What measured it, and trained the weights where they were trained here.
+        recipe: How they were trained, in a sentence or two; "" where nobody wrote it down.
+    """
 
     dataset: str
     images: int
     top1: float
     top1_se: float
     command: str
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class ModelInfo:
         parameters: Number of trained parameters.
         multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`.
         adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
-        input_size: (C, H, W), the network's own.
+        input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
     """
 
@@ -62,6 +72,13 @@ def network_names() -> list[str]:
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(family)]
 
 
+def twin(name: str) -> str | None:
+    """The CNN of the same definition as an adder network, or the adder network of a CNN; None if there is none."""
+    kind, _, rest = name.partition("_")
+    other = {"adder": f"cnn_{rest}", "cnn": f"adder_{rest}"}.get(kind)
+    return other if other in network_names() else None
+
+
 def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
     """The networks of this package.
 
@@ -75,15 +92,23 @@ def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> l
     """
     wanted = timm.list_models(filter, pretrained=pretrained, include_tags=True)
     wanted_names = {split_model_name_tag(name)[0] for name in wanted}
-    results = read_results()
-    return [_describe(name, results) for name in network_names() if name in wanted_names]
+    return [describe(name) for name in network_names() if name in wanted_names]
 
 
-def _describe(name: str, results: dict[str, Measurement]) -> ModelInfo:
+def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
+    """A network of this package.
+
+    Args:
+        name: Without a tag.
+        cfg: The `pretrained_cfg` of weights, whose classes and input size are counted in place of the network's own.
+    """
+    arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
     with torch.device("meta"):
-        model = timm.create_model(name).eval()
-    input_size = tuple(model.pretrained_cfg["input_size"])
+        model = timm.create_model(name, **arguments).eval()
+    channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
+    input_size = (channels, height, width)
     multiply_adds, adder_elements = _count_operations(model, input_size)
+    results = read_results()
     default = get_pretrained_cfg(name).tag
     tags = [split_model_name_tag(tagged)[1] for tagged in timm.list_pretrained(name)]
     return ModelInfo(
@@ -125,6 +150,6 @@ def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None
     Raises:
         OSError: if the file cannot be written.
     """
-    results = read_results(path) | {name: measured}
-    rows = {name: asdict(results[name]) for name in sorted(results)}
-    write_atomically(path, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    rows = (json.loads(path.read_text()) if path.is_file() else {}) | {name: asdict(measured)}
+    text = json.dumps(dict(sorted(rows.items())), indent=2) + "\n"
+    write_atomically(path, lambda path: path.write_text(text))

@@ -10,15 +10,17 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
 import torch
+from registry import add_tag
 from safetensors import safe_open
 from torch import nn
 
 import adderzoo
-from adderzoo.hub import RESULTS, Measurement, ModelInfo, read_results, write_result
+from adderzoo.hub import RESULTS, Measurement, ModelInfo, describe, read_results, twin, write_result
 from adderzoo.layers import Adder2d
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -94,6 +96,25 @@ def test_operations_are_those_of_the_layers(networks: dict[str, ModelInfo], name
     assert network.multiply_adds == counts[nn.Conv2d] + counts[nn.Linear]
     assert network.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert network.input_size == model.pretrained_cfg["input_size"]
+
+
+def test_weights_of_other_classes_and_input_are_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = add_tag(monkeypatch, "adder_resnet20.letters", num_classes=26, input_size=(1, 64, 64))
+    whole, letters = describe("adder_resnet20"), describe("adder_resnet20", cfg)
+    assert letters.input_size == (1, 64, 64)
+    assert letters.adder_elements == 4 * whole.adder_elements  # four times the points
+    # The first convolution sees a third of the channels; classifier and the BatchNorm behind it have 16 classes more.
+    assert letters.parameters == whole.parameters - 2 * 9 * 16 + 16 * (64 + 2)
+    assert whole == next(iter(adderzoo.list_models("adder_resnet20")))
+
+
+def test_a_twin_is_the_other_network_of_the_same_definition() -> None:
+    assert {name: twin(name) for name in NAMES if name.startswith("adder_")} == {
+        name: name.replace("adder_", "cnn_") for name in NAMES if name.startswith("adder_")
+    }
+    assert all(twin(twin(name) or "") == name for name in NAMES)
+    assert twin("adder_no_such_net") is None
+    assert twin("resnet50") is None
 
 
 def test_parameters_of_lenet5_are_those_of_its_layers(networks: dict[str, ModelInfo]) -> None:
@@ -179,6 +200,7 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def assert_equal_to_metadata(row: dict[str, object], said: dict[str, str]) -> None:
+    assert row["recipe"] == said["recipe"]
     assert (f"{row['top1']:.2f}", f"{row['top1_se']:.2f}") == (said["top1"], said["top1_se"])
     assert f"{row['dataset']} ({row['images']} images)" == said["dataset"]
     assert row["command"] == said["command"]
@@ -200,6 +222,7 @@ def test_every_row_is_of_published_weights_and_has_the_error_of_its_size() -> No
         share = row["top1"] / 100
         assert row["top1_se"] == round(100 * math.sqrt(share * (1 - share) / row["images"]), 2)
         assert row["command"]
+        assert row["recipe"]
 
 
 def test_the_readme_shows_the_same_figures() -> None:
@@ -240,17 +263,45 @@ def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> 
     assert read_results(RESULTS).keys() == json.loads((WEIGHTS / "results.json").read_text()).keys()
 
 
-def test_the_recipe_writes_weights_rows_and_hashes_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_does_not_say_how_the_weights_were_trained_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    old = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
+    path.write_text(json.dumps({"old_net.a": old}))
+    assert read_results(path)["old_net.a"] == Measurement(**old, recipe="")
+    write_result("new_net.a", Measurement("data", 100, 80.0, 4.0, "command", "SGD."), path)
+    rows = json.loads(path.read_text())
+    assert rows["old_net.a"] == old
+    assert rows["new_net.a"]["recipe"] == "SGD."
+
+
+@pytest.fixture
+def digits_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("digits", CHECKOUT / "scripts" / "reproduce" / "digits.py")
     assert spec is not None
     assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    recipe.EPOCHS = 1
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_rows_say_how_the_script_trains(digits_script: ModuleType) -> None:
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    for name in ("adder_lenet5", "cnn_lenet5"):
+        assert rows[f"{name}.digits"]["recipe"] == digits_script.recipe(name)
+    digits_script.EPOCHS, digits_script.ETA = 7, 0.3
+    assert "7 epochs" in digits_script.recipe("cnn_lenet5")
+    assert "eta 0.3" in digits_script.recipe("adder_lenet5")
+    assert "eta" not in digits_script.recipe("cnn_lenet5")
+
+
+def test_the_recipe_writes_weights_rows_hashes_and_cards_that_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_script: ModuleType
+) -> None:
+    digits_script.EPOCHS = 1
     other = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
     (tmp_path / "results.json").write_text(json.dumps({"other_net.data": other}))
     monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(tmp_path)])
-    recipe.main()
+    digits_script.main()
     rows = json.loads((tmp_path / "results.json").read_text())
     assert rows.pop("other_net.data") == other
     assert rows.keys() == {"adder_lenet5.digits", "cnn_lenet5.digits"}
@@ -260,3 +311,5 @@ def test_the_recipe_writes_weights_rows_and_hashes_that_agree(tmp_path: Path, mo
         assert_equal_to_metadata(row, metadata(file))
         assert (row["images"], row["command"]) == (899, "python scripts/reproduce/digits.py")
         assert sums[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert f"Top-1 {row['top1']:.2f} ± " in file.with_suffix(".md").read_text(encoding="utf-8")
+        assert "1 epochs" in row["recipe"]

@@ -1,0 +1,222 @@
+"""Publishing of trained weights: into a folder, with what was measured, their SHA-256 and their model card."""
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+
+from adderzoo import models
+from adderzoo.card import model_card
+from adderzoo.checkpoints import (
+    create_model,
+    load_checkpoint,
+    read_classes,
+    read_data_config,
+    read_metadata,
+    read_num_classes,
+    write_atomically,
+)
+from adderzoo.hub import RESULTS, Measurement, network_names, read_results, twin, write_result
+
+# As SPDX writes the licences that timm and the Hugging Face Hub write in small letters.
+_SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
+
+# What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, where it was converted from.
+_KEPT = ("ranges", "source", "source_sha256")
+
+
+def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:
+    """Publish trained weights.
+
+    Written are the weights with what is known of them as metadata, their row in results.json, their line in SHA256SUMS
+    and their model card, and the card of the twin's weights of this tag, since it shows these. Each file is replaced
+    completely or not at all; if one cannot be written, those before it get their old content back. The same arguments
+    give the same files.
+
+    Args:
+        name: Of the network, with the tag of the weights, which the network's `default_cfgs` must have, with this file
+            (`weights_file(name)`), licence and preprocessing.
+        checkpoint: A safetensors file that says its architecture, as `adderzoo train` and `adderzoo convert` write it.
+        measured: Its accuracy, how that was measured, and how the weights were trained. Percentages are rounded to two
+            digits.
+        folder: Where to.
+
+    Returns:
+        The files, by what they are: "weights", "results", "sums", "card" and, if it was rewritten, "twin's card".
+
+    Raises:
+        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no licence;
+            if the checkpoint is of another network, or of other classes, preprocessing or licence than the tag; or if
+            something is missing in the measurement, or impossible. Nothing is written.
+        OSError: if a file cannot be written; none is changed.
+    """
+    cfg = _check_name(name)
+    measured = _check_measurement(measured)
+    content = _read_weights(name, cfg, checkpoint, measured)
+
+    files = {
+        "weights": folder / f"{name}.safetensors",
+        "results": folder / RESULTS.name,
+        "sums": folder / "SHA256SUMS",
+        "card": folder / f"{name}.md",
+    }
+    other = f"{twin(cfg.architecture)}.{cfg.tag}"  # of a network without a twin there is no such file
+    if (folder / f"{other}.safetensors").is_file() and other in read_results(files["results"]):
+        files["twin's card"] = folder / f"{other}.md"
+    sums = _with_sum(files["sums"], files["weights"].name, hashlib.sha256(content).hexdigest())
+    folder.mkdir(parents=True, exist_ok=True)
+    with _all_or_none(folder, files.values()):
+        write_atomically(files["weights"], lambda path: path.write_bytes(content))
+        write_result(name, measured, files["results"])
+        write_atomically(files["sums"], lambda path: path.write_text(sums))
+        for card in [path for kind, path in files.items() if kind.endswith("card")]:
+            text = model_card(card.stem, folder)
+            write_atomically(card, partial(Path.write_text, data=text, encoding="utf-8"))
+    return files
+
+
+def _check_name(name: str) -> Any:
+    """The tag's `pretrained_cfg`."""
+    network, _, tag = name.partition(".")
+    if network not in network_names():
+        raise ValueError(
+            f"name must be that of a network of adderzoo with a tag, such as adder_lenet5.digits, got {name!r}: "
+            "`adderzoo list` shows the networks"
+        )
+    tags = [tagged.partition(".")[2] for tagged in timm.list_models(network, include_tags=True)]
+    if tag not in tags:
+        raise ValueError(
+            f"name must have a tag of {network}'s default_cfgs, which are {', '.join(tags)}, got {tag!r} in {name!r}"
+        )
+    cfg = get_pretrained_cfg(name)
+    if not cfg.file or Path(cfg.file).name != f"{name}.safetensors":
+        raise ValueError(
+            f"the tag of {name!r} must take its weights from the file {name}.safetensors, but its pretrained_cfg has "
+            f"file {cfg.file!r} and url {cfg.url!r}"
+        )
+    if not cfg.license:
+        raise ValueError(f"the tag of {name!r} must say the licence of its weights, but its pretrained_cfg has none")
+    return cfg
+
+
+def _check_measurement(measured: Measurement) -> Measurement:
+    """The measurement, rounded as it is shown."""
+    for field in ("dataset", "command", "recipe"):
+        text = getattr(measured, field)
+        if not text.strip() or len(text.splitlines()) > 1:
+            raise ValueError(f"{field} of the measurement must be a line of text, got {text!r}")
+    if measured.images < 1:
+        raise ValueError(f"images of the measurement must be at least 1, got {measured.images}")
+    if not 0 <= measured.top1 <= 100:
+        raise ValueError(f"top1 of the measurement must be from 0 to 100, in percent, got {measured.top1}")
+    share = measured.top1 / 100
+    expected = 100 * math.sqrt(share * (1 - share) / measured.images)
+    if not abs(measured.top1_se - expected) < 0.01:
+        raise ValueError(
+            f"top1_se of the measurement must be the standard error of {measured.top1} % of {measured.images} images, "
+            f"{expected:.2f}, got {measured.top1_se}"
+        )
+    return replace(measured, top1=round(measured.top1, 2), top1_se=round(measured.top1_se, 2))
+
+
+def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) -> bytes:
+    """The content of the file to publish: a checkpoint that fits its tag."""
+    said = read_metadata(checkpoint)
+    if "architecture" not in said:  # a twin's tensors have the same names and shapes
+        raise ValueError(
+            "checkpoint must be a safetensors file with an architecture in its metadata, as `adderzoo train` and "
+            f"`adderzoo convert` write it, got {checkpoint}"
+        )
+    num_classes, classes, config = read_num_classes(checkpoint), read_classes(checkpoint), read_data_config(checkpoint)
+    if num_classes not in (None, cfg.num_classes):
+        raise ValueError(f"checkpoint must be of {cfg.num_classes} classes as {name}, {checkpoint} is of {num_classes}")
+    if classes and cfg.label_names and classes != list(cfg.label_names):
+        raise ValueError(
+            f"checkpoint must be of the classes of {name}, {_some(cfg.label_names)}, {checkpoint} is of "
+            f"{_some(classes)}"
+        )
+    expected = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"checkpoint must be of the preprocessing of {name}, whose pretrained_cfg has {key} {value}, "
+                f"{checkpoint} has {config[key]}"
+            )
+    if said.get("license", "unknown").lower() not in ("unknown", cfg.license.lower()):
+        raise ValueError(
+            f"checkpoint must be of the licence of {name}, {cfg.license}, {checkpoint} is of {said['license']}"
+        )
+    model: Any = create_model(name, num_classes=cfg.num_classes)
+    load_checkpoint(model, checkpoint)
+    metadata = {
+        "format": "pt",
+        "architecture": cfg.architecture,
+        "tag": cfg.tag,
+        "num_classes": str(cfg.num_classes),
+        "data_config": json.dumps(expected),
+        "license": _SPDX.get(cfg.license, cfg.license),
+        "command": measured.command,
+        "recipe": measured.recipe,
+        "dataset": f"{measured.dataset} ({measured.images} images)",
+        "top1": f"{measured.top1:.2f}",
+        "top1_se": f"{measured.top1_se:.2f}",
+        **{key: said[key] for key in _KEPT if key in said},
+    }
+    if classes or cfg.label_names:
+        metadata["classes"] = json.dumps(classes or cfg.label_names)
+    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    return _in_order(save(weights, metadata))
+
+
+def _some(names: Iterable[str]) -> str:
+    names = [repr(name) for name in names]
+    return f"{len(names)}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: safetensors writes them in another order each time."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it are aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
+
+
+def _with_sum(path: Path, name: str, digest: str) -> str:
+    """The content of SHA256SUMS with that of a file; the other lines stay."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    sums = {line.split()[-1]: line for line in lines if line.strip()} | {name: f"{digest}  {name}"}
+    return "".join(f"{sums[name]}\n" for name in sorted(sums))
+
+
+@contextmanager
+def _all_or_none(folder: Path, paths: Iterable[Path]) -> Iterator[None]:
+    """Give these files in a folder their old content back if what follows fails."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".adderzoo-") as old:
+        kept = {path: Path(old) / path.name if path.exists() else None for path in paths}
+        for path, copy in kept.items():
+            if copy:
+                shutil.copy2(path, copy)
+        try:
+            yield
+        except BaseException:
+            for path, copy in kept.items():
+                if copy:
+                    copy.replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            raise

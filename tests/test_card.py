@@ -1,0 +1,263 @@
+"""Model cards, against the files, the figures and the registry that they speak of."""
+
+import json
+import math
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from registry import add_tag
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from adderzoo.card import model_card
+from adderzoo.layers import Adder2d
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "adderzoo" / "weights"
+NAMES = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+ROW = {"dataset": "some images", "images": 400, "top1": 80.0, "top1_se": 2.0, "command": "bash it.sh", "recipe": "SGD."}
+
+
+def committed(name: str) -> str:
+    return (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, front, rest = card.split("---\n", 2)
+    assert rest.startswith("\n# ")
+    return yaml.safe_load(front)
+
+
+def section(card: str, title: str) -> str:
+    (text,) = re.findall(rf"^## {title}\n\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
+    return text
+
+
+def code(card: str, language: str) -> str:
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    return text
+
+
+def table(card: str) -> dict[str, list[str]]:
+    """Cells by the first of their row; the first row is the head."""
+    lines = [line for line in section(card, "Cost").splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {first: rest for first, *rest in rows}
+
+
+def count(network: str, tagged: str) -> dict[str, int]:
+    """Operations for one image of a network with the classes and input of a tag, layer by layer."""
+    counts = {"adder": 0, "conv": 0}
+
+    def add(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        kind = "adder" if isinstance(module, Adder2d) else "conv"
+        counts[kind] += math.prod(output.shape) * math.prod(module.weight.shape[1:])
+
+    cfg = timm.get_pretrained_cfg(tagged)
+    model = timm.create_model(network, num_classes=cfg.num_classes).eval()
+    for module in model.modules():
+        if isinstance(module, Adder2d | nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    model(torch.zeros(1, *cfg.input_size))
+    return counts
+
+
+def trained_elements(file: Path) -> int:
+    """Of a file: everything but what BatchNorm counts and averages."""
+    with safe_open(file, "pt") as tensors:
+        keys = set(tensors.keys())
+        trained = {key for key in keys if not re.search(r"\.(running_(mean|var)|num_batches_tracked)$", key)}
+        return sum(math.prod(tensors.get_slice(key).get_shape()) for key in trained)
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    return json.loads((WEIGHTS / "results.json").read_text())
+
+
+# ----------------------------------------------------------------------------------------------------- committed cards
+
+
+def test_every_weight_in_the_package_has_a_card_and_no_other_has() -> None:
+    assert {"adder_lenet5.digits", "cnn_lenet5.digits"} <= set(NAMES)
+    assert sorted(path.stem for path in WEIGHTS.glob("*.md")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_card_is_what_the_generator_writes(name: str) -> None:
+    assert committed(name) == model_card(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_front_matter_is_yaml_that_says_what_the_registry_says(name: str) -> None:
+    front = front_matter(committed(name))
+    assert front["license"] == timm.get_pretrained_cfg(name).license
+    assert front["library_name"] == "timm"
+    assert front["pipeline_tag"] == "image-classification"
+    assert {"image-classification", "timm"} <= set(front["tags"])
+    assert ("adder-network" in front["tags"]) == name.startswith("adder_")
+    with safe_open(WEIGHTS / f"{name}.safetensors", "pt") as file:
+        assert section(committed(name), "Licence").strip() == file.metadata()["license"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_those_of_results_json(name: str) -> None:
+    card, row = committed(name), rows()[name]
+    assert f"Top-1 {row['top1']:.2f} ± {row['top1_se']:.2f} % on {row['images']:,} images ({row['dataset']})" in card
+    assert table(card)[f"top-1 % with tag `{name.partition('.')[2]}`"][0] == f"{row['top1']:.2f} ± {row['top1_se']:.2f}"
+    assert section(card, "Training").startswith(f"{row['recipe']}\n")
+    assert code(card, "bash") == f"{row['command']}\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_are_those_of_the_layers_and_of_the_files(name: str) -> None:
+    network, _, tag = name.partition(".")
+    twin = network.replace("adder_", "cnn_") if network.startswith("adder_") else network.replace("cnn_", "adder_")
+    cells = table(committed(name))
+    assert cells[""] == [f"`{network}`", f"its twin `{twin}`"]
+    for column, each in enumerate((network, twin)):
+        counts = count(each, name)
+        assert cells["multiply-adds of convolutions and linear layers"][column] == f"{counts['conv']:,}"
+        assert cells[r"elements `\|x - w\|` of adder layers"][column] == f"{counts['adder']:,}"
+        file = WEIGHTS / f"{each}.{tag}.safetensors"
+        if file.is_file():
+            assert cells["parameters"][column] == f"{trained_elements(file):,}"
+            assert cells[f"bytes of the file with tag `{tag}`"][column] == f"{len(file.read_bytes()):,}"
+    assert cells["parameters"][0] == f"{trained_elements(WEIGHTS / f'{name}.safetensors'):,}"
+
+
+def refuse(*_: object) -> None:
+    raise OSError("the network is not to be used")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_usage_runs_as_it_stands_without_the_internet(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    exec(code(committed(name), "python"), {})
+    cfg = timm.get_pretrained_cfg(name)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == min(5, cfg.num_classes)
+    shares = [float(line.split(" % ")[0]) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 100.1
+    if cfg.label_names:
+        assert {line.split(" % ")[1] for line in lines} <= set(cfg.label_names)
+
+
+def test_the_usage_names_digits_that_the_network_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    program = compile(code(committed("adder_lenet5.digits"), "python"), "card", "exec")
+    right = 0
+    for pixels, label in zip(digits.images[-20:], digits.target[-20:], strict=True):
+        image = Image.fromarray((pixels * (255 / 16)).round().astype("uint8"))
+        monkeypatch.setattr(Image, "effect_noise", lambda size, sigma, image=image: image)
+        exec(program, {})
+        right += capsys.readouterr().out.split(" % ")[1].splitlines()[0] == str(label)
+    assert right >= 18  # 98.8 % of that half
+
+
+# ------------------------------------------------------------------------------------------------------- other weights
+
+
+def publish(folder: Path, name: str, row: dict[str, Any] | None = None, **arguments: Any) -> None:
+    """A file of random weights and its row, which join those in the folder."""
+    save_file(timm.create_model(name.partition(".")[0], **arguments).state_dict(), folder / f"{name}.safetensors")
+    path = folder / "results.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | {name: row or ROW}))
+
+
+@pytest.mark.parametrize(
+    ("tag", "dataset"),
+    [
+        ("mnist", "mnist"),
+        ("cifar10", "cifar10"),
+        ("pkkd_cifar10", "cifar10"),
+        ("in1k", "imagenet-1k"),
+        ("mnist_letters", None),
+        ("digits", None),
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_as_there(
+    tag: str, dataset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tag(monkeypatch, f"cnn_lenet5.{tag}", file=str(tmp_path / f"cnn_lenet5.{tag}.safetensors"))
+    publish(tmp_path, f"cnn_lenet5.{tag}")
+    card = model_card(f"cnn_lenet5.{tag}", tmp_path)
+    assert front_matter(card).get("datasets") == ([dataset] if dataset else None)
+    assert ("https://huggingface.co/datasets/" in card) == (dataset is not None)
+
+
+def test_weights_of_other_classes_and_colour_have_counts_and_usage_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "adder_resnet20.colours"
+    file = tmp_path / f"{name}.safetensors"
+    add_tag(monkeypatch, name, file=str(file), url=None, num_classes=3, label_names=None, license="mit")
+    publish(tmp_path, name, num_classes=3)
+    card = model_card(name, tmp_path)
+    cells = table(card)
+    for column, network in enumerate(("adder_resnet20", "cnn_resnet20")):
+        counts = count(network, name)
+        assert cells["multiply-adds of convolutions and linear layers"][column] == f"{counts['conv']:,}"
+        assert cells[r"elements `\|x - w\|` of adder layers"][column] == f"{counts['adder']:,}"
+        assert cells["parameters"][column] == f"{trained_elements(file):,}"
+    assert cells["bytes of the file with tag `colours`"] == [f"{file.stat().st_size:,}", "-"]
+    assert cells["top-1 % with tag `colours`"] == ["80.00 ± 2.00", "-"]
+    assert front_matter(card)["license"] == "mit"
+    exec(code(card, "python"), {})
+    assert {line.split(" % ")[1] for line in capsys.readouterr().out.splitlines()} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [({"top1": 90.0, "top1_se": 1.5}, "90.00 ± 1.50"), ({"images": 401}, "-"), ({"dataset": "other images"}, "-")],
+)
+def test_the_twins_accuracy_is_shown_where_it_can_be_compared(
+    other: dict[str, Any], shown: str, tmp_path: Path
+) -> None:
+    publish(tmp_path, "adder_lenet5.digits")
+    publish(tmp_path, "cnn_lenet5.digits", ROW | other)
+    assert table(model_card("adder_lenet5.digits", tmp_path))["top-1 % with tag `digits`"] == ["80.00 ± 2.00", shown]
+
+
+def test_weights_from_somebody_elses_file_were_only_measured_here(tmp_path: Path) -> None:
+    name = "adder_lenet5.digits"
+    publish(tmp_path, name)
+    assert "Trained and measured by this command" in model_card(name, tmp_path)
+    state_dict = timm.create_model("adder_lenet5").state_dict()
+    save_file(state_dict, tmp_path / f"{name}.safetensors", {"source": "theirs.pth", "license": "BSD-3-Clause"})
+    card = model_card(name, tmp_path)
+    assert "\nMeasured by this command" in card
+    assert front_matter(card)["license"] == "bsd-3-clause"
+    assert section(card, "Licence").strip() == "BSD-3-Clause"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adder_lenet5.no_such_tag", "tag in the registry, got 'adder_lenet5.no_such_tag'"),
+        ("adder_lenet5", "tag in the registry, got 'adder_lenet5'"),
+        ("adder_resnet20.huawei_cifar10", "'adder_resnet20.huawei_cifar10' has no file$"),
+        ("adder_resnet32.untrained", "'adder_resnet32.untrained' has no file and no row in results.json$"),
+    ],
+)
+def test_what_has_no_weights_has_no_card(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_card(name)
+
+
+def test_weights_that_nobody_measured_have_no_card(tmp_path: Path) -> None:
+    save_file(timm.create_model("adder_lenet5").state_dict(), tmp_path / "adder_lenet5.digits.safetensors")
+    with pytest.raises(ValueError, match=r"'adder_lenet5\.digits' has no row in results\.json$"):
+        model_card("adder_lenet5.digits", tmp_path)
