@@ -4,6 +4,8 @@ A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func
 :func:`train_epoch` the loop over batches.
 """
 
+import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from adderzoo.layers import Adder2d, AdderLinear
@@ -32,6 +35,9 @@ from .group import in_group, is_first, sum_over_group
 
 # Steps between two looks at the loss: a look makes the host wait for a GPU.
 LOOK_EVERY = 20
+
+# For the BatchNorm statistics of an averaged network.
+STATISTICS_IMAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,8 @@ def train(
             progress.set_description(f"{description} epoch {number}/{epochs}".strip(), refresh=False)
             _start_epoch(loader, recipe, number)
             mean_loss, top1 = train_epoch(training, loader, recipe, progress)
+            if training.ema:
+                _measure_statistics(training.ema.module, loader, recipe.device)
             if in_group():
                 for network in training.networks:
                     distribute_bn(network, dist.get_world_size(), reduce=True)
@@ -259,6 +267,17 @@ def train(
             )
             training.history.append(epoch)
             yield epoch
+
+
+def _measure_statistics(averaged: nn.Module, loader: Any, device: torch.device) -> None:
+    """Give an averaged network BatchNorm statistics of its own, from some thousand training images.
+
+    Those of the networks that it is the average of are not its own: the outputs of adder layers are large and negative,
+    with a mean that follows the filters, and a deviation that is small beside it.
+    """
+    images = itertools.islice((batch for batch, _ in loader), math.ceil(STATISTICS_IMAGES / loader.batch_size))
+    update_bn(images, averaged, device)
+    averaged.eval()
 
 
 def _start_epoch(loader: Any, recipe: Recipe, number: int) -> None:

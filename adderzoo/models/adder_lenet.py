@@ -261,8 +261,17 @@ def _digits(tag: str) -> dict[str, Any]:
     return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0", label_names=names)
 
 
+def _mnist(tag: str) -> dict[str, Any]:
+    # Trained by scripts/reproduce/mnist.sh; the names are torchvision's.
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    names = tuple(f"{digit} - {word}" for digit, word in enumerate(words))
+    return _cfg(file=weights_file(tag), license="apache-2.0", label_names=names)
+
+
 default_cfgs = generate_default_cfgs(
     {
+        "adder_lenet5.mnist": _mnist("adder_lenet5.mnist"),
+        "cnn_lenet5.mnist": _mnist("cnn_lenet5.mnist"),
         "adder_lenet5.digits": _digits("adder_lenet5.digits"),
         "cnn_lenet5.digits": _digits("cnn_lenet5.digits"),
         "adder_lenet_plus_plus.untrained": _cfg(input_size=(1, 28, 28)),

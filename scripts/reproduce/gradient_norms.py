@@ -19,7 +19,7 @@ from adderzoo.data import open_dataset, open_training_loader
 from adderzoo.layers import Adder2d
 
 images = open_dataset("torch/mnist", sys.argv[1], "train", channels=1)
-for name in ("adder_lenet5", "cnn_lenet5"):
+for name in ("adder_lenet5.mnist", "cnn_lenet5.mnist"):
     random_seed(0)
     model = timm.create_model(name).train()
     loader = open_training_loader(
