@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("several processes need --experiment: the name of their common folder")
         if group.processes > 1 and args.dataset_download:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
+        if group.processes > 1 and args.quantize_bits is not None:
+            raise ValueError("quantize-bits is for one process, several would see other ranges")
         _train(args, group)
 
 

@@ -4,8 +4,6 @@ A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func
 :func:`train_epoch` the loop over batches.
 """
 
-import itertools
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -275,8 +273,16 @@ def _measure_statistics(averaged: nn.Module, loader: Any, device: torch.device) 
     Those of the networks that it is the average of are not its own: the outputs of adder layers are large and negative,
     with a mean that follows the filters, and a deviation that is small beside it.
     """
-    images = itertools.islice((batch for batch, _ in loader), math.ceil(STATISTICS_IMAGES / loader.batch_size))
-    update_bn(images, averaged, device)
+
+    def some() -> Iterator[Tensor]:
+        count = 0
+        for batch, _ in loader:
+            yield batch
+            count += len(batch)
+            if count >= STATISTICS_IMAGES:
+                break
+
+    update_bn(some(), averaged, device)
     averaged.eval()
 
 

@@ -72,6 +72,7 @@ def test_torchrun_trains(tmp_path: Path, data: Path) -> None:
         (("--sync-bn",), "sync-bn is for GPUs, got device cpu"),
         (("--batch-size", 10), "fewer than a batch in each of 2 processes: batch-size must be at most 9, got 10"),
         (("--dataset-download",), "dataset-download is for one process"),
+        (("--quantize-bits", 8, "--pretrained"), "quantize-bits is for one process"),
     ],
 )
 def test_what_a_group_cannot_do_is_one_line(

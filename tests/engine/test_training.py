@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.utils import NativeScaler
+from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
 from adderzoo.engine import Recipe, Result, Training, create_optimizer, create_scheduler, train
@@ -250,3 +250,18 @@ def test_the_progress_bar_shows_time_loss_rate_and_accuracy(capsys: pytest.Captu
     assert "lr 0.05" in captured.err
     assert "top-1 " in captured.err
     assert re.search(r"4/4 \[\d+:\d+<\d+:\d+, .*loss \d", captured.err)
+
+
+def test_an_averaged_network_has_the_statistics_of_its_own_outputs() -> None:
+    data = batches(4, 16)
+    model = lenet()
+    state = training(model, epochs=2)
+    state.ema = ModelEmaV3(model, decay=0.9)
+    list(train(state, data, epochs=2))
+    averaged, images = state.ema.module, torch.cat([x for x, _ in data])
+    with torch.no_grad():
+        outputs = averaged.conv1(images).double()
+    torch.testing.assert_close(averaged.bn1.running_mean.double(), outputs.mean((0, 2, 3)), rtol=1e-5, atol=0)
+    assert not averaged.training
+    # Those of the network in training are averages over its steps, far off by the spread of an output.
+    assert (model.bn1.running_mean - averaged.bn1.running_mean).abs().max() > outputs.std((0, 2, 3)).max()
