@@ -98,21 +98,16 @@ def open_training_loader(
             f"{len(dataset) // processes}, got {batch_size}"
         )
     crop = crop or ("pad" if max(config["input_size"][1:]) <= _SMALL else "rrc")
-    if in_memory is not False:
-        hflip, vflip = (augmentation.get(key) or 0.0 if augment else 0.0 for key in ("hflip", "vflip"))
-        others = [key for key in ("color_jitter", "auto_augment", "re_prob") if augment and augmentation.get(key)]
-        obstacle = "train-crop-mode" if augment and crop != "pad" else next(iter(others), None)
-        small = max(config["input_size"][1:]) <= _SMALL and _bytes(dataset, config) <= _MEMORY_BYTES
-        if in_memory and obstacle:
-            raise ValueError(f"in-memory images are only shifted and flipped: {obstacle.replace('_', '-')} needs files")
-        if in_memory or (small and not obstacle):
-            content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
-            if content:
-                return MemoryLoader(
-                    *content, config, batch_size, device, True, augment, hflip, vflip, seed, rank, processes
-                )
-            if in_memory:
-                raise ValueError("in-memory images must be square as the network's input, and some are not")
+    obstacle = _obstacle(crop, augmentation) if augment else None
+    if in_memory and obstacle:
+        raise ValueError(f"in-memory images are only shifted and flipped: {obstacle} needs files")
+    if in_memory or (in_memory is None and not obstacle and _is_small(dataset, config)):
+        content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
+        if content:
+            flips = [augmentation.get(key) or 0.0 if augment else 0.0 for key in ("hflip", "vflip")]
+            return MemoryLoader(*content, config, batch_size, device, True, augment, *flips, seed, rank, processes)
+        if in_memory:
+            raise ValueError("in-memory images must be square as the network's input, and some are not")
     loader = create_loader(
         dataset,
         input_size=config["input_size"],
@@ -120,7 +115,7 @@ def open_training_loader(
         is_training=True,
         no_aug=not augment,
         train_crop_mode="rrc" if crop == "pad" else crop,
-        **({"color_jitter": 0.0} | augmentation),
+        **(augmentation | {"color_jitter": augmentation.get("color_jitter") or None}),  # timm's default is some
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],
@@ -139,8 +134,16 @@ def open_training_loader(
     return loader
 
 
-def _bytes(dataset: Any, config: dict[str, Any]) -> int:
-    return len(dataset) * math.prod(config["input_size"])
+def _obstacle(crop: str, augmentation: dict[str, Any]) -> str | None:
+    """The first option that asks for more than shifts and flips."""
+    options = {"train-crop-mode": crop != "pad", "color-jitter": augmentation.get("color_jitter")}
+    options |= {"aa": augmentation.get("auto_augment"), "reprob": augmentation.get("re_prob")}
+    return next((name for name, used in options.items() if used), None)
+
+
+def _is_small(dataset: Any, config: dict[str, Any]) -> bool:
+    size = config["input_size"]
+    return max(size[1:]) <= _SMALL and len(dataset) * math.prod(size) <= _MEMORY_BYTES
 
 
 def _before_crop(config: dict[str, Any], augment: bool) -> Any:
