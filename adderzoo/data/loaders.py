@@ -104,8 +104,10 @@ def open_training_loader(
     if in_memory or (in_memory is None and not obstacle and _is_small(dataset, config)):
         content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
         if content:
-            flips = [augmentation.get(key) or 0.0 if augment else 0.0 for key in ("hflip", "vflip")]
-            return MemoryLoader(*content, config, batch_size, device, True, augment, *flips, seed, rank, processes)
+            hflip, vflip = (augmentation.get(key, 0.0) if augment else 0.0 for key in ("hflip", "vflip"))
+            return MemoryLoader(
+                *content, config, batch_size, device, True, augment, hflip, vflip, seed, rank, processes
+            )
         if in_memory:
             raise ValueError("in-memory images must be square as the network's input, and some are not")
     loader = create_loader(
