@@ -98,8 +98,10 @@ def open_training_loader(
             f"{len(dataset) // processes}, got {batch_size}"
         )
     crop = crop or ("pad" if max(config["input_size"][1:]) <= _SMALL else "rrc")
+    # timm's defaults, but for the colours.
+    augmentation = {"hflip": 0.5, "vflip": 0.0, "color_jitter": 0.0} | augmentation
     if in_memory is not False:
-        hflip, vflip = (augmentation.get(key) or 0.0 if augment else 0.0 for key in ("hflip", "vflip"))
+        hflip, vflip = (augmentation[key] if augment else 0.0 for key in ("hflip", "vflip"))
         others = [key for key in ("color_jitter", "auto_augment", "re_prob") if augment and augmentation.get(key)]
         obstacle = "train-crop-mode" if augment and crop != "pad" else next(iter(others), None)
         small = max(config["input_size"][1:]) <= _SMALL and _bytes(dataset, config) <= _MEMORY_BYTES
@@ -120,7 +122,7 @@ def open_training_loader(
         is_training=True,
         no_aug=not augment,
         train_crop_mode="rrc" if crop == "pad" else crop,
-        **({"color_jitter": 0.0} | augmentation),
+        **augmentation,
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],

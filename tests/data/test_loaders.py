@@ -163,6 +163,16 @@ def test_augmented_images_are_shifted_by_up_to_an_eighth_and_flipped(
 
 
 @IN_MEMORY
+def test_by_default_half_of_the_images_are_flipped(tmp_path: Path, in_memory: bool) -> None:
+    image = Image.fromarray(np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 32, 0))  # brighter to the right
+    write_folder(tmp_path, [image] * 64, [index % 2 for index in range(64)])
+    torch.manual_seed(0)
+    x, _ = together(training_loader(tmp_path, batch_size=64, in_memory=in_memory))
+    middle = x[:, 0, 16]
+    assert 16 < (middle[:, 20] < middle[:, 12]).sum() < 48
+
+
+@IN_MEMORY
 def test_whole_images_come_upside_down(tmp_path: Path, in_memory: bool) -> None:
     images = numbered(tmp_path, size=(4, 4))  # no shift: an eighth of 4 pixels is none
     config = RESNET | {"input_size": (3, 4, 4), "mean": (0.0,) * 3, "std": (1.0,) * 3}
