@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from adderzoo.layers import Adder2d, AdderLinear
-from adderzoo.optim import adaptive_lr
+from adderzoo.optim import LR_FACTOR, adaptive_lr
 
 from .evaluation import Result
 from .group import in_group, is_first, sum_over_group
@@ -81,7 +81,9 @@ class Training:
 
     @property
     def lr(self) -> float:
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+        """Of the parameters that have no rate of their own, as adder filters may."""
+        groups = self.optimizer.param_groups
+        return max(float(group["lr"]) for group in [g for g in groups if not g.get(LR_FACTOR)] or groups)
 
     @property
     def networks(self) -> list[nn.Module]:

@@ -265,3 +265,9 @@ def test_a_schedule_on_updates_changes_the_rate_after_every_step(accumulate: int
     list(train(Training(model, optimizer, scheduler), batches(5, 2), 3, recipe=Recipe(accumulate=accumulate)))
     total = 3 * updates
     assert rates == pytest.approx([0.01 + 0.045 * (1 + math.cos(math.pi * t / total)) for t in range(total)])
+
+
+@pytest.mark.parametrize("options", [{"filter_lr_scale": 40.0}, {"opt": "adamw", "eta": 5.0}])
+def test_the_rate_that_is_reported_is_not_that_of_the_filters(options: dict[str, object]) -> None:
+    state = training(lenet(), epochs=2, lr=0.1, **options)
+    assert [report.lr for report in train(state, batches(1), epochs=2)] == pytest.approx([0.1, 0.05])
