@@ -88,8 +88,8 @@ def open_training_loader(
             `auto_augment`, `re_prob`, `re_mode`, `re_count`.
 
     Raises:
-        ValueError: if there are fewer images than a batch needs, one cannot be read into memory, or they cannot stay
-            there but are asked to.
+        ValueError: if there are fewer images than a batch needs, one cannot be read into memory, they cannot stay
+            there but are asked to, or timm does not know the augmentation.
     """
     if len(dataset) < batch_size * processes:
         of = f" in each of {processes} processes" if processes > 1 else ""
@@ -100,6 +100,8 @@ def open_training_loader(
     crop = crop or ("pad" if max(config["input_size"][1:]) <= _SMALL else "rrc")
     # timm's defaults, but for the colours.
     augmentation = {"hflip": 0.5, "vflip": 0.0, "color_jitter": 0.0} | augmentation
+    if augment and crop == "pad" and (augmentation.get("scale") or augmentation.get("ratio")):
+        raise ValueError("scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad")
     if in_memory is not False:
         hflip, vflip = (augmentation[key] if augment else 0.0 for key in ("hflip", "vflip"))
         others = [key for key in ("color_jitter", "auto_augment", "re_prob") if augment and augmentation.get(key)]
@@ -115,24 +117,27 @@ def open_training_loader(
                 )
             if in_memory:
                 raise ValueError("in-memory images must be square as the network's input, and some are not")
-    loader = create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=batch_size,
-        is_training=True,
-        no_aug=not augment,
-        train_crop_mode="rrc" if crop == "pad" else crop,
-        **augmentation,
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        num_workers=workers,
-        distributed=processes > 1,
-        device=device,
-        pin_memory=device.type == "cuda",
-        use_prefetcher=device.type == "cuda",
-        persistent_workers=False,
-    )
+    try:
+        loader = create_loader(
+            dataset,
+            input_size=config["input_size"],
+            batch_size=batch_size,
+            is_training=True,
+            no_aug=not augment,
+            train_crop_mode="rrc" if crop == "pad" else crop,
+            **augmentation,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            num_workers=workers,
+            distributed=processes > 1,
+            device=device,
+            pin_memory=device.type == "cuda",
+            use_prefetcher=device.type == "cuda",
+            persistent_workers=False,
+        )
+    except AssertionError as error:  # timm's, of a policy that it does not know
+        raise ValueError(f"aa {augmentation.get('auto_augment')!r} cannot be used: {error}") from error
     if isinstance(loader.sampler, DistributedSampler):
         loader.sampler.seed = seed
     if augment and crop == "pad":

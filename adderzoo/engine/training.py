@@ -161,7 +161,7 @@ def create_optimizer(
             opt,
             **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
         )
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
         if filter_lr_scale is not None:
@@ -292,7 +292,7 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
         x, target = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         soft = target
         if recipe.mixup:
-            x, soft = recipe.mixup(x, target)
+            x, soft = _mix(recipe.mixup, x, target)
         if recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
 
@@ -351,6 +351,13 @@ def _step(
         if training.scheduler:
             training.scheduler.step_update(training.step)
     return logits.detach(), value.detach()
+
+
+def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return mixup(x, target)
+    except RuntimeError as error:
+        raise ValueError(f"labels must be among the network's {mixup.num_classes} classes: {error}") from error
 
 
 def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

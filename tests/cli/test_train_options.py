@@ -353,3 +353,80 @@ def test_without_matplotlib_a_training_has_no_curves_and_says_so(
     assert done.status == 0
     assert "no curves.png without matplotlib" in done.err
     assert not (tmp_path / "out" / "run" / "curves.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--aa", "magic"), "aa 'magic' cannot be used: Unknown AA policy magic"),
+        (("--in-memory", "--aa", "rand-m9"), "in-memory images are only shifted and flipped"),
+        (("--train-crop-mode", "rrc", "--scale", 0.5, 0.1), "scale must be two numbers above 0, the smaller first"),
+        (("--train-crop-mode", "rrc", "--ratio", 0, 1), "ratio must be two numbers above 0, the smaller first"),
+        (("--scale", 0.5, 1), "scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad"),
+        (("--ratio", 0.5, 1), "scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad"),
+        (("--vflip", -0.1), "vflip must be from 0 to 1, got -0.1"),
+        (("--reprob", 2), "reprob must be from 0 to 1, got 2.0"),
+        (("--recount", 0), "recount must be at least 1, got 0"),
+        (("--color-jitter", -1), "color-jitter must be a finite number from 0, got -1.0"),
+        (("--mixup", -1), "mixup must be a finite number from 0, got -1.0"),
+        (("--cutmix", "inf"), "cutmix must be a finite number from 0, got inf"),
+        (("--mixup", 1, "--mixup-prob", 2), "mixup-prob must be from 0 to 1, got 2.0"),
+        (("--mixup", 1, "--batch-size", 3), "batch-size must be even for mixup and CutMix, got 3"),
+        (("--mixup-off-epoch", -1), "mixup-off-epoch must be at least 0, got -1"),
+        (("--smoothing", 1.5), "smoothing must be from 0 to 1, got 1.5"),
+        (("--clip-grad", 0), "clip-grad must be a finite number above 0, got 0.0"),
+        (("--grad-accum-steps", 0), "grad-accum-steps must be at least 1, got 0"),
+        (("--model-ema-decay", 1.1), "model-ema-decay must be from 0 to 1, got 1.1"),
+        (("--filter-lr-scale", 0), "filter-lr-scale must be a finite number above 0, got 0.0"),
+        (("--lr", "nan"), "lr must be a finite number, got nan"),
+        (("--momentum", "nan"), "momentum must be a finite number from 0, got nan"),
+        (("--weight-decay", "inf"), "weight-decay must be a finite number from 0, got inf"),
+        (("--min-lr", -1), "min-lr must be a finite number from 0, got -1.0"),
+        (("--warmup-lr", "nan"), "warmup-lr must be a finite number from 0, got nan"),
+        (("--decay-milestones", 3, 1), "decay-milestones must be rising epochs from 1, got [3, 1]"),
+        (("--decay-milestones", 0), "decay-milestones must be rising epochs from 1, got [0]"),
+        (("--decay-epochs", 0), "decay-epochs must be a finite number above 0, got 0.0"),
+        (("--decay-rate", 0), "decay-rate must be a finite number above 0, got 0.0"),
+        (("--sched", "plateau", "--sched-on-updates"), "sched 'plateau' cannot be used"),
+        (("--opt-kwargs", "nonsense=1"), "opt 'momentum' cannot be used: "),
+        (("--opt", "adamw", "--opt-kwargs", "betas=(0.9,)"), "opt 'adamw' cannot be used: "),
+        (("--opt-kwargs", "weight_decay=1"), "opt-kwargs must not have weight_decay: there is --weight-decay"),
+        (("--model-kwargs", "nonsense=1"), "model-kwargs cannot be used: "),
+        (("--model-kwargs", "num_classes=3"), "model-kwargs must not have num_classes: there is --num-classes"),
+        (("--model-kwargs", "in_chans=3"), "model-kwargs in_chans must be 1, the channels of the network's data"),
+        (("--validation-batch-size", 0), "validation-batch-size must be at least 1, got 0"),
+        (("--img-size", 3), "img-size 3 cannot be used: "),
+        (("--torchcompile", "magic"), "torchcompile cannot be used: Invalid backend: 'magic'"),
+        (("--resume", "--experiment", ""), "resume needs --experiment"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_values_are_one_line_and_nothing_is_written(
+    train: Train, folder: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    done = train("--data-dir", folder, "--epochs", 1, "--batch-size", 4, *arguments)
+    assert done.error.startswith(f"adderzoo train: error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_without_tensorboard_is_one_line_and_nothing_is_written(
+    train: Train, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    done = train("--data-dir", folder, "--epochs", 1, "--batch-size", 4, "--log-tensorboard")
+    assert "log-tensorboard needs tensorboard: pip install 'adderzoo[log]'" in done.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--opt-kwargs", "--model-kwargs"])
+@pytest.mark.parametrize("text", ["key", "=1"])
+def test_further_arguments_have_a_key_and_a_value(
+    train: Train, folder: Path, tmp_path: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train("--data-dir", folder, option, text)
+    assert f"must be KEY=VALUE, got {text!r}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
