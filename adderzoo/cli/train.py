@@ -297,6 +297,7 @@ def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
+    options = yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
     if args.resume and (folder / "args.yaml").exists():
         known = yaml.safe_load((folder / "args.yaml").read_text())
         for key in options.keys() - _FREE:

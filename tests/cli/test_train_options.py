@@ -355,6 +355,14 @@ def test_without_matplotlib_a_training_has_no_curves_and_says_so(
     assert not (tmp_path / "out" / "run" / "curves.png").exists()
 
 
+def test_arguments_with_several_values_are_those_of_the_training_that_is_resumed(done: Callable[..., Path]) -> None:
+    options = ("--epochs", 1, "--opt", "adamw", "--opt-kwargs", "betas=(0.5,0.75)")
+    made = done(*options)
+    before = weights(made)
+    assert done(*options, "--resume") == made
+    assert all(torch.equal(value, before[key]) for key, value in weights(made).items())
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
