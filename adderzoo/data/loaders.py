@@ -85,11 +85,11 @@ def open_training_loader(
         rank: Of this process.
         processes: In the group.
         augmentation: Further arguments of timm's `create_loader`: `hflip`, `vflip`, `scale`, `ratio`, `color_jitter`,
-            `auto_augment`, `re_prob`, `re_mode`, `re_count`.
+            `auto_augment`, `re_prob`, `re_mode`, `re_count`; with its defaults, but for `color_jitter`, 0.
 
     Raises:
         ValueError: if there are fewer images than a batch needs, one cannot be read into memory, they cannot stay
-            there but are asked to, or timm does not know the augmentation.
+            there but are asked to, timm does not know the augmentation, or `scale` and `ratio` are given for "pad".
     """
     if len(dataset) < batch_size * processes:
         of = f" in each of {processes} processes" if processes > 1 else ""

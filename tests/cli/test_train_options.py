@@ -16,6 +16,7 @@ from commands import Done
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -270,7 +271,12 @@ def test_averaged_weights_are_saved(done: Callable[..., Path], decay: int) -> No
 
 
 def test_a_compiled_network_learns_what_any_other_does(done: Callable[..., Path]) -> None:
-    compiled, plain = done("--epochs", 2, "--torchcompile", "eager"), done("--epochs", 2, name="plain")
+    torch._dynamo.reset()
+    counters.clear()
+    plain = done("--epochs", 2, name="plain")
+    assert not counters["stats"]["unique_graphs"]
+    compiled = done("--epochs", 2, "--torchcompile", "eager")
+    assert counters["stats"]["unique_graphs"]
     assert same(compiled, plain)
     for row, other in zip(rows(compiled), rows(plain), strict=True):
         assert row | {"seconds": ""} == other | {"seconds": ""}
