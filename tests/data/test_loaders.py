@@ -213,7 +213,7 @@ def test_erased_areas_are_black_where_they_are_constant(tmp_path: Path) -> None:
         for mask in black[black.any((1, 2))]:
             rows, columns = mask.any(1), mask.any(0)
             assert torch.equal(mask, rows[:, None] & columns)  # a rectangle
-            assert 0.01 < mask.float().mean() < 0.35  # timm's: from 0.02 to 1/3
+            assert 0.01 < mask.float().mean() < 0.4  # timm's: from 0.02 to 1/3, but for rounding
 
 
 def test_colour_jitter_changes_brightness_up_to_its_strength(tmp_path: Path) -> None:
