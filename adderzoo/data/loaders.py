@@ -15,6 +15,9 @@ from .memory import MemoryLoader, read_into_memory
 _MEMORY_BYTES = 2**31
 _SMALL = 64
 
+# What cannot be done in memory, and the option that asks for it.
+_OPTIONS = {"color_jitter": "color-jitter", "auto_augment": "aa", "re_prob": "reprob"}
+
 
 def open_loader(
     dataset: Any,
@@ -104,11 +107,11 @@ def open_training_loader(
         raise ValueError("scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad")
     if in_memory is not False:
         hflip, vflip = (augmentation[key] if augment else 0.0 for key in ("hflip", "vflip"))
-        others = [key for key in ("color_jitter", "auto_augment", "re_prob") if augment and augmentation.get(key)]
+        others = [option for key, option in _OPTIONS.items() if augment and augmentation.get(key)]
         obstacle = "train-crop-mode" if augment and crop != "pad" else next(iter(others), None)
         small = max(config["input_size"][1:]) <= _SMALL and _bytes(dataset, config) <= _MEMORY_BYTES
         if in_memory and obstacle:
-            raise ValueError(f"in-memory images are only shifted and flipped: {obstacle.replace('_', '-')} needs files")
+            raise ValueError(f"in-memory images are only shifted and flipped: {obstacle} needs files")
         if in_memory or (small and not obstacle):
             content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
             if content:

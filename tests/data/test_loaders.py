@@ -287,8 +287,8 @@ def test_images_of_several_shapes_are_taken_from_files(tmp_path: Path) -> None:
     [
         ({"crop": "rrc"}, "train-crop-mode"),
         ({"color_jitter": 0.4}, "color-jitter"),
-        ({"auto_augment": "rand-m9"}, "auto-augment"),
-        ({"re_prob": 0.2}, "re-prob"),
+        ({"auto_augment": "rand-m9"}, "aa"),
+        ({"re_prob": 0.2}, "reprob"),
     ],
 )
 def test_what_cannot_be_done_in_memory_is_refused_where_it_is_asked_for(
