@@ -3,6 +3,8 @@
 import argparse
 import ast
 import math
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +208,14 @@ _LEAST = {
     "mixup_off_epoch": 0,
 }
 _SHARES = ("hflip", "vflip", "smoothing", "reprob", "mixup_prob", "mixup_switch_prob", "model_ema_decay")
-_NOT_NEGATIVE = ("color_jitter", "eta", "mixup", "cutmix", "min_lr", "warmup_lr")
+_NOT_NEGATIVE = ("color_jitter", "eta", "mixup", "cutmix", "momentum", "weight_decay", "min_lr", "warmup_lr")
 _ABOVE_ZERO = ("filter_lr_scale", "clip_grad", "decay_epochs", "decay_rate")
+_RANGES = ("scale", "ratio")
+# What KEY=VALUE does not give, because there are options for it.
+_KEYS = {
+    "model_kwargs": ("num_classes", "pretrained"),
+    "opt_kwargs": ("opt", "lr", "momentum", "weight_decay", "eta", "filter_lr_scale"),
+}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -226,6 +234,20 @@ def check(args: argparse.Namespace) -> None:
     for name in _ABOVE_ZERO:
         value = getattr(args, name)
         _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
+    for name in _RANGES:
+        low, high = getattr(args, name) or (1, 1)
+        _require(0 < low <= high < math.inf, name, "two numbers above 0, the smaller first", getattr(args, name))
+    for name, keys in _KEYS.items():
+        for key, _ in getattr(args, name):
+            if key in keys:
+                raise ValueError(f"{name.replace('_', '-')} must not have {key}: there is --{key.replace('_', '-')}")
+    _require(args.lr is None or math.isfinite(args.lr), "lr", "a finite number", args.lr)
+    _require(
+        all(low < high for low, high in pairwise([0, *args.decay_milestones])),
+        "decay_milestones",
+        "rising epochs from 1",
+        args.decay_milestones,
+    )
     _require(args.quantize_bits in (None, *range(4, 9)), "quantize_bits", "from 4 to 8", args.quantize_bits)
     _require(
         args.warmup_epochs < args.epochs, "warmup_epochs", f"fewer than the {args.epochs} epochs", args.warmup_epochs
@@ -234,6 +256,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
     if args.resume and not args.experiment:
         raise ValueError("resume needs --experiment: the name of the training to go on with")
+    if args.log_tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("log-tensorboard needs tensorboard: pip install 'adderzoo[log]'")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ValueError(f"batch-size must be even for mixup and CutMix, got {args.batch_size}")
 

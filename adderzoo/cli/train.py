@@ -21,7 +21,7 @@ __all__ = ["add_arguments", "run"]
 _CALIBRATION_IMAGES = 512
 
 # Options that may change when a training is resumed: what it comes to does not depend on them.
-_FREE = {"output", "experiment", "resume", "data_dir", "workers", "device", "log_tensorboard"}
+_FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboard"}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,19 +53,24 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     config = resolve_model_data_config(_create(args))
     if args.img_size:
         config["input_size"] = (config["input_size"][0], args.img_size, args.img_size)
+    channels = config["input_size"][0]
+    if dict(args.model_kwargs).get("in_chans", channels) != channels:
+        raise ValueError(f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration")
     keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
     train_set, val_set = open_training_data(
         args.dataset,
         args.data_dir,
         args.train_split,
         args.val_split,
-        config["input_size"][0],
+        channels,
         args.dataset_download,
         **keys,
     )
     indices = class_indices(train_set)
     random_seed(args.seed)
-    model = _open_network(args, group, train_set, config["input_size"])
+    model = _open_network(args, group, train_set)
+    if args.img_size:
+        _check_size(model, config["input_size"], group)
     folder = args.output / (args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model.replace('/', '_')}")
     options = _options(args, folder)
     loader, val_loader = _open_loaders(args, group, config, train_set, val_set)
@@ -115,10 +120,8 @@ def _train(args: argparse.Namespace, group: Group) -> None:
                 log(epoch)
     except KeyboardInterrupt:
         if group.rank == 0:
-            print(
-                f"stopped after {len(training.history)} of {args.epochs} epochs; their weights are in {folder}, and "
-                "--resume goes on"
-            )
+            done = f"; their weights are in {folder}, and --resume goes on" if training.history else ""
+            print(f"stopped after {len(training.history)} of {args.epochs} epochs{done}")
         sys.exit(130)
     if group.rank == 0:
         _draw(folder, training, args.model)
@@ -143,10 +146,15 @@ def _keep_memory() -> None:
 def _create(args: argparse.Namespace, **arguments: Any) -> Any:
     from adderzoo.checkpoints import create_model
 
-    return create_model(args.model, **arguments, **dict(args.model_kwargs))
+    try:
+        return create_model(args.model, **arguments, **dict(args.model_kwargs))
+    except TypeError as error:
+        if not args.model_kwargs:
+            raise
+        raise ValueError(f"model-kwargs cannot be used: {error}") from error
 
 
-def _open_network(args: argparse.Namespace, group: Group, train_set: Any, input_size: tuple[int, ...]) -> Any:
+def _open_network(args: argparse.Namespace, group: Group, train_set: Any) -> Any:
     """The network, with the weights to start from, for the classes of the data set."""
     import torch
     from timm.layers import convert_sync_batchnorm
@@ -160,12 +168,6 @@ def _open_network(args: argparse.Namespace, group: Group, train_set: Any, input_
     check_classes(train_set, model)
     if args.initial_checkpoint:
         load_checkpoint(model, args.initial_checkpoint, other_classes=True)
-    if args.img_size:
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, *input_size))
-        except RuntimeError as error:
-            raise ValueError(f"img-size {args.img_size} does not fit {args.model}: {error}") from error
     for module in model.modules():
         if hasattr(module, "weight_grad"):
             module.weight_grad = args.filter_grad
@@ -175,6 +177,17 @@ def _open_network(args: argparse.Namespace, group: Group, train_set: Any, input_
         model = convert_sync_batchnorm(model)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     return model.to(group.device).to(memory_format=memory_format)
+
+
+def _check_size(model: Any, size: tuple[int, int, int], group: Group) -> None:
+    """Refuse a size of images that the network is too deep for."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, *size, device=group.device))
+    except RuntimeError as error:
+        raise ValueError(f"img-size {size[1]} cannot be used: {error}") from error
 
 
 def _open_loaders(
@@ -270,7 +283,10 @@ def _prepare(args: argparse.Namespace, group: Group, model: Any, batches: int) -
         decay_rate=args.decay_rate,
     )
     ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
-    network = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
+    try:
+        network = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
+    except RuntimeError as error:
+        raise ValueError(f"torchcompile cannot be used: {error}") from error
     if group.processes > 1:
         device_ids = [group.device] if group.device.type == "cuda" else None
         # Statistics of BatchNorm are averaged once an epoch instead.
@@ -294,6 +310,7 @@ def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
+    options = yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
     if args.resume and (folder / "args.yaml").exists():
         known = yaml.safe_load((folder / "args.yaml").read_text())
         for key in options.keys() - _FREE:
@@ -309,10 +326,8 @@ def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _tensorboard(folder: Path, epochs: int) -> Any:
     """What logs an epoch for TensorBoard, behind those that are there."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("log-tensorboard needs tensorboard: pip install 'adderzoo[log]'") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder), purge_step=epochs + 1)
 
     def log(epoch: Any) -> None:

@@ -15,6 +15,9 @@ from .memory import MemoryLoader, read_into_memory
 _MEMORY_BYTES = 2**31
 _SMALL = 64
 
+# What cannot be done in memory, and the option that asks for it.
+_OPTIONS = {"color_jitter": "color-jitter", "auto_augment": "aa", "re_prob": "reprob"}
+
 
 def open_loader(
     dataset: Any,
@@ -77,7 +80,7 @@ def open_training_loader(
         workers: Loading processes.
         device: Where the batches go.
         crop: "pad", resized and shifted by up to an eighth (by 4 pixels at 32x32, as the paper does on CIFAR-10); or
-            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" up to 64x64.
+            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" up to 64x64, or in memory.
         augment: Turn all of it off with False.
         in_memory: Use a :class:`MemoryLoader`, which only shifts and flips; None for where that is possible, the input
             has at most 64x64 pixels and all images at most 2 GiB.
@@ -85,11 +88,11 @@ def open_training_loader(
         rank: Of this process.
         processes: In the group.
         augmentation: Further arguments of timm's `create_loader`: `hflip`, `vflip`, `scale`, `ratio`, `color_jitter`,
-            `auto_augment`, `re_prob`, `re_mode`, `re_count`.
+            `auto_augment`, `re_prob`, `re_mode`, `re_count`; with its defaults, but for `color_jitter`, 0.
 
     Raises:
-        ValueError: if there are fewer images than a batch needs, one cannot be read into memory, or they cannot stay
-            there but are asked to.
+        ValueError: if there are fewer images than a batch needs, one cannot be read into memory, they cannot stay
+            there but are asked to, timm does not know the augmentation, or `scale` and `ratio` are given for "pad".
     """
     if len(dataset) < batch_size * processes:
         of = f" in each of {processes} processes" if processes > 1 else ""
@@ -97,37 +100,45 @@ def open_training_loader(
             f"there are {len(dataset)} training images, fewer than a batch{of}: batch-size must be at most "
             f"{len(dataset) // processes}, got {batch_size}"
         )
-    crop = crop or ("pad" if max(config["input_size"][1:]) <= _SMALL else "rrc")
+    crop = crop or ("pad" if in_memory or max(config["input_size"][1:]) <= _SMALL else "rrc")
+    # timm's defaults, but for the colours.
+    augmentation = {"hflip": 0.5, "vflip": 0.0} | augmentation
+    augmentation["color_jitter"] = augmentation.get("color_jitter") or None
+    if augment and crop == "pad" and (augmentation.get("scale") or augmentation.get("ratio")):
+        raise ValueError("scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad")
     obstacle = _obstacle(crop, augmentation) if augment else None
     if in_memory and obstacle:
         raise ValueError(f"in-memory images are only shifted and flipped: {obstacle} needs files")
     if in_memory or (in_memory is None and not obstacle and _is_small(dataset, config)):
         content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
         if content:
-            hflip, vflip = (augmentation.get(key, 0.0) if augment else 0.0 for key in ("hflip", "vflip"))
+            hflip, vflip = (augmentation[key] if augment else 0.0 for key in ("hflip", "vflip"))
             return MemoryLoader(
                 *content, config, batch_size, device, True, augment, hflip, vflip, seed, rank, processes
             )
         if in_memory:
             raise ValueError("in-memory images must be square as the network's input, and some are not")
-    loader = create_loader(
-        dataset,
-        input_size=config["input_size"],
-        batch_size=batch_size,
-        is_training=True,
-        no_aug=not augment,
-        train_crop_mode="rrc" if crop == "pad" else crop,
-        **(augmentation | {"color_jitter": augmentation.get("color_jitter") or None}),  # timm's default is some
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        num_workers=workers,
-        distributed=processes > 1,
-        device=device,
-        pin_memory=device.type == "cuda",
-        use_prefetcher=device.type == "cuda",
-        persistent_workers=False,
-    )
+    try:
+        loader = create_loader(
+            dataset,
+            input_size=config["input_size"],
+            batch_size=batch_size,
+            is_training=True,
+            no_aug=not augment,
+            train_crop_mode="rrc" if crop == "pad" else crop,
+            **augmentation,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            num_workers=workers,
+            distributed=processes > 1,
+            device=device,
+            pin_memory=device.type == "cuda",
+            use_prefetcher=device.type == "cuda",
+            persistent_workers=False,
+        )
+    except AssertionError as error:  # timm's, of a policy that it does not know
+        raise ValueError(f"aa {augmentation.get('auto_augment')!r} cannot be used: {error}") from error
     if isinstance(loader.sampler, DistributedSampler):
         loader.sampler.seed = seed
     if augment and crop == "pad":
@@ -138,9 +149,9 @@ def open_training_loader(
 
 def _obstacle(crop: str, augmentation: dict[str, Any]) -> str | None:
     """The first option that asks for more than shifts and flips."""
-    options = {"train-crop-mode": crop != "pad", "color-jitter": augmentation.get("color_jitter")}
-    options |= {"aa": augmentation.get("auto_augment"), "reprob": augmentation.get("re_prob")}
-    return next((name for name, used in options.items() if used), None)
+    if crop != "pad":
+        return "train-crop-mode"
+    return next((option for key, option in _OPTIONS.items() if augmentation.get(key)), None)
 
 
 def _is_small(dataset: Any, config: dict[str, Any]) -> bool:

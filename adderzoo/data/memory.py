@@ -77,7 +77,9 @@ class MemoryLoader:
         return -(-len(range(self.rank, len(self.images), self.processes)) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for indices in self._order().to(self.images.device).split(self.batch_size):
+        order = self._order().to(self.images.device)
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
             images = self.images[indices]
             if self.training:
                 images = self._augment(images)
@@ -86,7 +88,7 @@ class MemoryLoader:
 
     def _order(self) -> Tensor:
         if not self.training:
-            return torch.arange(self.rank, len(self.images), self.processes)
+            return torch.arange(len(self.images))[self.rank :: self.processes]
         seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1).item()
         generator = torch.Generator().manual_seed(seed)
         whole = self.batch_size * self.processes

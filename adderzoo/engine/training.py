@@ -26,7 +26,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from adderzoo.layers import Adder2d, AdderLinear
-from adderzoo.optim import adaptive_lr
+from adderzoo.optim import LR_FACTOR, adaptive_lr
 
 from .evaluation import Result
 from .group import in_group, is_first, sum_over_group
@@ -85,7 +85,9 @@ class Training:
 
     @property
     def lr(self) -> float:
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+        """Of the parameters that have no rate of their own, as adder filters may."""
+        groups = self.optimizer.param_groups
+        return max(float(group["lr"]) for group in [g for g in groups if not g.get(LR_FACTOR)] or groups)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -163,7 +165,7 @@ def create_optimizer(
             opt,
             **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
         )
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
         if filter_lr_scale is not None:
@@ -315,7 +317,7 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
         x, target = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         soft = target
         if recipe.mixup:
-            x, soft = recipe.mixup(x, target)
+            x, soft = _mix(recipe.mixup, x, target)
         if recipe.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
 
@@ -374,6 +376,13 @@ def _step(
         if training.scheduler:
             training.scheduler.step_update(training.step)
     return logits.detach(), value.detach()
+
+
+def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return mixup(x, target)
+    except RuntimeError as error:
+        raise ValueError(f"labels must be among the network's {mixup.num_classes} classes: {error}") from error
 
 
 def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,3 @@
-import csv
 import json
 import re
 import shutil
@@ -12,52 +11,12 @@ import torch
 import yaml
 from commands import Done, run_group
 from pictures import random_images
-from safetensors import safe_open
 from safetensors.torch import load_file
+from trainings import QUICK, metadata, rows, write_classes
 
 from adderzoo.checkpoints import load_checkpoint, save_weights
-from adderzoo.data import write_digits
 
 Command = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder)
-    return folder
-
-
-@pytest.fixture
-def train(adderzoo: Command, tmp_path: Path) -> Callable[..., Done]:
-    """A quick training, into tmp_path/out/run unless the arguments say otherwise."""
-
-    def run(*arguments: object) -> Done:
-        defaults = ("--model", "adder_lenet5", "--workers", 0, "--output", tmp_path / "out", "--experiment", "run")
-        return adderzoo("train", *defaults, *arguments)
-
-    return run
-
-
-def write_classes(root: Path, counts: dict[str, int], size: tuple[int, int] = (32, 32), mode: str = "L") -> Path:
-    for seed, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for index, image in enumerate(random_images(count, size, mode=mode, seed=seed)):
-            image.save(root / name / f"{index}.png")
-    return root
-
-
-def metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return file.metadata()
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-QUICK = ("--epochs", 1, "--batch-size", 4)
 
 
 # ------------------------------------------------------------------------------------------------------------ it learns

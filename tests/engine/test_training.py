@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
@@ -202,10 +203,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_batch(bad: fl
         reports += train(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
 
 
-def test_a_label_that_the_network_does_not_know_is_a_value_error() -> None:
+@pytest.mark.parametrize("mixup", [None, Mixup(num_classes=10)], ids=["", "mixup"])
+def test_a_label_that_the_network_does_not_know_is_a_value_error(mixup: Mixup | None) -> None:
     data = [(torch.zeros(2, 1, 32, 32), torch.tensor([0, 10]))]
     with pytest.raises(ValueError, match="among the network's 10 classes"):
-        list(train(training(lenet()), data, epochs=1))
+        list(train(training(lenet()), data, epochs=1, recipe=Recipe(mixup=mixup)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,27 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-import torch
-from pictures import CIFAR_MEAN, CIFAR_STD, SHARED, as_input, random_images, write_folder
+from batches import read
+from pictures import SHARED, random_images, write_folder
 from PIL import Image
 from sklearn.datasets import load_digits
-from timm.data import resolve_model_data_config
 
-from adderzoo.data import check_classes, open_dataset, open_loader, write_digits
-
-RESNET = {
-    "input_size": (3, 32, 32),
-    "interpolation": "bicubic",
-    "mean": CIFAR_MEAN,
-    "std": CIFAR_STD,
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
-
-
-def read(dataset: object, config: dict = RESNET, batch_size: int = 4, workers: int = 0) -> tuple[torch.Tensor, list]:
-    batches = list(open_loader(dataset, config, batch_size, workers, torch.device("cpu")))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]).tolist()
+from adderzoo.data import check_classes, open_dataset, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -63,44 +48,6 @@ def test_digits_written_twice_are_the_same_files(digits: Path) -> None:
     before = contents(digits)
     write_digits(digits)
     assert contents(digits) == before
-
-
-def test_images_of_the_networks_size_are_only_scaled_and_normalised(tmp_path: Path) -> None:
-    images, labels = random_images(6), [0, 0, 3, 3, 7, 9]
-    root = write_folder(tmp_path, images, labels)
-    x, read_labels = read(open_dataset("", str(root), "validation", 3))
-    torch.testing.assert_close(x, as_input(images, CIFAR_MEAN, CIFAR_STD), rtol=0, atol=1e-6)
-    assert read_labels == labels
-
-
-def test_larger_images_are_resized_and_cropped_in_the_middle(tmp_path: Path) -> None:
-    images = random_images(3, (64, 40))
-    root = write_folder(tmp_path, images, [0, 1, 2])
-    x, _ = read(open_dataset("", str(root), "validation", 3))
-    cropped = [image.resize((51, 32), Image.Resampling.BICUBIC).crop((10, 0, 42, 32)) for image in images]
-    torch.testing.assert_close(x, as_input(cropped, CIFAR_MEAN, CIFAR_STD), rtol=0, atol=1e-6)
-
-
-def test_grey_images_fill_three_channels(tmp_path: Path) -> None:
-    images = random_images(3, mode="L")
-    root = write_folder(tmp_path, images, [0, 1, 2])
-    x, _ = read(open_dataset("", str(root), "validation", 3))
-    threefold = as_input(images, [0.0], [1.0]).expand(-1, 3, -1, -1)
-    expected = (threefold - torch.tensor(CIFAR_MEAN).view(3, 1, 1)) / torch.tensor(CIFAR_STD).view(3, 1, 1)
-    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["", "torch/image_folder"])
-def test_colour_images_become_luminance_for_one_channel(tmp_path: Path, name: str) -> None:
-    images = random_images(3)
-    root = write_folder(tmp_path, images, [0, 1, 2], classes=3)
-    config = resolve_model_data_config(timm.create_model("adder_lenet5"))
-    x, _ = read(open_dataset(name, str(root), "validation", 1), config)
-    # ITU-R 601-2, which PIL rounds to whole numbers
-    grey = [np.rint(np.asarray(image, dtype=float) @ [0.299, 0.587, 0.114]) for image in images]
-    expected = (np.stack(grey)[:, None] / 255 - config["mean"][0]) / config["std"][0]
-    assert x.shape == (3, 1, 32, 32)
-    torch.testing.assert_close(x, torch.from_numpy(expected).float(), rtol=0, atol=1.01 / 255 / config["std"][0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
