@@ -80,7 +80,8 @@ def open_training_loader(
         workers: Loading processes.
         device: Where the batches go.
         crop: "pad", resized and shifted by up to an eighth (by 4 pixels at 32x32, as the paper does on CIFAR-10); or
-            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" up to 64x64, or in memory.
+            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" in memory and up to
+            64x64 pixels.
         augment: Turn all of it off with False.
         in_memory: Use a :class:`MemoryLoader`, which only shifts and flips; None for where that is possible, the input
             has at most 64x64 pixels and all images at most 2 GiB.

@@ -265,9 +265,9 @@ def test_averaged_weights_are_saved(done: Callable[..., Path], decay: int) -> No
     """The average begins with the first step: a decay of 1 keeps its weights, one of 0 has the last ones."""
     averaged = done("--epochs", 2, "--batch-size", 8, "--model-ema", "--model-ema-decay", decay, name="averaged")
     expected = done("--epochs", 1 if decay else 2, "--batch-size", 8, name="plain")
-    floats = {key: value for key, value in weights(expected).items() if value.is_floating_point()}
-    assert all(torch.equal(weights(averaged)[key], value) for key, value in floats.items())
-    assert [row["eval_loss"] for row in rows(averaged)][-1] == rows(expected)[-1]["eval_loss"]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")  # the average has its own
+    learned = {key: value for key, value in weights(expected).items() if not key.endswith(statistics)}
+    assert all(torch.equal(weights(averaged)[key], value) for key, value in learned.items())
 
 
 def test_a_compiled_network_learns_what_any_other_does(done: Callable[..., Path]) -> None:

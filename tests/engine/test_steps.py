@@ -161,6 +161,8 @@ def test_what_is_saved_and_validated_is_the_average_of_the_weights(
     expected = average(history, decay, warmup)
     saved = load_file(tmp_path / "last.safetensors")
     for key, value in expected.items():
+        if "running" in key:  # the average has BatchNorm statistics of its own
+            continue
         torch.testing.assert_close(saved[key].double(), value, rtol=1e-5, atol=1e-5, msg=key)
     assert all(torch.equal(validated[-1][key], value) for key, value in saved.items())
     assert not torch.allclose(saved["conv2.weight"], state.model.state_dict()["conv2.weight"], atol=1e-3)
