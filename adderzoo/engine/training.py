@@ -149,7 +149,7 @@ def create_optimizer(
         weight_decay: Weight decay.
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
         filter_lr_scale: In the place of the adaptive rate, what the learning rate of adder filters is multiplied by:
-            the "increased learning rate" of the paper's section 4.5.
+            the "increased learning rate" of the paper's section 4.5. Their weight decay stays what it is for the rest.
         options: Further arguments of timm's `create_optimizer_v2` and of the optimiser.
 
     Raises:
@@ -170,6 +170,9 @@ def create_optimizer(
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")
+            for group in optimizer.param_groups:
+                if group[LR_FACTOR]:  # as if the gradient were multiplied: weight decay acts on it as on others
+                    group["weight_decay"] /= filter_lr_scale
         elif eta:
             adaptive_lr(optimizer, eta)
     return optimizer

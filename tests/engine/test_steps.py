@@ -273,3 +273,17 @@ def test_a_schedule_on_updates_changes_the_rate_after_every_step(accumulate: int
 def test_the_rate_that_is_reported_is_not_that_of_the_filters(options: dict[str, object]) -> None:
     state = training(lenet(), epochs=2, lr=0.1, **options)
     assert [report.lr for report in train(state, batches(1), epochs=2)] == pytest.approx([0.1, 0.05])
+
+
+@pytest.mark.parametrize("scale", [0.1, 100.0])
+def test_filter_lr_scale_multiplies_the_gradient_and_leaves_weight_decay_alone(scale: float) -> None:
+    """The paper's "increased learning rate": with a hundred times the weight decay too, its networks do not learn."""
+    (x, target), lr, decay = batches(1)[0], 0.01, 0.1
+    model = lenet()
+    before = model.conv2.weight.detach().clone()
+    (grad,) = torch.autograd.grad(F.cross_entropy(model.train()(x), target), model.conv2.weight)
+    fresh = lenet()
+    optimizer = create_optimizer(fresh, lr=lr, weight_decay=decay, filter_lr_scale=scale)
+    list(train(Training(fresh, optimizer), [(x, target)], 1))
+    expected = before.double() - lr * (scale * grad.double() + decay * before.double())
+    torch.testing.assert_close(fresh.conv2.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
