@@ -245,7 +245,8 @@ def open_network(
     Args:
         name: As `timm.create_model` takes it.
         pretrained: With the published weights of its tag.
-        checkpoint: With these weights, which have to fit exactly; or a quantised network.
+        checkpoint: With these weights, which have to fit exactly; or a quantised network, whose `pretrained_cfg` is
+            that of the tag in `name`, or else its file's, with its own preprocessing.
         num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
 
     Raises:
@@ -257,6 +258,10 @@ def open_network(
     if num_classes is None and checkpoint:
         num_classes = read_num_classes(checkpoint)
     if checkpoint and (network := read_network(checkpoint, name.partition(".")[0], num_classes)) is not None:
+        if "." in name:  # else the file's own tag
+            with torch.device("meta"):
+                tagged: Any = create_model(name)
+            network.pretrained_cfg = tagged.pretrained_cfg | read_data_config(checkpoint)
         return network
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     model: Any = create_model(name, pretrained=pretrained, **arguments)

@@ -364,8 +364,8 @@ def _quantized_adder(
 def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None, **model_args: Any) -> None:
     """Write an integer network as safetensors, for :func:`load`, completely or not at all.
 
-    The file names the network's architecture if `timm.create_model` makes it, with `model_args`; else :func:`load` has
-    to be given one like it.
+    The file names the network's architecture and tag if `timm.create_model` makes it, with `model_args`; else
+    :func:`load` has to be given one like it.
 
     Args:
         network: What :func:`quantize` has made.
@@ -385,19 +385,28 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
     said = {"quantization": json.dumps(quantization)}
-    architecture = getattr(network, "pretrained_cfg", {}).get("architecture")
+    config = getattr(network, "pretrained_cfg", {})
+    architecture, tag = config.get("architecture"), config.get("tag")
     model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
     if hasattr(network, "in_chans"):
         model_args = {"in_chans": network.in_chans, **model_args}
-    if architecture and _makes(architecture, model_args, network):
+    if architecture and _makes(_with_tag(architecture, tag), model_args, network):
         said |= {
             "architecture": architecture,
             "model_args": json.dumps(model_args),
             "data_config": json.dumps(resolve_model_data_config(network)),
         }
+        if tag:
+            said["tag"] = tag
         if network.num_classes:
             said["num_classes"] = str(network.num_classes)
     save_weights(network, path, {**said, **(metadata or {})})
+
+
+def _with_tag(architecture: str, tag: str | None) -> str:
+    """The network's name with this tag, which has its class names, if the registry knows it; else without."""
+    name = f"{architecture}.{tag}"
+    return name if name in timm.list_models(architecture, include_tags=True) else architecture
 
 
 def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:
@@ -427,7 +436,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
         if model is None:
             if "architecture" not in said:
                 raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
-            made = _float_network(said["architecture"], _model_args(path, said))
+            made = _float_network(_with_tag(said["architecture"], said.get("tag")), _model_args(path, said))
             made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
             model = made
         assert model is not None

@@ -29,7 +29,7 @@ def main() -> None:
     print(f"PyTorch {torch.__version__}, adder operator: {adderzoo.ops.backend()}")
 
     adder = timm.create_model("adder_lenet5.digits", pretrained=True)
-    from_hub = torch.hub.load(str(ROOT), "adder_lenet5", source="local", pretrained=True)
+    from_hub = torch.hub.load(str(ROOT), "adder_lenet5", source="local", pretrained=True, pretrained_cfg="digits")
     same = all(torch.equal(a, b) for a, b in zip(adder.parameters(), from_hub.parameters(), strict=True))
     print(f"timm.create_model and torch.hub.load give the same network: {'yes' if same else 'NO'}")
     cnn = timm.create_model("cnn_lenet5.digits", pretrained=True)

@@ -1,10 +1,24 @@
-"""Tags of a test's own."""
+"""Tags: the published ones, and a test's own."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import timm
 from timm.models import PretrainedCfg, _registry, get_pretrained_cfg
+
+from adderzoo.hub import network_names
+
+
+def published_tags(network: str) -> list[str]:
+    """Those of a network that have weights, the default one first, the others as they are sorted."""
+    default = get_pretrained_cfg(network).tag
+    return sorted((name.partition(".")[2] for name in timm.list_pretrained(network)), key=lambda t: (t != default, t))
+
+
+def untrained_network() -> str:
+    """A network whose only tag is `untrained`."""
+    return next(name for name in network_names() if get_pretrained_cfg(name).tag == "untrained")
 
 
 def add_tag(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> PretrainedCfg:

@@ -12,7 +12,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from registry import add_tag
+from registry import add_tag, untrained_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -22,6 +22,7 @@ from adderzoo.layers import Adder2d
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "adderzoo" / "weights"
 NAMES = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+UNTRAINED = f"{untrained_network()}.untrained"
 ROW = {"dataset": "some images", "images": 400, "top1": 80.0, "top1_se": 2.0, "command": "bash it.sh", "recipe": "SGD."}
 
 
@@ -249,7 +250,7 @@ def test_weights_from_somebody_elses_file_were_only_measured_here(tmp_path: Path
         ("adder_lenet5.no_such_tag", "tag in the registry, got 'adder_lenet5.no_such_tag'"),
         ("adder_lenet5", "tag in the registry, got 'adder_lenet5'"),
         ("adder_resnet20.huawei_cifar10", "'adder_resnet20.huawei_cifar10' has no file$"),
-        ("adder_resnet32.untrained", "'adder_resnet32.untrained' has no file and no row in results.json$"),
+        (UNTRAINED, f"'{UNTRAINED}' has no file and no row in results.json$"),
     ],
 )
 def test_what_has_no_weights_has_no_card(name: str, message: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 from pictures import random_images, write_folder
-from registry import add_tag
+from registry import add_tag, untrained_network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
@@ -34,15 +34,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CHECKOUT = Path(__file__).resolve().parent.parent
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
 NAME, TWIN = "adder_lenet5.digits", "cnn_lenet5.digits"
+UNTRAINED = f"{untrained_network()}.untrained"
 MEASURED = Measurement("some digits, the second half", 400, 80.0, 2.0, "bash it.sh", "SGD for an epoch.")
 
 
-def write_checkpoint(path: Path, name: str = "adder_lenet5", seed: int = 0, **said: Any) -> Path:
+def write_checkpoint(path: Path, name: str = NAME, seed: int = 0, **said: Any) -> Path:
     """As `adderzoo train` writes it, of random weights; None takes something out of the metadata."""
     torch.manual_seed(seed)
     model = timm.create_model(name, num_classes=int(said.get("num_classes") or 10))
     metadata = {
-        "architecture": name,
+        "architecture": name.partition(".")[0],
         "num_classes": str(model.num_classes),
         "data_config": json.dumps(resolve_model_data_config(model)),
         "classes": json.dumps([*"0123456789"]),
@@ -65,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
     """With weights in it, of this name, of its twin and of a stranger."""
     folder = tmp_path / "weights"
     for name in (NAME, TWIN):
-        add_weights(name, write_checkpoint(tmp_path / "old.safetensors", name.partition(".")[0], 5), MEASURED, folder)
+        add_weights(name, write_checkpoint(tmp_path / "old.safetensors", name, 5), MEASURED, folder)
     (folder / "stranger.a.safetensors").write_bytes(b"weights of another package")
     with (folder / "SHA256SUMS").open("a") as sums:
         sums.write(f"{hashlib.sha256(b'weights of another package').hexdigest()}  stranger.a.safetensors\n")
@@ -216,7 +217,7 @@ def assert_refused(message: str, name: str, checkpoint: Path, measured: Measurem
         ("adder_lenet5.letters", r"default_cfgs, which are .*\bdigits\b.*, got 'letters' in 'adder_lenet5.letters'"),
         ("adder_lenet5", r"default_cfgs, which are .*\bdigits\b.*, got '' in 'adder_lenet5'"),
         ("adder_*.digits", "network of adderzoo with a tag, .* got 'adder_"),
-        ("adder_resnet32.untrained", "weights from the file adder_resnet32.untrained.safetensors, .* file None"),
+        (UNTRAINED, f"weights from the file {UNTRAINED}.safetensors, .* file None"),
         ("adder_resnet20.huawei_cifar10", "adder_resnet20.huawei_cifar10.safetensors, .* url 'https://github.com/"),
     ],
 )
@@ -236,7 +237,7 @@ def other_config(**values: Any) -> str:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"name": "cnn_lenet5"}, "another network than adder_lenet5: its metadata says cnn_lenet5"),
+        ({"name": TWIN}, "another network than adder_lenet5: its metadata says cnn_lenet5"),
         ({"name": "adder_resnet20"}, "another network than adder_lenet5: its metadata says adder_resnet20"),
         ({"num_classes": "7"}, "must be of 10 classes as adder_lenet5.digits, .*best.safetensors is of 7"),
         ({"num_classes": "7", "architecture": "adder_lenet5.letters"}, "of 10 classes .* is of 7"),
@@ -279,7 +280,7 @@ def test_files_that_are_no_float_checkpoint_are_refused(folder: Path, tmp_path: 
     assert_refused("not a valid safetensors file", NAME, tmp_path / "cut.safetensors", MEASURED, folder)
     torch.save(timm.create_model("adder_lenet5").state_dict(), tmp_path / "a.pth")
     assert_refused("an architecture in its metadata", NAME, tmp_path / "a.pth", MEASURED, folder)
-    simulation = quantization.calibrate(timm.create_model("adder_lenet5"), [torch.randn(8, 1, 32, 32)])
+    simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)])
     quantization.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
     assert_refused("is a quantised network", NAME, tmp_path / "u8.safetensors", MEASURED, folder)
 

@@ -735,6 +735,8 @@ def test_lenet_is_a_file_of_a_third_or_less_and_comes_back_through_timm(tmp_path
     ):
         assert loaded(images(2, 1, 32, 32)).equal(expected)
         assert loaded.pretrained_cfg["mean"] == network.pretrained_cfg["mean"]
+        for key in ("tag", "label_names"):
+            assert loaded.pretrained_cfg[key] == network.pretrained_cfg[key]
         assert not loaded.training
     for arguments, message in (
         (

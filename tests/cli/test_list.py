@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import Done
+from registry import published_tags, untrained_network
 from safetensors import safe_open
 
 import adderzoo as package
@@ -16,6 +17,14 @@ from adderzoo.cli import main
 from adderzoo.hub import Measurement, ModelInfo, Weights
 
 Command = Callable[..., Done]
+UNTRAINED = untrained_network()
+RESULTS = json.loads((models.WEIGHTS / "results.json").read_text())
+
+
+def accuracy(name: str) -> list[str]:
+    """The cells of measured weights, from results.json."""
+    row = RESULTS.get(name)
+    return [f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}"] if row else []
 
 
 def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command) -> None:
@@ -27,15 +36,26 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
     ]  # fmt: skip
     assert [line.split()[0] for line in lines if line[0] != " "] == hub.network_names()
     assert max(map(len, done.out.splitlines())) <= 100
-    cells = {line.split()[0]: re.split(r"  +", line) for line in lines}
-    assert cells["adder_resnet20"] == [
-        "adder_resnet20", "0.27M", "0.44M", "40.4M", "3x32x32", "huawei_cifar10", "91.60 ± 0.88", "1,000"
-    ]  # fmt: skip
-    assert cells["cnn_resnet32"] == ["cnn_resnet32", "0.47M", "69.1M", "0", "3x32x32", "-"]
-    with safe_open(models.WEIGHTS / "adder_lenet5.digits.safetensors", "pt") as file:
-        trained = file.metadata()
-    top1 = f"{trained['top1']} ± {trained['top1_se']}"
-    assert cells["adder_lenet5"][2:] == ["0", "0.42M", "1x32x32", "digits", top1, "899"]
+    costs: dict[str, list[str]] = {}
+    weights: dict[str, list[list[str]]] = {}
+    for line in lines:
+        cells = re.split(r"  +", line.strip())
+        if line[0] != " ":
+            name, *costs[name] = cells[:5]
+            cells, weights[name] = cells[5:], []
+        weights[name].append(cells)
+    assert costs["adder_lenet5"][1:] == ["0", "0.42M", "1x32x32"]
+    assert costs["adder_resnet20"] == ["0.27M", "0.44M", "40.4M", "3x32x32"]
+    assert costs["cnn_resnet32"] == ["0.47M", "69.1M", "0", "3x32x32"]
+    assert weights == {
+        name: [[tag, *accuracy(f"{name}.{tag}")] for tag in published_tags(name)] or [["-"]] for name in costs
+    }
+    for path in models.WEIGHTS.glob("*.safetensors"):
+        network, _, tag = path.stem.partition(".")
+        with safe_open(path, "pt") as file:
+            trained = file.metadata()
+        ((top1, _),) = [rest for first, *rest in weights[network] if first == tag]
+        assert top1 == f"{trained['top1']} ± {trained['top1_se']}"
 
 
 def test_further_tags_have_lines_of_their_own_under_their_network(
@@ -71,17 +91,19 @@ def test_json_is_what_list_models_returns(adderzoo: Command, arguments: tuple[st
 def test_json_has_the_exact_counts_and_the_measurement(adderzoo: Command) -> None:
     (row,) = json.loads(adderzoo("list", "adder_resnet20", "--json").out)
     assert (row["multiply_adds"], row["adder_elements"], row["input_size"]) == (443_008, 40_370_176, [3, 32, 32])
-    (weights,) = row["pretrained"]
-    assert weights["tag"] == "huawei_cifar10"
-    assert weights["measured"]["dataset"] == "CIFAR-10, first 1,000 test images"
-    assert weights["measured"]["command"].startswith("adderzoo validate --model adder_resnet20.huawei_cifar10 ")
+    assert row["pretrained"] == [
+        {"tag": tag, "measured": RESULTS.get(f"adder_resnet20.{tag}")} for tag in published_tags("adder_resnet20")
+    ]
+    measured = {weights["tag"]: weights["measured"] for weights in row["pretrained"]}
+    assert measured["huawei_cifar10"]["dataset"] == "CIFAR-10, first 1,000 test images"
+    assert measured["huawei_cifar10"]["command"].startswith("adderzoo validate --model adder_resnet20.huawei_cifar10 ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("resnet50",), "no network matches 'resnet50'"),
-        (("adder_resnet32", "--pretrained"), "no network with published weights matches 'adder_resnet32'"),
+        ((UNTRAINED, "--pretrained"), f"no network with published weights matches '{UNTRAINED}'"),
     ],
 )
 def test_a_filter_that_nothing_matches_is_one_line(adderzoo: Command, arguments: tuple[str, ...], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from commands import Done
-from pictures import CIFAR_MEAN, CIFAR_STD, as_input, random_images, write_folder
+from pictures import as_input, random_images, write_folder
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -60,10 +60,9 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 @torch.inference_mode()
 def by_hand(model: nn.Module, seen: Sequence[Image.Image], names: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """All classes of each image, likeliest first: PIL's pixels, numpy's softmax in float64."""
-    grey = seen[0].mode == "L"
-    mean, std = ((0.3112,), (0.3502,)) if grey else (CIFAR_MEAN, CIFAR_STD)
-    logits = model(as_input(seen, mean, std)).double().numpy()
+    """All classes of each image, likeliest first: PIL's pixels, the tag's mean and deviation, numpy's softmax."""
+    config = model.pretrained_cfg
+    logits = model(as_input(seen, config["mean"], config["std"])).double().numpy()
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     return [sorted(zip(names, row.tolist(), strict=True), key=lambda pair: -pair[1]) for row in shares]
@@ -287,8 +286,10 @@ def test_another_checkpoint_has_the_class_names_of_a_tag_only_if_the_tag_is_name
 ) -> None:
     (image,) = random_images(1)
     image.save(tmp_path / "a.png")
+    network = timm.create_model(model).eval()
+    network.load_state_dict(resnet[0].state_dict())
     got = predict("predict", tmp_path / "a.png", "--model", model, "--checkpoint", resnet[1])
-    assert_predicted(got, by_hand(resnet[0], [image], names))
+    assert_predicted(got, by_hand(network, [image], names))
 
 
 @pytest.mark.parametrize("count", [10, 12])
@@ -308,7 +309,7 @@ def test_published_weights_have_the_class_names_of_their_tag_if_they_are_as_many
     monkeypatch.setattr(timm, "create_model", with_names)
     (image,) = random_images(1, mode="L")
     image.save(tmp_path / "a.png")
-    got = predict("predict", tmp_path / "a.png", "--model", "adder_lenet5", "--pretrained")
+    got = predict(*DIGITS, tmp_path / "a.png")
     assert_predicted(got, by_hand(lenet, [image], names if count == 10 else "0123456789"))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adderzoo as package
-from adderzoo.checkpoints import save_weights
+from adderzoo.checkpoints import open_network, save_weights
 from adderzoo.data import open_dataset, open_loader, write_digits
 
 Command = Callable[..., Done]
@@ -88,6 +88,31 @@ def test_ranges_come_from_images_of_all_classes_preprocessed_as_for_evaluation(d
     (scale, zero_point) = json.loads(metadata(quantized)["quantization"])["quantizers"]["conv1_input"]
     assert scale == pytest.approx((high - low) / 255, rel=1e-6)
     assert zero_point == round(-low / scale)
+
+
+@pytest.mark.parametrize("origin", ["published", "checkpoint"])
+def test_a_tag_that_is_named_gives_a_quantised_network_its_class_names(
+    adderzoo: Command, digits: Path, tmp_path: Path, origin: str
+) -> None:
+    """Whatever tag is the default one, and preprocessing stays that of the file."""
+    path, image = tmp_path / "quantized.safetensors", digits / "test" / "3" / "0908.png"
+    for tag in ("digits", "mnist"):
+        name = f"adder_lenet5.{tag}"
+        if origin == "published":
+            source: tuple[object, ...] = ("--model", name, "--pretrained")
+        else:  # without names of its own
+            torch.save(timm.create_model(name, pretrained=True).state_dict(), tmp_path / "a.pth")
+            source = ("--model", "adder_lenet5", "--checkpoint", tmp_path / "a.pth")
+        done = adderzoo("quantize", *source, "--workers", 0, "--data-dir", digits, "--images", 20, path)
+        assert done.status == 0, done
+        opened: Any = open_network(name, checkpoint=path)
+        names = list(timm.get_pretrained_cfg(name).label_names)
+        assert list(opened.pretrained_cfg["label_names"]) == names
+        assert list(opened.pretrained_cfg["mean"]) == json.loads(metadata(path)["data_config"])["mean"]
+        (row,) = json.loads(adderzoo("predict", image, "--model", name, "--checkpoint", path, "--json").out)
+        assert [entry["name"] for entry in row["classes"]] == [names[entry["index"]] for entry in row["classes"]]
+    done = adderzoo("predict", image, "--model", "adder_lenet5.letters", "--checkpoint", path)
+    assert "model 'adder_lenet5.letters' cannot be created" in done.error
 
 
 def test_bits_and_quantile_are_taken(adderzoo: Command, digits: Path, tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def assert_other_channels(network: nn.Module, whole: nn.Module) -> None:
         n.forward_intermediates(grey.expand(-1, n.in_chans, -1, -1), [0], stop_early=True, intermediates_only=True)[0]
         for n in (network, whole)
     )
-    assert expected.std(0).mean() > 0.1
-    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-4)
+    spread = expected.std(0).mean().item()
+    assert spread > 0.01
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-3 * min(spread, 0.1))
     after = network.state_dict()
     assert {key for key, value in whole.state_dict().items() if not torch.equal(after[key], value)} <= {
         "conv1.weight",
