@@ -43,7 +43,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo.checkpoints import read_data_config, write_atomically
     from adderzoo.data import class_indices, open_training_data
     from adderzoo.engine import best_epoch, evaluate, read_state, train, write_epoch
     from adderzoo.quantization import calibrate, ranges
@@ -51,6 +51,8 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     random_seed(args.seed)
     # What the network is fed with does not depend on its classes, which come from the data.
     config = resolve_model_data_config(_create(args))
+    if args.initial_checkpoint:  # images as it knows them
+        config |= read_data_config(args.initial_checkpoint)
     if args.img_size:
         config["input_size"] = (config["input_size"][0], args.img_size, args.img_size)
     channels = config["input_size"][0]

@@ -235,6 +235,18 @@ def test_training_starts_from_a_checkpoint_of_the_users(
     assert len(learned) - len(kept) == (0 if classes == 2 else 3)
 
 
+def test_images_are_what_the_checkpoint_was_trained_on(train: Command, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    assert train("--model", "adder_lenet5.digits", "--data-dir", folder, *QUICK, "--experiment", "first").status == 0
+    first = tmp_path / "out" / "first" / "last.safetensors"
+    assert train("--initial-checkpoint", first, "--data-dir", folder, *QUICK).status == 0
+    second = tmp_path / "out" / "run" / "last.safetensors"
+    assert json.loads(metadata(first)["data_config"])["mean"] == list(
+        timm.get_pretrained_cfg("adder_lenet5.digits").mean
+    )
+    assert metadata(second)["data_config"] == metadata(first)["data_config"]
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
