@@ -158,8 +158,8 @@ void backward_weight(const Geometry& g, const Tensor& grad, const Tensor& input,
       .weight = weight.const_data_ptr<T>(),
       .grad_weight = grad_weight.mutable_data_ptr<T>(),
   };
-  const int64_t item_steps = g.batch * g.out_height * g.out_width * (g.channels + kStepsOfPixel);
-  torch::stable::parallel_for(0, g.groups * g.filters * g.taps(), grain(item_steps),
+  const int64_t item_steps = g.batch * g.out_height * g.out_width * (work.lanes() + kStepsOfPixel);
+  torch::stable::parallel_for(0, work.items(), grain(item_steps),
                               [&](int64_t begin, int64_t end) { loops<T>().filter_sign_gradient(work, begin, end); });
 }
 
@@ -283,8 +283,9 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   const ScalarType type = accumulation_type(input);
   Tensor grad_weight =
       new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type, MemoryFormat::Contiguous);
-  const Tensor dy = dense(grad, type, MemoryFormat::ChannelsLast);
-  const Tensor x = dense(input, type, MemoryFormat::ChannelsLast);
+  const bool narrow = FilterSignGradient<float>{.geometry = g}.narrow();
+  const MemoryFormat format = narrow ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+  const Tensor dy = dense(grad, type, format), x = dense(input, type, format);
   const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
   if (type == ScalarType::Double) {
     backward_weight<double>(g, dy, x, w, grad_weight);

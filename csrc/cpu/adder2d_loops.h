@@ -154,10 +154,20 @@ struct FilterShape {
 template <typename T>
 struct FilterSignGradient {
   Geometry geometry;
-  const T* input;   // dense NHWC
-  const T* grad;    // dense NHWC
+  const T* input;   // dense NHWC, or NCHW where it is narrow
+  const T* grad;    // likewise
   const T* weight;  // dense OIHW
   T* grad_weight;   // dense OIHW
+
+  // Filters or channels, whichever are more, are taken side by side: they are the lanes of an item, which is one tap of
+  // one of the others. Where both are few, pixels are taken side by side, and an item is one element.
+  bool narrow() const { return lanes() < 8 && geometry.stride_w == 1; }
+  bool filters_are_lanes() const { return geometry.filters > geometry.channels; }
+  int64_t lanes() const { return filters_are_lanes() ? geometry.filters : geometry.channels; }
+  int64_t items() const {
+    const int64_t others = filters_are_lanes() ? geometry.channels : geometry.filters;
+    return geometry.groups * others * geometry.taps() * (narrow() ? lanes() : 1);
+  }
 };
 
 // What a machine can do at most: loops with the instructions of one of the above, but all operands at hand.
@@ -173,7 +183,6 @@ struct Loops {
   // Packs some panels; `sums` gets those of each channel.
   void (*pack)(const T* weight, T* packed, T* sums, const FilterShape&, int64_t begin, int64_t end);
   void (*sum_filters)(const T* packed, T* sums, int64_t steps, int64_t begin, int64_t end);
-  // An item is one tap of one filter.
   void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
   // Returns the number of elements.
   int64_t (*ceiling)(Ceiling, int64_t steps);

@@ -911,22 +911,30 @@ void pack(const T* weight, T* packed, T* sums, const FilterShape& s, int64_t beg
 }
 
 template <typename T>
-void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t end) {
+T sign_of(T x) {
+  return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x);
+}
+
+template <typename T, bool kFiltersAreLanes>
+void filter_sign_gradient_of(const FilterSignGradient<T>& a, int64_t begin, int64_t end) {
   const Geometry& s = a.geometry;
-  const int64_t taps = s.taps();
+  const int64_t taps = s.taps(), others = kFiltersAreLanes ? s.channels : s.filters;
   const int64_t x_pixel = s.groups * s.channels, g_pixel = s.groups * s.filters;
+  const int64_t lane_stride = kFiltersAreLanes ? s.channels * taps : taps;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t tap = item % taps, output_channel = item / taps, group = output_channel / s.filters;
+    const int64_t tap = item % taps, other = item / taps % others, group = item / taps / others;
     const int64_t offset_h = tap / s.kernel_w * s.dilation_h - s.padding_h;
     const int64_t offset_w = tap % s.kernel_w * s.dilation_w - s.padding_w;
-    for (int64_t first = 0; first < s.channels; first += kBlock) {
-      const int64_t channels = smaller(kBlock, s.channels - first);
-      const int64_t at = (output_channel * s.channels + first) * taps + tap;
+    for (int64_t first = 0; first < a.lanes(); first += kBlock) {
+      const int64_t lanes = smaller(kBlock, a.lanes() - first);
+      const int64_t filter0 = group * s.filters + (kFiltersAreLanes ? first : other);
+      const int64_t channel0 = kFiltersAreLanes ? other : first;
+      const int64_t at = (filter0 * s.channels + channel0) * taps + tap;
       const T zeros[kBlock] = {};
       T filter[kBlock], sum[kBlock] = {}, total[kBlock] = {};
-      for (int64_t c = 0; c < channels; ++c) filter[c] = a.weight[at + c * taps];
+      for (int64_t i = 0; i < lanes; ++i) filter[i] = a.weight[at + i * lane_stride];
 
-      const T* g = a.grad + output_channel;
+      const T* g = a.grad + filter0;
       int64_t pending = 0;
       for (int64_t n = 0; n < s.batch; ++n) {
         for (int64_t oh = 0; oh < s.out_height; ++oh) {
@@ -935,24 +943,81 @@ void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t
             const int64_t x = ow * s.stride_w + offset_w;
             const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
             const T* source =
-                inside ? a.input + ((n * s.height + y) * s.width + x) * x_pixel + group * s.channels + first : zeros;
-            for (int64_t c = 0; c < channels; ++c) {
-              const T difference = source[c] - filter[c];
-              sum[c] += *g * (difference > T(0) ? T(1) : (difference < T(0) ? T(-1) : difference));
+                inside ? a.input + ((n * s.height + y) * s.width + x) * x_pixel + group * s.channels + channel0 : zeros;
+            for (int64_t i = 0; i < lanes; ++i) {
+              const T difference = source[kFiltersAreLanes ? 0 : i] - filter[i];
+              sum[i] +=
+                  g[kFiltersAreLanes ? i : 0] * (difference > T(0) ? T(1) : (difference < T(0) ? T(-1) : difference));
             }
             if (++pending == kBlock) {
-              for (int64_t c = 0; c < channels; ++c) {
-                total[c] += sum[c];
-                sum[c] = T(0);
+              for (int64_t i = 0; i < lanes; ++i) {
+                total[i] += sum[i];
+                sum[i] = T(0);
               }
               pending = 0;
             }
           }
         }
       }
-      for (int64_t c = 0; c < channels; ++c) a.grad_weight[at + c * taps] = total[c] + sum[c];
+      for (int64_t i = 0; i < lanes; ++i) a.grad_weight[at + i * lane_stride] = total[i] + sum[i];
     }
   }
+}
+
+template <typename T>
+void narrow_filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = 16;
+  const Geometry& s = a.geometry;
+  const int64_t taps = s.taps();
+  for (int64_t item = begin; item < end; ++item) {  // an element of the filters, as they lie in memory
+    const int64_t tap = item % taps, c = item / taps % s.channels, f = item / taps / s.channels;
+    const int64_t offset_h = tap / s.kernel_w * s.dilation_h - s.padding_h;
+    const int64_t offset_w = tap % s.kernel_w * s.dilation_w - s.padding_w;
+    const int64_t left = offset_w < 0 ? smaller(s.out_width, -offset_w) : 0;
+    int64_t right = smaller(s.out_width, s.width - offset_w);
+    if (right < left) right = left;
+    const T filter = a.weight[item];
+    T sum[kLanes] = {}, total[kLanes] = {};
+    int64_t pending = 0;
+    for (int64_t n = 0; n < s.batch; ++n) {
+      for (int64_t oh = 0; oh < s.out_height; ++oh) {
+        const T* g = a.grad + ((n * s.groups * s.filters + f) * s.out_height + oh) * s.out_width;
+        const int64_t y = oh * s.stride_h + offset_h;
+        const bool inside = y >= 0 && y < s.height;
+        const int64_t begin_x = inside ? left : s.out_width, end_x = inside ? right : s.out_width;
+        const T padded = sign_of(-filter);
+        for (int64_t i = 0; i < begin_x; ++i) sum[i % kLanes] += g[i] * padded;
+        for (int64_t i = end_x; i < s.out_width; ++i) sum[i % kLanes] += g[i] * padded;
+        if (inside) {
+          const int64_t channel = f / s.filters * s.channels + c;
+          const T* x = a.input + ((n * s.groups * s.channels + channel) * s.height + y) * s.width + offset_w;
+          int64_t i = begin_x;
+          for (; i + kLanes <= end_x; i += kLanes) {
+            for (int64_t j = 0; j < kLanes; ++j) sum[j] += g[i + j] * sign_of(x[i + j] - filter);
+          }
+          for (int64_t j = 0; i < end_x; ++i, ++j) sum[j] += g[i] * sign_of(x[i] - filter);
+        }
+        pending += s.out_width / kLanes + 3;
+        if (pending >= kBlock) {
+          for (int64_t j = 0; j < kLanes; ++j) {
+            total[j] += sum[j];
+            sum[j] = T(0);
+          }
+          pending = 0;
+        }
+      }
+    }
+    T result = 0;
+    for (int64_t j = 0; j < kLanes; ++j) result += total[j] + sum[j];
+    a.grad_weight[item] = result;
+  }
+}
+
+template <typename T>
+void filter_sign_gradient(const FilterSignGradient<T>& a, int64_t begin, int64_t end) {
+  if (a.narrow()) return narrow_filter_sign_gradient(a, begin, end);
+  a.filters_are_lanes() ? filter_sign_gradient_of<T, true>(a, begin, end)
+                        : filter_sign_gradient_of<T, false>(a, begin, end);
 }
 
 // The best tile of each function, with operands that the first cache holds.

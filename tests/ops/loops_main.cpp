@@ -464,13 +464,14 @@ void check_backward(const Problem& p, const Reference& r) {
 template <typename T>
 void check_filter_gradient(const Problem& p, const Reference& r) {
   const Geometry& g = p.g;
-  const Image<T> x(g.batch, p.in(), g.height, g.width, Layout::kChannelsLast, p.x);
-  const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast, p.dy);
+  const Layout layout = FilterSignGradient<T>{.geometry = g}.narrow() ? Layout::kContiguous : Layout::kChannelsLast;
+  const Image<T> x(g.batch, p.in(), g.height, g.width, layout, p.x);
+  const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, layout, p.dy);
   const Filters<T> filters(p, forward_filters(g));
   const Buffer<T> result(p.w.size());
   const FilterSignGradient<T> work{
       .geometry = g, .input = x.data(), .grad = dy.data(), .weight = filters.dense.data(), .grad_weight = result.get()};
-  const int64_t items = p.out() * g.taps();
+  const int64_t items = work.items();
   loops<T>().filter_sign_gradient(work, items / 3, items);
   loops<T>().filter_sign_gradient(work, 0, items / 3);
   const auto get = [&](int64_t i) {
