@@ -48,12 +48,7 @@ def open_loader(
         dataset,
         **options,
         batch_size=batch_size,
-        num_workers=workers,
-        distributed=processes > 1,
-        device=device,
-        pin_memory=device.type == "cuda",
-        use_prefetcher=device.type == "cuda",
-        persistent_workers=False,
+        **_loading(workers, device, processes),
     )
 
 
@@ -131,12 +126,7 @@ def open_training_loader(
             interpolation=config["interpolation"],
             mean=config["mean"],
             std=config["std"],
-            num_workers=workers,
-            distributed=processes > 1,
-            device=device,
-            pin_memory=device.type == "cuda",
-            use_prefetcher=device.type == "cuda",
-            persistent_workers=False,
+            **_loading(workers, device, processes),
         )
     except AssertionError as error:  # timm's, of a policy that it does not know
         raise ValueError(f"aa {augmentation.get('auto_augment')!r} cannot be used: {error}") from error
@@ -146,6 +136,19 @@ def open_training_loader(
         # timm does not know it: in the place of its crop, the first of the steps.
         dataset.transform.transforms[0] = _pad_and_crop(config["input_size"][1:], config["interpolation"])
     return loader
+
+
+def _loading(workers: int, device: torch.device, processes: int) -> dict[str, Any]:
+    """How timm's loader brings images to a device."""
+    on_gpu = device.type == "cuda"
+    return {
+        "num_workers": workers,
+        "distributed": processes > 1,
+        "device": device,
+        "pin_memory": on_gpu,
+        "use_prefetcher": on_gpu,
+        "persistent_workers": False,  # they would carry random state from one epoch to the next
+    }
 
 
 def _obstacle(crop: str, augmentation: dict[str, Any]) -> str | None:
