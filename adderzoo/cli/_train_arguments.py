@@ -135,6 +135,9 @@ def _add_adder(adder: argparse._ArgumentGroup) -> None:
         "--filter-grad", choices=("full", "sign"), default="full", help="gradient of the filters (%(default)s)"
     )
     adder.add_argument(
+        "--input-grad", choices=("hardtanh", "sign"), default="hardtanh", help="gradient of inputs (%(default)s)"
+    )
+    adder.add_argument(
         "--quantize-bits",
         metavar="N",
         type=int,

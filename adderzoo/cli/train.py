@@ -172,7 +172,7 @@ def _open_network(args: argparse.Namespace, group: Group, train_set: Any) -> Any
         load_checkpoint(model, args.initial_checkpoint, other_classes=True)
     for module in model.modules():
         if hasattr(module, "weight_grad"):
-            module.weight_grad = args.filter_grad
+            module.weight_grad, module.input_grad = args.filter_grad, args.input_grad
     if args.sync_bn and group.processes > 1:
         if group.device.type != "cuda":
             raise ValueError(f"sync-bn is for GPUs, got device {args.device}")

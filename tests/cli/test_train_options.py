@@ -221,28 +221,42 @@ def test_further_arguments_reach_optimiser_and_network(
     assert not any(isinstance(module, Adder2d) for module in network.modules())
 
 
-@pytest.mark.parametrize("mode", ["full", "sign"])
-def test_filters_get_the_gradient_that_was_chosen(done: Callable[..., Path], calls: list[Call], mode: str) -> None:
-    inputs, arriving, before = {}, {}, {}
+@pytest.mark.parametrize("filter_grad", ["full", "sign"])
+@pytest.mark.parametrize("input_grad", ["hardtanh", "sign"])
+def test_filters_and_inputs_get_the_gradients_that_were_chosen(
+    done: Callable[..., Path], calls: list[Call], filter_grad: str, input_grad: str
+) -> None:
+    inputs, of_output, of_input, before = {}, {}, {}, {}
 
     def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, Adder2d) and output.requires_grad:
             inputs[module], before[module] = args[0].detach().double(), module.weight.detach().double()
-            output.register_hook(lambda grad: arriving.__setitem__(module, grad.double()))
+            output.register_hook(lambda grad: of_output.__setitem__(module, grad.double()))
+            if args[0].requires_grad:
+                args[0].register_hook(lambda grad: of_input.__setitem__(module, grad.double()))
 
     handle = register_module_forward_hook(watch)
-    made = done("--epochs", 1, "--batch-size", 8, *PLAIN, "--filter-grad", mode)
+    modes = ("--filter-grad", filter_grad, "--input-grad", input_grad)
+    made = done("--epochs", 1, "--batch-size", 8, *PLAIN, *modes)
     handle.remove()
     (network,) = {call.module for call in of_network(calls)}
     learned, layers = weights(made), {name: m for name, m in network.named_modules() if isinstance(m, Adder2d)}
     assert len(layers) >= 3
+    assert len(of_input) >= 2
     for name, layer in layers.items():
-        patches = F.unfold(inputs[layer], layer.kernel_size, padding=layer.padding, stride=layer.stride)
+        geometry = {"kernel_size": layer.kernel_size, "padding": layer.padding, "stride": layer.stride}
+        patches = F.unfold(inputs[layer], **geometry)
         difference = patches[:, None] - before[layer].flatten(1)[:, :, None]  # (N, O, K, L)
-        slope = difference.sign() if mode == "sign" else difference
-        expected = torch.einsum("nol,nokl->ok", arriving[layer].flatten(2), slope).view_as(layer.weight)
+        grad = of_output[layer].flatten(2)
+        slope = difference.sign() if filter_grad == "sign" else difference
+        expected = torch.einsum("nol,nokl->ok", grad, slope).view_as(layer.weight)
         step = before[layer] - learned[f"{name}.weight"].double()
         torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-5, msg=name)
+        if layer in of_input:
+            slope = -(difference.sign() if input_grad == "sign" else difference.clamp(-1, 1))
+            columns = torch.einsum("nol,nokl->nkl", grad, slope)
+            expected = F.fold(columns, inputs[layer].shape[2:], **geometry)
+            torch.testing.assert_close(of_input[layer], expected, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_filters_go_at_a_multiple_of_the_rate(done: Callable[..., Path]) -> None:
