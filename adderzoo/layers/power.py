@@ -1,0 +1,45 @@
+"""The learned activation of adder networks for super-resolution."""
+
+import torch
+from torch import Tensor, nn
+
+
+class PowerActivation(nn.Module):
+    """sign(x) |x|^a with a learned exponent a ("AdderSR", CVPR 2021, eq. 11): widens or narrows the spread of features.
+
+    An adder layer makes a poor high-pass filter; a > 1 brings out what differs from its surroundings. a starts at 1,
+    where this is the identity to the bit.
+
+    Both derivatives of the function itself, a |x|^(a - 1) and sign(x) |x|^a ln|x|, have no finite value at x = 0 for
+    a < 1, and behind a ReLU half of all x are 0. So below `eps` the function is a straight line through 0:
+    x |x|^(a - 1) with max(|x|, eps) for |x|.
+
+    Shape: any, to the same.
+
+    Args:
+        eps: Where the straight part begins, in the units of x.
+        device: Of the exponent.
+        dtype: Of the exponent.
+
+    Raises:
+        ValueError: if `eps` is not above 0.
+    """
+
+    def __init__(
+        self, eps: float = 1e-4, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        self.eps = eps
+        self.exponent = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.exponent)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * input.abs().clamp(min=self.eps).pow(self.exponent - 1)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}"
