@@ -32,7 +32,7 @@ from adderzoo.layers.replace import Adder2dSame
 # Of a network's attributes, what timm and this package ask a network for.
 _ATTRIBUTES = (
     *("pretrained_cfg", "default_cfg", "num_classes", "in_chans", "num_features", "head_hidden_size"),
-    *("feature_info", "output_fmt", "quantization"),
+    *("feature_info", "output_fmt", "quantization", "scale", "radius"),
 )
 
 # These and no classes derived from them, of which it is not known what else they do.

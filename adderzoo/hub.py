@@ -56,6 +56,7 @@ class ModelInfo:
         adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
         input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
+        task: "image-classification" or "super-resolution".
     """
 
     name: str
@@ -64,12 +65,22 @@ class ModelInfo:
     adder_elements: int
     input_size: tuple[int, int, int]
     pretrained: tuple[Weights, ...]
+    task: str = "image-classification"
 
 
 def network_names() -> list[str]:
     """The names of all networks of this package, as timm sorts them."""
     family = f"{models.__name__}."
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(family)]
+
+
+def task(name: str) -> str:
+    """What a network of this package does, by its name: "image-classification" or "super-resolution".
+
+    timm's configurations have no field for it, but those of classifiers have classes.
+    """
+    cfg = get_pretrained_cfg(name)
+    return "super-resolution" if cfg and cfg.num_classes == 0 else "image-classification"
 
 
 def twin(name: str) -> str | None:
@@ -120,6 +131,7 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
         pretrained=tuple(
             Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
         ),
+        task=task(name),
     )
 
 

@@ -29,7 +29,7 @@ from adderzoo.checkpoints import (
     read_num_classes,
     write_atomically,
 )
-from adderzoo.hub import RESULTS, Measurement, network_names, read_results, twin, write_result
+from adderzoo.hub import RESULTS, Measurement, network_names, read_results, task, twin, write_result
 
 # As SPDX writes the licences that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
@@ -96,6 +96,8 @@ def _check_name(name: str) -> Any:
             f"name must be that of a network of adderzoo with a tag, such as adder_lenet5.digits, got {name!r}: "
             "`adderzoo list` shows the networks"
         )
+    if task(network) != "image-classification":
+        raise ValueError(f"name must be that of a classifier, whose accuracy is published with it, got {name!r}")
     tags = [tagged.partition(".")[2] for tagged in timm.list_models(network, include_tags=True)]
     if tag not in tags:
         raise ValueError(

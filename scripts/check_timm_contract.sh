@@ -20,7 +20,8 @@ import timm
 import adderzoo
 
 everything = timm.list_models
-ours = [module for module in timm.list_modules() if module.startswith("adder_")]
+modules = [module for module in timm.list_modules() if module.startswith("adder_")]
+ours = [module for module in modules if not module.startswith(("adder_edsr", "adder_vdsr"))]  # the classifiers
 
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", name_matches_cfg=False, include_tags=None):

@@ -29,7 +29,7 @@ NETWORKS = {
 
 # `-S` keeps Python from reading the .pth files that an editable installation is made of.
 SCRIPT = """
-import importlib.util, json, sys, torch
+import importlib.util, json, sys, timm, torch
 assert importlib.util.find_spec("adderzoo") is None, "adderzoo is installed"
 repo, hub_dir = sys.argv[1:3]
 torch.hub.set_dir(hub_dir)
@@ -39,10 +39,13 @@ helps = {name: torch.hub.help(github, name, trust_repo=True) for name in names}
 torch.hub.load(github, names[0], trust_repo=True)
 models = {}
 for name in names:
-    model = torch.hub.load(repo, name, source="local", num_classes=7)
+    super_resolution = timm.get_pretrained_cfg(name).num_classes == 0
+    with torch.device("meta" if super_resolution else "cpu"):  # EDSR is large
+        model = torch.hub.load(repo, name, source="local", **({} if super_resolution else {"num_classes": 7}))
     channels, size, _ = model.pretrained_cfg["input_size"]
     size = min(size, 64)  # ImageNet's networks take any
-    shape = list(model.eval()(torch.zeros(2, channels, size, size)).shape)
+    device = "meta" if super_resolution else "cpu"
+    shape = list(model.eval()(torch.zeros(2, channels, size, size, device=device)).shape)
     models[name] = [model.pretrained_cfg["architecture"], shape, sorted(model.state_dict())]
 pretrained = torch.hub.load(repo, "adder_lenet5", source="local", pretrained=True)
 torch.save(pretrained.state_dict(), f"{hub_dir}/pretrained.pth")
@@ -96,8 +99,10 @@ def test_every_network_loads_by_its_name_with_its_arguments(hub: dict[str, Any])
     for name in hub["names"]:
         architecture, shape, keys = hub["models"][name]
         assert architecture == name
-        assert shape == [2, 7]
-        assert keys == sorted(timm.create_model(name).state_dict())
+        scale = int(name[-1]) if name[-3:-1] == "_x" else 2
+        assert shape == ([2, 3, 64 * scale, 64 * scale] if "dsr" in name or name == "bicubic" else [2, 7])
+        with torch.device("meta"):
+            assert keys == sorted(timm.create_model(name).state_dict())
 
 
 def test_pretrained_weights_are_those_of_timm(hub: dict[str, Any], copy: Path) -> None:

@@ -124,8 +124,11 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--models", "resnet50"), "models must be adder networks (adder_lenet5, "),
-        (("--models", "adder_resnet20", "cnn_resnet20"), "models must be adder networks (adder_lenet5, "),
+        (("--models", "resnet50"), "models must be adder networks for classification (adder_lenet5, "),
+        (
+            ("--models", "adder_resnet20", "cnn_resnet20"),
+            "models must be adder networks for classification (adder_lenet5, ",
+        ),
         (("--batch-size", 0), "batch-size must be at least 1, got 0"),
         (("--batch-size", 8, -1), "batch-size must be at least 1, got -1"),
         (("--parts", "training", "--batch-size", 1), "batch-size must be at least 2 in training, for BatchNorm, got 1"),

@@ -1,4 +1,4 @@
-"""The registered networks, and small ones of every family."""
+"""The registered networks, and small ones of every family of classifiers."""
 
 from typing import Any
 
@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from adderzoo.layers import Adder2d  # the package registers its networks
 
 MODULES = sorted(str(module) for module in timm.list_modules() if str(module).startswith("adder_"))
-NAMES = sorted(name for module in MODULES for name in timm.list_models(module=module))
-TAGS = sorted(tag for module in MODULES for tag in timm.list_models(module=module, pretrained=True))
+EVERY_NAME = sorted(name for module in MODULES for name in timm.list_models(module=module))
+SUPER_RESOLUTION = [name for name in EVERY_NAME if timm.get_pretrained_cfg(name).num_classes == 0]
+NAMES = [name for name in EVERY_NAME if name not in SUPER_RESOLUTION]  # the classifiers
+TAGS = sorted(
+    tag
+    for module in MODULES
+    for tag in timm.list_models(module=module, pretrained=True)
+    if tag.partition(".")[0] in NAMES
+)
 ADDERS = [name for name in NAMES if name.startswith("adder_")]
 LENETS = [name for name in NAMES if "lenet" in name]
 VGGS = [name for name in NAMES if "vgg" in name]

@@ -16,6 +16,7 @@ from networks import (
     LENETS,
     NAMES,
     RESNETS,
+    SUPER_RESOLUTION,
     VGGS,
     build,
     images,
@@ -44,7 +45,8 @@ def image_of(network: nn.Module) -> Tensor:
 
 
 def test_the_registry_holds_what_the_package_exports() -> None:
-    assert set(NAMES) == {name for name in vars(adderzoo.models) if timm.is_model(name)}
+    every_name = {*NAMES, *SUPER_RESOLUTION, "bicubic"}
+    assert every_name == {name for name in vars(adderzoo.models) if timm.is_model(name)}
     assert {twin(name) for name in ADDERS} == set(NAMES) - set(ADDERS)
     families = ("lenet5", "lenet_plus_plus", "vgg_small", "resnet20", "resnet32")
     imagenet = ("resnet18", "resnet34", "resnet50", "resnet101")

@@ -88,14 +88,14 @@ def twin_of(name: str) -> str:
     """The CNN of the same architecture.
 
     Raises:
-        ValueError: if `name` is no adder network of this package, or has no such twin.
+        ValueError: if `name` is no adder network of this package that classifies, or has no such twin.
     """
-    from adderzoo.hub import network_names
+    from adderzoo.hub import network_names, task
 
-    names = network_names()
+    names = [known for known in network_names() if task(known) == "image-classification"]
     adders = [known for known in names if known.startswith("adder_")]
     if name not in adders:
-        raise ValueError(f"models must be adder networks ({', '.join(adders)}), got {name!r}")
+        raise ValueError(f"models must be adder networks for classification ({', '.join(adders)}), got {name!r}")
     twin = name.replace("adder_", "cnn_", 1)
     if twin not in names:
         raise ValueError(f"models must have a CNN twin to be compared with, but for {name!r} there is no {twin!r}")

@@ -1,0 +1,232 @@
+"""EDSR, adder network and CNN twin.
+
+"Enhanced Deep Residual Networks for Single Image Super-Resolution" (CVPR Workshops 2017), with adder layers as
+"AdderSR: Towards Energy Efficient Image Super-Resolution" (CVPR 2021) has them. The first convolution, the upsampler
+and the last layer stay convolutions.
+"""
+
+from typing import Any
+
+import torch
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from adderzoo.layers import ConvUnit
+
+from ._super_resolution import (
+    SuperResolutionNet,
+    additions,
+    check_scale,
+    create_super_resolution,
+    super_resolution_cfg,
+)
+
+__all__ = ["EDSR"]
+
+# Mean of DIV2K's 800 training images, RGB in [0, 1], from the EDSR authors' code.
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class _Block(nn.Module):
+    """Two layers, and the input added to their output; no ReLU behind the second (EDSR, figure 2c)."""
+
+    def __init__(self, width: int, res_scale: float, unit: dict[str, Any]) -> None:
+        super().__init__()
+        self.unit1 = ConvUnit(width, width, **unit)
+        self.unit2 = ConvUnit(width, width, relu=False, **unit)
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.res_scale * self.unit2(self.unit1(x))
+
+
+class EDSR(SuperResolutionNet):
+    """EDSR.
+
+    Shape: (N, 3, H, W), RGB in [0, 1], to (N, 3, scale * H, scale * W).
+
+    Args:
+        conv_layer: Kind of the layers of the blocks and of the one behind them, "adder" or "conv".
+        scale: 2, 3 or 4.
+        blocks: Number of residual blocks.
+        width: Channels.
+        res_scale: What the output of a block's layers is multiplied by. None is the paper's for convolutions: 0.1 for
+            256 channels and more, which do not train without it, else 1. For adder layers it is 0.1: a block of layers
+            that add their own input to their output would double its input, each block anew.
+        norm: BatchNorm behind the layers of `conv_layer`; None for adder layers only, likewise below.
+        self_shortcut: The input of such a layer is added to its output.
+        power: Power activation behind such a layer.
+        num_classes: 0.
+        in_chans: 3.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: if an argument is none of what it takes.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        conv_layer: str = "adder",
+        scale: int = 2,
+        blocks: int = 16,
+        width: int = 64,
+        res_scale: float | None = None,
+        norm: bool | None = None,
+        self_shortcut: bool | None = None,
+        power: bool | None = None,
+        num_classes: int = 0,
+        in_chans: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_scale(scale)
+        for name, value in {"blocks": blocks, "width": width}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        super().__init__(scale, num_classes, in_chans)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        if res_scale is None:
+            res_scale = 0.1 if conv_layer == "adder" or width >= 256 else 1.0
+        unit = {"conv_layer": conv_layer, **additions(conv_layer, norm, self_shortcut, power), **dd}
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1, **dd))  # a buffer, to be where the network is
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, **dd)
+        self.blocks = nn.Sequential(*[_Block(width, res_scale, unit) for _ in range(blocks)])
+        self.unit = ConvUnit(width, width, relu=False, **unit)
+        self.upsample = nn.Sequential()
+        for step in (2, 2) if scale == 4 else (scale,):
+            self.upsample.append(nn.Conv2d(width, width * step**2, 3, padding=1, **dd))
+            self.upsample.append(nn.PixelShuffle(step))
+        self.conv2 = nn.Conv2d(width, 3, 3, padding=1, **dd)
+        # A pixel a layer; those behind the first step of the upsampler, of finer pixels, make less than one together.
+        self.radius = 2 * blocks + 4
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initial values: N(0, 1) for adder filters, PyTorch's own for convolutions, as in the EDSR authors' code."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        if not self.mean.is_meta:
+            self.mean.copy_(torch.tensor(DIV2K_MEAN)[:, None, None])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, width, H, W)."""
+        x = self.conv1(x - self.mean)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return x + self.unit(checkpoint_seq(self.blocks, x))
+        return x + self.unit(self.blocks(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) to (N, 3, scale * H, scale * W)."""
+        return self.conv2(self.upsample(x)) + self.mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+# What becomes 1280x720; 1281 for 3, which does not divide 1280.
+_INPUT_SIZES = {2: (3, 360, 640), 3: (3, 240, 427), 4: (3, 180, 320)}
+
+
+def _cfg(scale: int, **kwargs: Any) -> dict[str, Any]:
+    return super_resolution_cfg(
+        input_size=_INPUT_SIZES[scale],
+        first_conv="conv1",
+        paper_ids=("arXiv:1707.02921", "arXiv:2009.08891"),
+        paper_name="AdderSR: Towards Energy Efficient Image Super-Resolution",
+        **kwargs,
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{kind}_{size}_x{scale}.untrained": _cfg(scale)
+        for kind in ("adder", "cnn")
+        for size in ("edsr_baseline", "edsr")
+        for scale in (2, 3, 4)
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, conv_layer: str, blocks: int, width: int, kwargs: dict[str, Any]) -> EDSR:
+    scale = int(variant[-1])
+    if kwargs.get("scale", scale) != scale:
+        raise ValueError(f"scale must be {scale} for {variant}, got {kwargs['scale']}")
+    args = {"conv_layer": conv_layer, "scale": scale, "blocks": blocks, "width": width}
+    return create_super_resolution(EDSR, variant, pretrained, **args | kwargs)
+
+
+@register_model
+def adder_edsr_baseline_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR-baseline, 16 blocks of 64, for scale 2."""
+    return _create("adder_edsr_baseline_x2", pretrained, "adder", 16, 64, kwargs)
+
+
+@register_model
+def adder_edsr_baseline_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR-baseline, 16 blocks of 64, for scale 3."""
+    return _create("adder_edsr_baseline_x3", pretrained, "adder", 16, 64, kwargs)
+
+
+@register_model
+def adder_edsr_baseline_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR-baseline, 16 blocks of 64, for scale 4."""
+    return _create("adder_edsr_baseline_x4", pretrained, "adder", 16, 64, kwargs)
+
+
+@register_model
+def adder_edsr_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR, 32 blocks of 256: AdderSR, 37.92 dB on Set5 x2."""
+    return _create("adder_edsr_x2", pretrained, "adder", 32, 256, kwargs)
+
+
+@register_model
+def adder_edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR, 32 blocks of 256: AdderSR, 34.35 dB on Set5 x3."""
+    return _create("adder_edsr_x3", pretrained, "adder", 32, 256, kwargs)
+
+
+@register_model
+def adder_edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """Adder EDSR, 32 blocks of 256: AdderSR, 32.13 dB on Set5 x4."""
+    return _create("adder_edsr_x4", pretrained, "adder", 32, 256, kwargs)
+
+
+@register_model
+def cnn_edsr_baseline_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_baseline_x2`, EDSR-baseline."""
+    return _create("cnn_edsr_baseline_x2", pretrained, "conv", 16, 64, kwargs)
+
+
+@register_model
+def cnn_edsr_baseline_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_baseline_x3`, EDSR-baseline."""
+    return _create("cnn_edsr_baseline_x3", pretrained, "conv", 16, 64, kwargs)
+
+
+@register_model
+def cnn_edsr_baseline_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_baseline_x4`, EDSR-baseline."""
+    return _create("cnn_edsr_baseline_x4", pretrained, "conv", 16, 64, kwargs)
+
+
+@register_model
+def cnn_edsr_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_x2`: EDSR, 38.11 dB on Set5 x2 (in the AdderSR paper)."""
+    return _create("cnn_edsr_x2", pretrained, "conv", 32, 256, kwargs)
+
+
+@register_model
+def cnn_edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_x3`: EDSR, 34.65 dB on Set5 x3 (in the AdderSR paper)."""
+    return _create("cnn_edsr_x3", pretrained, "conv", 32, 256, kwargs)
+
+
+@register_model
+def cnn_edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_x4`: EDSR, 32.46 dB on Set5 x4 (in the AdderSR paper)."""
+    return _create("cnn_edsr_x4", pretrained, "conv", 32, 256, kwargs)
