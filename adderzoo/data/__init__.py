@@ -11,20 +11,24 @@ from .datasets import (
     with_indices,
     write_digits,
 )
+from .image_pairs import ImagePairs, downscale, to_bytes
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
 
 __all__ = [
+    "ImagePairs",
     "Images",
     "MemoryLoader",
     "check_classes",
     "class_indices",
+    "downscale",
     "find_images",
     "open_dataset",
     "open_loader",
     "open_training_data",
     "open_training_loader",
     "read_image",
+    "to_bytes",
     "with_indices",
     "write_digits",
 ]

@@ -1,0 +1,117 @@
+"""Pairs of a small image and the large one that it comes from, for the evaluation of super-resolution."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adderzoo.layers.image import cubic
+
+from .datasets import find_images, read_image
+
+
+def downscale(image: Tensor, scale: int) -> Tensor:
+    """An image made smaller as MATLAB's `imresize(image, 1 / scale)` did when the field's test images were made.
+
+    Bicubic with antialiasing: the kernel is stretched by `scale`. Rows are shrunk first, then columns, and each pass
+    rounds to bytes; beyond the border the nearest pixel counts (later versions of MATLAB mirror the image there).
+
+    Args:
+        image: (C, H, W), bytes; H and W multiples of `scale`.
+        scale: An integer from 2.
+
+    Returns:
+        (C, H / scale, W / scale), bytes.
+
+    Raises:
+        ValueError: if a side is no multiple of `scale`.
+    """
+    height, width = image.shape[-2:]
+    if height % scale or width % scale:
+        raise ValueError(f"image must have sides that {scale} divides, got {width}x{height}")
+    pixels = _round(_shrink(height, scale) @ image.to(torch.float64))
+    return _round(pixels @ _shrink(width, scale).T).to(torch.uint8)
+
+
+def _round(pixels: Tensor) -> Tensor:
+    return (pixels + 0.5).floor().clamp(0, 255)  # halves up, as MATLAB's uint8() does
+
+
+def _shrink(size: int, scale: int) -> Tensor:
+    """(size / scale, size): a pixel of the result as a weighted sum of those of the image."""
+    centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale - 0.5
+    taps = (centres - 2 * scale).floor()[:, None] + torch.arange(4 * scale + 2)
+    weights = cubic((centres[:, None] - taps) / scale)
+    weights /= weights.sum(1, keepdim=True)
+    return torch.zeros(len(centres), size, dtype=torch.float64).scatter_add_(1, taps.long().clamp(0, size - 1), weights)
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """An image from [0, 1] to bytes: clipped and rounded, as it will be stored."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class ImagePairs(Dataset):
+    """Images of a folder, with smaller ones that are given or made.
+
+    The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
+    images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
+    `x2` for the scale, that is meant. Grey images become RGB.
+
+    An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on
+    its right and lower side beyond multiples of the scale is cut off, as the field does.
+
+    Args:
+        root: The folder.
+        scale: How many times as large the large images are.
+
+    Raises:
+        ValueError: if there are no images, or not the same in `LR/`; as an item, if one cannot be read or has another
+            size than it should have.
+    """
+
+    def __init__(self, root: Path | str, scale: int) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(f"data-dir must be a folder, got {str(root)!r}")
+        if not (root / "HR").is_dir() and (root / f"x{scale}").is_dir():
+            root = root / f"x{scale}"
+        self.scale = scale
+        large = root / "HR" if (root / "HR").is_dir() else root
+        self.large = find_images([large])
+        self.small: list[Path] | None = None
+        if large != root and (root / "LR").is_dir():
+            given = {path.stem: path for path in find_images([root / "LR"])}
+            missing = [path.name for path in self.large if path.stem not in given]
+            if missing:
+                raise ValueError(f"folder {root / 'LR'} has no image for {', '.join(missing[:4])} in HR")
+            self.small = [given[path.stem] for path in self.large]
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+    def name(self, index: int) -> str:
+        """The file name of an image."""
+        return self.large[index].name
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        large = _read(self.large[index])
+        height, width = (side - side % self.scale for side in large.shape[1:])
+        if min(height, width) == 0:
+            raise ValueError(f"image {self.large[index]} must have at least {self.scale} pixels a side")
+        if self.small is None:
+            large = large[:, :height, :width]
+            return downscale(large, self.scale), large
+        small = _read(self.small[index])
+        if tuple(small.shape[1:]) != (height // self.scale, width // self.scale):
+            sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in (small, large))
+            raise ValueError(
+                f"image {self.small[index]} must be {self.scale} times smaller than {self.large[index]}, got {sizes}"
+            )
+        return small, large[:, :height, :width]
+
+
+def _read(path: Path) -> Tensor:
+    return torch.from_numpy(np.array(read_image(path, 3))).permute(2, 0, 1)
