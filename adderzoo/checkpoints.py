@@ -125,6 +125,25 @@ def read_data_config(path: Path) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
+# Arguments of timm.create_model that a file has no business with.
+_FILE_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+
+
+def read_model_args(path: Path) -> dict[str, Any]:
+    """Arguments of `timm.create_model`, as a safetensors file has them in its metadata (`model_args`, JSON).
+
+    Raises:
+        ValueError: as :func:`read_metadata`, or if they are no JSON object, or would read other files.
+    """
+    try:
+        arguments = dict(json.loads(read_metadata(path).get("model_args", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no object in its metadata model_args: {error}") from error
+    if _FILE_ARGUMENTS & arguments.keys():
+        raise ValueError(f"{path} is refused, its metadata model_args would read other files: {arguments}")
+    return arguments
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
@@ -238,7 +257,11 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def open_network(
-    name: str, pretrained: bool = False, checkpoint: Path | None = None, num_classes: int | None = None
+    name: str,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    **arguments: Any,
 ) -> nn.Module:
     """A network, with published weights, those of a checkpoint, or random ones.
 
@@ -248,23 +271,35 @@ def open_network(
         checkpoint: With these weights, which have to fit exactly; or a quantised network, whose `pretrained_cfg` is
             that of the tag in `name`, or else its file's, with its own preprocessing.
         num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
+        arguments: Further ones of `timm.create_model`, before those that the checkpoint's metadata has.
 
     Raises:
-        ValueError: as :func:`create_model`, :func:`load_checkpoint` and :func:`read_num_classes`, or if `num_classes`
-            is less than 1.
+        ValueError: as :func:`create_model`, :func:`load_checkpoint`, :func:`read_model_args` and
+            :func:`read_num_classes`, if `num_classes` is less than 1, or `arguments` are none of the network, or for a
+            quantised one.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if num_classes is None and checkpoint:
         num_classes = read_num_classes(checkpoint)
     if checkpoint and (network := read_network(checkpoint, name.partition(".")[0], num_classes)) is not None:
+        if arguments:
+            raise ValueError(f"{checkpoint} is a quantised network, which takes no arguments, got {arguments}")
         if "." in name:  # else the file's own tag
             with torch.device("meta"):
                 tagged: Any = create_model(name)
             network.pretrained_cfg = tagged.pretrained_cfg | read_data_config(checkpoint)
         return network
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
-    model: Any = create_model(name, pretrained=pretrained, **arguments)
+    if checkpoint:
+        arguments = read_model_args(checkpoint) | arguments
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    try:
+        model: Any = create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if not arguments:
+            raise
+        raise ValueError(f"model {name!r} cannot be created with the arguments {arguments}: {error}") from error
     if checkpoint:
         load_checkpoint(model, checkpoint)
         model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
@@ -299,7 +334,8 @@ def convert(
     if original and destination.suffix == ".safetensors":
         raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
     num_classes = num_classes or read_num_classes(source)
-    model = create_model(model_name, **({"num_classes": num_classes} if num_classes else {}))
+    arguments = read_model_args(source) | ({"num_classes": num_classes} if num_classes else {})
+    model = create_model(model_name, **arguments)
     state_dict = from_original(read_state_dict(source))
     check_architecture(source, model)
     check_fits(state_dict, model, source)
@@ -311,7 +347,7 @@ def convert(
         **read_metadata(source),  # classes, preprocessing, licence
         "format": "pt",
         "architecture": model_name,
-        "num_classes": str(model.num_classes),
+        **({"num_classes": str(model.num_classes)} if model.num_classes else {}),
         "source": source.name,
         "source_sha256": digest,
     }

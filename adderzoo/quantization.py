@@ -28,7 +28,14 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
 
 from adderzoo import fusion
-from adderzoo.checkpoints import check_fits, read_data_config, read_metadata, read_num_classes, save_weights
+from adderzoo.checkpoints import (
+    check_fits,
+    read_data_config,
+    read_metadata,
+    read_model_args,
+    read_num_classes,
+    save_weights,
+)
 from adderzoo.fusion import Pattern
 from adderzoo.layers.fake_quantized import (
     FakeQuantize,
@@ -57,9 +64,6 @@ _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdder2dSame: QuantizedAdder2dSame,
     FakeQuantizedAdderLinear: QuantizedAdderLinear,
 }
-# Arguments of timm.create_model that a file has no business with.
-_FILE_ARGUMENTS = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
-
 _INT8_LAYERS = {FakeQuantizedConv2d: nn.Conv2d, FakeQuantizedLinear: nn.Linear}
 
 
@@ -436,7 +440,8 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
         if model is None:
             if "architecture" not in said:
                 raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
-            made = _float_network(_with_tag(said["architecture"], said.get("tag")), _model_args(path, said))
+            arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
+            made = _float_network(_with_tag(said["architecture"], said.get("tag")), arguments)
             made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
             model = made
         assert model is not None
@@ -450,17 +455,6 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
             raise ValueError(f"{path} is damaged: {key} must be finite and {value.dtype}, got {state_dict[key].dtype}")
     network.load_state_dict(state_dict, assign=True)
     return network
-
-
-def _model_args(path: Path, said: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `timm.create_model`, as a file's metadata have them."""
-    try:
-        arguments = dict(json.loads(said.get("model_args", "{}")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"there is no object in its metadata model_args: {error}") from error
-    if _FILE_ARGUMENTS & arguments.keys():
-        raise ValueError(f"refused, its metadata model_args would read other files: {arguments}")
-    return {"num_classes": read_num_classes(path), **arguments}
 
 
 def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "list": "list the networks, what they cost, and their published weights",
     "train": "train a network, or fine-tune one, on images",
-    "validate": "measure the accuracy of a network on a data set",
+    "validate": "measure the accuracy of a network on a data set, or how well it makes images larger",
     "predict": "name what is on images",
     "quantize": "turn a trained network into an integer one",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",

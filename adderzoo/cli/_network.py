@@ -1,6 +1,7 @@
 """The network that a command works with: its arguments, and opening it."""
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Iterator
@@ -24,14 +25,43 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="classes of the network, if neither its default nor in the checkpoint's metadata",
     )
+    parser.add_argument(
+        "--model-kwargs",
+        metavar="KEY=VALUE",
+        nargs="*",
+        default=[],
+        type=key_and_value,
+        help="further arguments of the network, such as scale=3, if not in the checkpoint's metadata",
+    )
 
 
-def open_network(args: argparse.Namespace, quiet: bool = False) -> Any:
-    """The network that the arguments ask for; weights that stay random are said to be, unless `quiet`."""
+def key_and_value(text: str) -> tuple[str, Any]:
+    """An argument of the form KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool = False) -> Any:
+    """The network that the arguments ask for; weights that stay random are said to be, unless `quiet`.
+
+    Raises:
+        ValueError: as :func:`adderzoo.checkpoints.open_network`, or if it is no classifier, unless `any_task`.
+    """
     from adderzoo.checkpoints import open_network
+    from adderzoo.models import check_classifier
 
-    model: Any = open_network(args.model, args.pretrained, args.checkpoint, args.num_classes)
-    if quiet or args.checkpoint:
+    for key in ("num_classes", "pretrained"):
+        if key in dict(args.model_kwargs):
+            raise ValueError(f"model-kwargs must not have {key}: there is --{key.replace('_', '-')}")
+    model: Any = open_network(args.model, args.pretrained, args.checkpoint, args.num_classes, **dict(args.model_kwargs))
+    if not any_task:
+        check_classifier(model, args.model)
+    if quiet or args.checkpoint or not any(True for _ in model.parameters()):
         return model
     trained = model.pretrained_cfg.get("num_classes")
     if not args.pretrained:

@@ -1,12 +1,12 @@
 """The options of `adderzoo train`, named as in timm's training script, and what is wrong with their values."""
 
 import argparse
-import ast
 import math
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from ._network import key_and_value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network (those of the data set)")
     parser.add_argument(
-        "--model-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=_key_and_value, help="such as drop_rate=0.1"
+        "--model-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=key_and_value, help="such as drop_rate=0.1"
     )
     _add_data(parser.add_argument_group("data"))
     _add_augmentation(parser.add_argument_group("augmentation"))
@@ -36,16 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_schedule(parser.add_argument_group("schedule"))
     _add_machine(parser.add_argument_group("machine"))
     _add_output(parser.add_argument_group("output"))
-
-
-def _key_and_value(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
-    try:
-        return key, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return key, value
 
 
 def _add_data(data: argparse._ArgumentGroup) -> None:
@@ -115,7 +105,7 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
     step.add_argument("--momentum", metavar="X", type=float, default=0.9, help="(%(default)s)")
     step.add_argument("--weight-decay", metavar="X", type=float, default=5e-4, help="(%(default)s)")
     step.add_argument(
-        "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=_key_and_value, help="further arguments of it"
+        "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=key_and_value, help="further arguments of it"
     )
     step.add_argument("--clip-grad", metavar="X", type=float, help="largest norm of the gradients (none)")
     step.add_argument("--clip-mode", choices=("norm", "value", "agc"), default="norm", help="(%(default)s)")

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import read_metadata
+    from adderzoo.checkpoints import read_metadata, read_model_args
     from adderzoo.quantization import quantize, save, simulate
 
     for name in ("images", "batch_size"):
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         simulation, source = simulate(model, known), "its training"
     kept: dict[str, str] = {key: said[key] for key in ("classes", "license", "source", "source_sha256") if key in said}
     config = json.dumps(resolve_model_data_config(model))
-    save(quantize(simulation), args.destination, {**kept, "data_config": config})
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
+    save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(

@@ -46,11 +46,14 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     from adderzoo.checkpoints import read_data_config, write_atomically
     from adderzoo.data import class_indices, open_training_data
     from adderzoo.engine import best_epoch, evaluate, read_state, train, write_epoch
+    from adderzoo.models import check_classifier
     from adderzoo.quantization import calibrate, ranges
 
     random_seed(args.seed)
     # What the network is fed with does not depend on its classes, which come from the data.
-    config = resolve_model_data_config(_create(args))
+    network = _create(args)
+    check_classifier(network, args.model)
+    config = resolve_model_data_config(network)
     if args.initial_checkpoint:  # images as it knows them
         config |= read_data_config(args.initial_checkpoint)
     if args.img_size:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ._network import Group, add_network_arguments, open_group, open_network
+from ._table import align
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--torchcompile", action="store_true", help="compile the network")
     parser.add_argument("--results-file", metavar="FILE", type=Path, help="write the result here, .json or .csv")
+    parser.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="super-resolution: mean over the eight flips and rotations of an image",
+    )
+    parser.add_argument(
+        "--tile", metavar="N", type=int, help="super-resolution: pixels a side of the parts that an image is cut into"
+    )
+    parser.epilog = (
+        "Of a network for super-resolution (--model bicubic is what they are measured against), PSNR and SSIM of the "
+        "luminance, borders of as many pixels as the scale left out. --data-dir then is a folder with images in HR/ "
+        "and the same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. "
+        "The JSON has the result of every image, the .csv a line for each and the mean."
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,10 +72,17 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from adderzoo.checkpoints import read_classes, write_atomically
     from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
     from adderzoo.engine import evaluate
+    from adderzoo.models import is_super_resolution
 
-    model = open_network(args, quiet=group.rank != 0)
+    model = open_network(args, quiet=group.rank != 0, any_task=True)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model = model.to(group.device).to(memory_format=memory_format)
+    if is_super_resolution(model):
+        _validate_super_resolution(args, group, model)
+        return
+    for name in ("self_ensemble", "tile"):
+        if getattr(args, name):
+            raise ValueError(f"{name.replace('_', '-')} is for super-resolution, but {args.model} is a classifier")
     config = resolve_model_data_config(model)
 
     keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
@@ -104,14 +126,61 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
         print(result)
         if args.results_file:
-            write_atomically(args.results_file, lambda path: _write(path, row))
+            write_atomically(args.results_file, lambda path: _write(path, row, [row]))
 
 
-def _write(path: Path, row: dict[str, Any]) -> None:
+# Options that only mean something to a classifier.
+_CLASSIFIERS_ALONE = ("dataset", "dataset_download", "class_map", "input_key", "target_key")
+
+
+def _validate_super_resolution(args: argparse.Namespace, group: Group, model: Any) -> None:
+    import torch
+
+    from adderzoo import ops
+    from adderzoo.checkpoints import write_atomically
+    from adderzoo.data import ImagePairs
+    from adderzoo.engine import evaluate_super_resolution
+
+    for name in _CLASSIFIERS_ALONE:
+        if getattr(args, name):
+            raise ValueError(f"{name.replace('_', '-')} is for classifiers, but {args.model} is for super-resolution")
+    if group.processes > 1:
+        raise ValueError(f"{args.model} is for super-resolution, which is evaluated in one process")
+    if args.data_dir is None:
+        raise ValueError("data-dir must be a folder, got None")
+    if args.tile is not None and args.tile < 1:
+        raise ValueError(f"tile must be at least 1, got {args.tile}")
+    pairs = ImagePairs(args.data_dir, model.scale)
+    if args.torchcompile:
+        model.compile()
+    result = evaluate_super_resolution(
+        model,
+        pairs,
+        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
+        channels_last=args.channels_last,
+        tile=args.tile,
+        self_ensemble=args.self_ensemble,
+        description=args.model,
+    )
+    rows = [{"image": image.name, "psnr": image.psnr, "ssim": image.ssim} for image in result.images]
+    print(align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0}))
+    print(result)
+    if args.results_file:
+        row = {"model": args.model, "self_ensemble": args.self_ensemble, **result.as_dict(), "operator": ops.backend()}
+        rows.append({"image": "mean", "psnr": result.psnr, "ssim": result.ssim})
+        write_atomically(args.results_file, lambda path: _write(path, row, rows))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["image"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
+
+
+def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """One object as JSON, or lines as CSV."""
     if path.suffix == ".json":
         path.write_text(json.dumps(row, indent=2) + "\n")
         return
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row)
+        writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
-        writer.writerow(row)
+        writer.writerows(lines)
