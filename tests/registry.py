@@ -7,7 +7,7 @@ import pytest
 import timm
 from timm.models import PretrainedCfg, _registry, get_pretrained_cfg
 
-from adderzoo.hub import network_names
+from adderzoo.hub import network_names, task
 
 
 def published_tags(network: str) -> list[str]:
@@ -17,8 +17,9 @@ def published_tags(network: str) -> list[str]:
 
 
 def untrained_network() -> str:
-    """A network whose only tag is `untrained`."""
-    return next(name for name in network_names() if get_pretrained_cfg(name).tag == "untrained")
+    """A classifier whose only tag is `untrained`."""
+    names = (name for name in network_names() if task(name) == "image-classification")
+    return next(name for name in names if get_pretrained_cfg(name).tag == "untrained")
 
 
 def add_tag(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> PretrainedCfg:

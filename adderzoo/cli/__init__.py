@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a network, or fine-tune one, on images",
     "validate": "measure the accuracy of a network on a data set, or how well it makes images larger",
     "predict": "name what is on images",
+    "upscale": "make a photograph larger",
     "quantize": "turn a trained network into an integer one",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
     "benchmark": "measure what adder networks cost on this machine, beside their CNN twins",

@@ -126,7 +126,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
         print(result)
         if args.results_file:
-            write_atomically(args.results_file, lambda path: _write(path, row, [row]))
+            write_atomically(args.results_file, lambda path: _write(path, row))
 
 
 # Options that only mean something to a classifier.
@@ -175,8 +175,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["image"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
 
 
-def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """One object as JSON, or lines as CSV."""
+def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> None:
+    """One object as JSON; as CSV one line, or several."""
+    lines = lines or [row]
     if path.suffix == ".json":
         path.write_text(json.dumps(row, indent=2) + "\n")
         return

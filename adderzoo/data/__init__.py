@@ -11,7 +11,7 @@ from .datasets import (
     with_indices,
     write_digits,
 )
-from .image_pairs import ImagePairs, downscale, to_bytes
+from .image_pairs import ImagePairs, as_float, as_integers, downscale
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
 
@@ -19,6 +19,8 @@ __all__ = [
     "ImagePairs",
     "Images",
     "MemoryLoader",
+    "as_float",
+    "as_integers",
     "check_classes",
     "class_indices",
     "downscale",
@@ -28,7 +30,6 @@ __all__ = [
     "open_training_data",
     "open_training_loader",
     "read_image",
-    "to_bytes",
     "with_indices",
     "write_digits",
 ]

@@ -11,6 +11,9 @@ from adderzoo.layers.image import cubic
 
 from .datasets import find_images, read_image
 
+# The largest value of a pixel.
+WHITE = {torch.uint8: 255, torch.uint16: 65535}
+
 
 def downscale(image: Tensor, scale: int) -> Tensor:
     """An image made smaller as MATLAB's `imresize(image, 1 / scale)` did when the field's test images were made.
@@ -48,9 +51,14 @@ def _shrink(size: int, scale: int) -> Tensor:
     return torch.zeros(len(centres), size, dtype=torch.float64).scatter_add_(1, taps.long().clamp(0, size - 1), weights)
 
 
-def to_bytes(image: Tensor) -> Tensor:
-    """An image from [0, 1] to bytes: clipped and rounded, as it will be stored."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+def as_integers(image: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """An image from [0, 1] to uint8 or uint16, clipped and rounded, as it will be stored."""
+    return (image.float().clamp(0, 1) * WHITE[dtype]).round().to(dtype)
+
+
+def as_float(image: Tensor) -> Tensor:
+    """The inverse: from uint8 or uint16 to [0, 1]; float stays as it is."""
+    return image if image.is_floating_point() else image.float() / WHITE[image.dtype]
 
 
 class ImagePairs(Dataset):

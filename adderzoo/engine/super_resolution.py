@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adderzoo.data.image_pairs import ImagePairs, to_bytes
+from adderzoo.data.image_pairs import WHITE, ImagePairs, as_float, as_integers
 
 from .image_quality import quality
 
@@ -31,7 +31,7 @@ def upscale(
 
     Args:
         model: Network for super-resolution, in evaluation mode.
-        image: (3, H, W), RGB in [0, 1], on the network's device or not.
+        image: (3, H, W), RGB, on the network's device or not: float in [0, 1], uint8 or uint16.
         tile: Side of the tiles in pixels of the image; None for one.
         self_ensemble: Mean of the results of the image's eight flips and rotations, each turned back: eight times the
             work for some hundredths of a decibel ("Seven Ways to Improve Example-Based Single Image Super Resolution",
@@ -40,11 +40,13 @@ def upscale(
         progress: Wraps the list of tiles, to show how far it is.
 
     Returns:
-        (3, scale * H, scale * W), where the image is, not clipped.
+        (3, scale * H, scale * W), where the image is, of its type: float not clipped, integers clipped and rounded.
 
     Raises:
-        ValueError: if `tile` is less than 1.
+        ValueError: if `tile` is less than 1, or the image of another type.
     """
+    if not (image.is_floating_point() or image.dtype in WHITE):
+        raise ValueError(f"image must be float, uint8 or uint16, got {image.dtype}")
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
     scale, (_, height, width) = model.scale, image.shape
@@ -56,8 +58,9 @@ def upscale(
     result = image.new_empty(3, scale * height, scale * width)
     with torch.inference_mode():
         for part in progress(tiles(height, width, tile or max(height, width, 1), model.radius)):
-            x = image[None, :, part.outer_rows, part.outer_columns].to(device, dtype)
-            y = (_ensemble(run, x) if self_ensemble else run(x))[0].to(image.device, image.dtype)
+            x = as_float(image[None, :, part.outer_rows, part.outer_columns].to(device)).to(dtype)
+            y = (_ensemble(run, x) if self_ensemble else run(x))[0]
+            y = (y if image.is_floating_point() else as_integers(y, image.dtype)).to(image.device, image.dtype)
             top, left = (scale * offset for offset in part.offset)
             rows, columns = (slice(scale * s.start, scale * s.stop) for s in (part.rows, part.columns))
             size = (rows.stop - rows.start, columns.stop - columns.start)
@@ -196,7 +199,7 @@ def evaluate_super_resolution(
         for index in progress:
             small, large = pairs[index]
             started = time.perf_counter()
-            result = to_bytes(upscale(model, small.float() / 255, tile, self_ensemble, memory_format))
+            result = upscale(model, small, tile, self_ensemble, memory_format)
             seconds += time.perf_counter() - started
             try:
                 images.append(ImageQuality(pairs.name(index), *quality(result, large, pairs.scale)))

@@ -13,7 +13,7 @@ from pictures import random_images, write_folder
 
 from adderzoo import quantization
 from adderzoo.checkpoints import save_weights
-from adderzoo.data import ImagePairs, to_bytes
+from adderzoo.data import ImagePairs, as_integers
 from adderzoo.engine import quality
 
 Command = Callable[..., Done]
@@ -45,7 +45,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def expected(model: Any, folder: Path) -> list[tuple[float, float]]:
     pairs = ImagePairs(folder, model.scale)
     with torch.no_grad():
-        return [quality(to_bytes(model(x[None].float() / 255)[0]), y, model.scale) for x, y in pairs]
+        return [quality(as_integers(model(x[None].float() / 255)[0]), y, model.scale) for x, y in pairs]
 
 
 def test_every_image_and_the_mean_are_shown_and_written(

@@ -9,7 +9,7 @@ import torch
 from pictures import random_images
 from PIL import Image
 
-from adderzoo.data import ImagePairs, downscale, to_bytes
+from adderzoo.data import ImagePairs, as_float, as_integers, downscale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,11 @@ def test_an_image_of_one_colour_stays_so_to_the_border() -> None:
 
 def test_bytes_are_rounded_and_clipped() -> None:
     image = torch.tensor([-0.3, 0.0, 0.499 / 255, 0.501 / 255, 254.6 / 255, 1.0, 1.7])
-    assert to_bytes(image).tolist() == [0, 0, 0, 1, 255, 255, 255]
+    assert as_integers(image).tolist() == [0, 0, 0, 1, 255, 255, 255]
+    assert as_integers(image, torch.uint16).tolist() == [0, 0, 128, 129, 65432, 65535, 65535]
+    for dtype, values in ((torch.uint8, range(256)), (torch.uint16, range(0, 65536, 7))):
+        integers = torch.tensor(list(values), dtype=torch.int64).to(dtype)
+        assert torch.equal(as_integers(as_float(integers), dtype), integers)
 
 
 def test_given_small_images_are_taken_by_their_names(tmp_path: Path) -> None:

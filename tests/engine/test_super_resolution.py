@@ -13,7 +13,7 @@ import torch
 from pictures import random_images
 from torch import Tensor, nn
 
-from adderzoo.data import ImagePairs, downscale, to_bytes
+from adderzoo.data import ImagePairs, as_float, as_integers, downscale
 from adderzoo.engine import evaluate_super_resolution, quality, upscale
 from adderzoo.engine.super_resolution import tiles
 
@@ -82,6 +82,18 @@ def test_tiles_cover_every_pixel_once_and_are_no_larger_than_they_may_be(
     assert (covered == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+def test_integers_come_out_as_integers(dtype: torch.dtype) -> None:
+    model = network("cnn_vdsr")
+    image = as_integers(torch.rand(3, 12, 11), dtype)
+    whole = upscale(model, as_float(image))
+    assert whole.min() < 0 or whole.max() > 1
+    assert torch.equal(upscale(model, image), as_integers(whole, dtype))
+    assert torch.equal(upscale(model, image, 5)[:, :3, :3], as_integers(whole, dtype)[:, :3, :3])
+    with pytest.raises(ValueError, match=r"image must be float, uint8 or uint16, got torch.int64"):
+        upscale(model, image.long())
+
+
 def test_no_more_is_computed_at_once_than_a_tile_with_its_overlap() -> None:
     model, seen = network(), []
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
@@ -122,7 +134,7 @@ def test_evaluation_is_the_mean_of_the_images_one_by_one(folder: Path) -> None:
     for index, image in enumerate(result.images):
         small, large = pairs[index]
         with torch.no_grad():
-            y = to_bytes(model(small[None].float() / 255)[0])
+            y = as_integers(model(small[None].float() / 255)[0])
         rows.append(quality(y, large, 2))
         assert (image.name, image.psnr, image.ssim) == (f"{index}.png", *rows[-1])
     assert (result.psnr, result.ssim) == pytest.approx(tuple(np.mean(rows, 0)))

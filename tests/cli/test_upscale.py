@@ -1,0 +1,191 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from commands import Done
+from pictures import random_images
+from PIL import Image
+from torch import nn
+
+from adderzoo import quantization
+from adderzoo.checkpoints import save_weights
+from adderzoo.data import as_float, as_integers, downscale
+from adderzoo.data.photos import Photo, read_photo, write_photo
+from adderzoo.layers.image import BicubicUpsample
+
+Command = Callable[..., Done]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"blocks": 1, "width": 4}
+ADDER, CNN = "adder_edsr_baseline_x2", "cnn_edsr_baseline_x2"
+
+
+def network(name: str) -> Any:
+    """A random one that leaves the image recognisable."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **SMALL).train()
+    nn.init.normal_(model.conv2.weight, std=0.02)
+    for _ in range(4):
+        model(torch.rand(4, 3, 16, 16))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in (ADDER, CNN):
+        about = {"architecture": name, "model_args": json.dumps(SMALL)}
+        save_weights(network(name), folder / f"{name}.safetensors", about)
+    integer = quantization.quantize(quantization.calibrate(network(ADDER), [torch.rand(4, 3, 16, 16)]))
+    quantization.save(integer, folder / "u8.safetensors", **SMALL)
+    return {name: folder / f"{name}.safetensors" for name in (ADDER, CNN, "u8")}
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    random_images(1, (37, 29))[0].save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def by_network(model: Any, color: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return as_integers(model(as_float(color)[None].expand(-1, 3, -1, -1))[0], color.dtype)
+
+
+def near(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    """But for rounding: a network that is fused adds up in another order."""
+    return got.shape == expected.shape and bool((got.int() - expected.int()).abs().max() <= 1)
+
+
+@pytest.mark.parametrize("tile", [8, 256])
+def test_a_photograph_becomes_larger(
+    adderzoo: Command, photo: Path, checkpoints: dict[str, Path], tmp_path: Path, tile: int
+) -> None:
+    out = tmp_path / "new" / "out.png"
+    done = adderzoo("upscale", photo, "-o", out, "--model", ADDER, "--checkpoint", checkpoints[ADDER], "--tile", tile)
+    assert (done.status, done.out) == (0, f"{out}: 74x58 pixels, by {ADDER}\n")
+    assert near(read_photo(out).color, by_network(network(ADDER), read_photo(photo).color))
+    assert "tile" in done.err  # the progress bar
+
+
+def test_a_quantised_network_does_too(
+    adderzoo: Command, photo: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    command = ("upscale", photo, "-o", tmp_path / "out.png", "--model", ADDER, "--checkpoint", checkpoints["u8"])
+    assert adderzoo(*command, "--scale", 2).status == 0
+    assert read_photo(tmp_path / "out.png").color.shape == (3, 58, 74)
+    assert f"scale must be that of {ADDER}, 2, got 3" in adderzoo(*command, "--scale", 3).error
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("colors", [1, 3], ids=["grey", "colour"])
+def test_grey_alpha_and_sixteen_bits_are_kept(
+    adderzoo: Command, tmp_path: Path, colors: int, alpha: bool, dtype: torch.dtype
+) -> None:
+    channels = as_integers(torch.rand(colors + alpha, 12, 9), dtype)
+    photo = Photo(channels[:colors], channels[colors:] if alpha else None)
+    write_photo(photo, tmp_path / "photo.png")
+    done = adderzoo("upscale", tmp_path / "photo.png", "-o", tmp_path / "out.png", "--model", "bicubic", "--scale", 3)
+    assert done.status == 0
+    larger = read_photo(tmp_path / "out.png")
+    expected = as_integers(BicubicUpsample(3)(as_float(channels)[None])[0], dtype)
+    assert larger.color.dtype == dtype
+    assert near(larger.color, expected[:colors])
+    assert (larger.alpha is not None) == alpha
+    assert larger.alpha is None or near(larger.alpha, expected[colors:])
+
+
+def test_exif_orientation_is_applied_and_gone(adderzoo: Command, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    random_images(1, (20, 10))[0].save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    assert adderzoo("upscale", tmp_path / "photo.jpg", "-o", tmp_path / "out.jpg", "--model", "bicubic").status == 0
+    with Image.open(tmp_path / "out.jpg") as image:
+        assert image.size == (20, 40)
+        assert 0x0112 not in image.getexif()
+
+
+def test_self_ensemble_is_an_option(
+    adderzoo: Command, photo: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    outputs = []
+    for options in ((), ("--self-ensemble",)):
+        command = ("upscale", photo, "-o", tmp_path / "out.png", "--model", CNN, "--checkpoint", checkpoints[CNN])
+        assert adderzoo(*command, *options).status == 0
+        outputs.append(read_photo(tmp_path / "out.png").color)
+    assert not torch.equal(*outputs)
+
+
+def test_comparison_has_bicubic_network_twin_and_original(
+    adderzoo: Command, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (131, 141, 3), dtype=np.uint8)
+    pixels[:, :40] = 90  # nothing to be seen there
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    command = ("upscale", tmp_path / "photo.png", "-o", tmp_path / "out.png", "--compare", "--model", ADDER)
+    options = ("--checkpoint", checkpoints[ADDER], "--twin-checkpoint", checkpoints[CNN])
+    assert adderzoo(*command, *options, "--crop", 40, 30).status == 0
+    picture = np.asarray(Image.open(tmp_path / "out.png"))
+    assert picture.shape == (288 + 36, 4 * 296 - 8, 3)
+    original = torch.from_numpy(pixels[:130, :140]).permute(2, 0, 1)
+    small = downscale(original, 2)
+    larger = [by_network(timm.create_model("bicubic"), small)]
+    larger += [by_network(network(name), small) for name in (ADDER, CNN)]
+    for index, expected in enumerate((*larger, original)):
+        panel = picture[1:288:3, 296 * index + 1 : 296 * index + 288 : 3]
+        assert near(torch.from_numpy(panel.copy()).permute(2, 0, 1), expected[:, 30:126, 40:136]), index
+    assert (picture[290:, :288] != 255).any()  # a name below it
+    assert adderzoo(*command, *options).status == 0
+    shown = np.asarray(Image.open(tmp_path / "out.png"))[1:288:3, -287::3]
+    assert any(np.array_equal(shown, pixels[top : top + 96, 40:136]) for top in range(0, 40, 8))
+    done = adderzoo(*command, "--checkpoint", checkpoints[ADDER])
+    assert f"adderzoo upscale: no weights for {CNN}: name them with --twin-checkpoint\n" in done.err
+    assert Image.open(tmp_path / "out.png").size[0] == 3 * 296 - 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.png",), "image missing.png cannot be read: "),
+        (("photo.png", "-o", "out.txt"), "OUT must end as an image file does, such as .png or .jpg, got out.txt"),
+        (("alpha.png", "-o", "out.jpg"), "OUT must end in .png, .webp or .tif to keep the image's alpha channel"),
+        (("photo.png", "--scale", 5), "there is no "),
+        (("photo.png", "--model", ADDER, "--scale", 3), f"scale must be 2 for {ADDER}, got 3"),
+        (("photo.png", "--model", "bicubic", "--scale", 1), "scale must be an integer from 2, got 1"),
+        (("photo.png", "--model", "adder_lenet5.digits"), "model must be a network for super-resolution, got "),
+        (("photo.png", "--model", "no_such_net"), "model must be a registered network, got 'no_such_net'"),
+        (("photo.png", "--checkpoint", "x.pth"), "checkpoint needs model, the name of the network that it is of"),
+        (("photo.png", "--model", "bicubic", "--tile", 0), "tile must be at least 1, got 0"),
+        (("photo.png", "--model", "bicubic", "--crop", 1, 1), "crop is for compare, which is not asked for"),
+        (("photo.png", "--model", "bicubic", "--compare"), "must have at least 96 pixels a side to be compared"),
+        (("large.png", "--model", "bicubic", "--compare", "--crop", 9, 0), "crop must be from 0 0 to 4 14, got 9 0"),
+        (("photo.png", "--model", "bicubic", "--device", "xpu:9"), "device 'xpu:9' cannot be used: "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    adderzoo: Command,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_images(1, (8, 8))[0].convert("RGBA").save("alpha.png")
+    random_images(1, (100, 110))[0].save("large.png")
+    before = sorted(tmp_path.rglob("*"))
+    output = () if "-o" in arguments else ("-o", "out.png")
+    if "alpha.png" in arguments:
+        arguments = (*arguments, "--model", "bicubic")
+    done = adderzoo("upscale", *arguments, *output)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.splitlines()[-1].startswith("adderzoo upscale: error: ")
+    assert message in done.err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
