@@ -82,7 +82,11 @@ class VDSR(SuperResolutionNet):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initial values: N(0, 1) for adder filters, Kaiming's for convolutions as in the VDSR paper, biases 0."""
+        """Initial values: N(0, 1) for adder filters, Kaiming's for convolutions as in the VDSR paper, biases 0.
+
+        The last layer starts from 0, unlike the paper's: the network begins as bicubic interpolation. The features of
+        adder layers are large, and their random sums would hide the image for long.
+        """
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # type: ignore[operator]
@@ -90,6 +94,7 @@ class VDSR(SuperResolutionNet):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.conv2.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The interpolated image (N, 3, H, W) to (N, width, H, W)."""

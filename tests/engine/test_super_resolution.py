@@ -34,7 +34,9 @@ PUBLISHED = {
 def network(name: str = "adder_edsr_baseline_x2", **kwargs: Any) -> Any:
     torch.manual_seed(0)
     arguments = {"blocks": 2, "width": 4} if "edsr" in name else {"depth": 4, "width": 4}
-    return timm.create_model(name, **arguments | kwargs).eval()
+    model: Any = timm.create_model(name, **arguments | kwargs)
+    nn.init.normal_(model.conv2.weight, std=0.1)  # VDSR's is 0
+    return model.eval()
 
 
 @pytest.mark.parametrize(("name", "scale"), PUBLISHED)

@@ -38,6 +38,8 @@ def build(name: str, **kwargs: Any) -> Any:
 def make(name: str, **kwargs: Any) -> Any:
     """In evaluation mode, with parameters and BatchNorm statistics that are not trivial."""
     network = build(name, **kwargs).train()
+    if "vdsr" in name:
+        nn.init.normal_(network.conv2.weight, std=0.05)
     for module in network.modules():
         if isinstance(module, BatchNorm2d):
             module.momentum = 1.0
@@ -124,6 +126,11 @@ def test_the_published_vdsr_is_its_definition() -> None:
     ycbcr[:, :1] += features
     expected = torch.einsum("ij,njhw->nihw", to_ycbcr.inverse(), ycbcr * 255 - offset)
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adder_vdsr", "cnn_vdsr"])
+def test_vdsr_begins_as_bicubic_interpolation(name: str) -> None:
+    assert torch.equal(build(name)(images()), timm.create_model("bicubic")(images()))
 
 
 @pytest.mark.parametrize("name", ["adder_edsr_baseline_x2", "adder_vdsr"])
