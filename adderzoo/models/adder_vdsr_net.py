@@ -108,6 +108,11 @@ class VDSR(SuperResolutionNet):
         return x + self.gain * self.conv2(self.forward_features(x))
 
 
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights that were trained at any scale as `model` takes them: the interpolation is its own."""
+    return state_dict | {key: value for key, value in model.state_dict().items() if key == "bicubic.weight"}
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return super_resolution_cfg(
         input_size=(3, 360, 640),
@@ -122,7 +127,7 @@ default_cfgs = generate_default_cfgs({"adder_vdsr.untrained": _cfg(), "cnn_vdsr.
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VDSR:
-    return create_super_resolution(VDSR, variant, pretrained, **kwargs)
+    return create_super_resolution(VDSR, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model

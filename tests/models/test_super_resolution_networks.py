@@ -1,7 +1,9 @@
 """The networks for super-resolution."""
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import adderzoo
 from adderzoo import quantization
+from adderzoo.checkpoints import open_network, save_weights
 from adderzoo.layers import Adder2d, BatchNorm2d, PowerActivation
 from adderzoo.layers.image import BicubicUpsample
 
@@ -282,7 +285,7 @@ def test_fused_networks_give_the_same_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["adder_edsr_baseline_x2", "adder_vdsr"])
 @torch.no_grad()
-def test_quantised_networks_are_near_and_come_back_from_their_file(name: str, tmp_path: Any) -> None:
+def test_quantised_networks_are_near_and_come_back_from_their_file(name: str, tmp_path: Path) -> None:
     network, x = make(name), images((16, 16))
     integer = quantization.quantize(quantization.calibrate(network, [x]))
     y = integer(x)
@@ -291,6 +294,20 @@ def test_quantised_networks_are_near_and_come_back_from_their_file(name: str, tm
     again = adderzoo.load(tmp_path / "network.safetensors")
     assert torch.equal(again(x), y)
     assert again.scale == 2
+
+
+@torch.no_grad()
+def test_weights_of_vdsr_serve_every_scale(tmp_path: Path) -> None:
+    network, file = make("adder_vdsr", scale=2), tmp_path / "network.safetensors"
+    about = {"architecture": "adder_vdsr", "model_args": json.dumps({**small("adder_vdsr"), "scale": 2})}
+    save_weights(network, file, about)
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    for other in (open_network("adder_vdsr", checkpoint=file, scale=3), build("adder_vdsr", scale=3, **overlay)):
+        other.eval()
+        large = other.bicubic(images())
+        expected = large + network.gain * network.conv2(network.forward_features(large))
+        torch.testing.assert_close(other(images()), expected)
+    assert open_network("adder_vdsr", checkpoint=file).scale == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- refusal
