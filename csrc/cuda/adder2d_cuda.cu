@@ -245,9 +245,9 @@ void run_distances(const Queue& queue, const Walk& w, const S* source, const flo
 template <typename S, typename Out>
 void run_forward(const Queue& queue, const Walk& w, const S* source, const float* filters, const Affine& affine,
                  Out* output) {
-  using Wide = Tile<128, 128, 8>;
-  using Medium = Tile<128, 64, 8>;
-  using Slim = Tile<128, 32, 4>;
+  using Wide = Tile<128, 128, 8, 8>;
+  using Medium = Tile<128, 64, 8, 8>;
+  using Slim = Tile<128, 32, 4, 8>;
   if (w.points == 0) return;
   if (w.outputs < kNarrow || !fits_tiles<Slim>(w)) {
     queue.run(direct<Distance, float, S, S, Out>, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w,
@@ -273,8 +273,8 @@ void run_slopes(const Queue& queue, const Walk& w, const float* grad, const floa
 template <typename In>
 void run_backward(const Queue& queue, const Walk& w, bool sign, const float* grad, const float* filters,
                   const In* input, In* output) {
-  using Wide = Tile<128, 64, 4>;
-  using Slim = Tile<128, 32, 4>;
+  using Wide = Tile<128, 64, 4, 16>;
+  using Slim = Tile<128, 32, 4, 16>;
   if (w.points == 0) return;
   if (sign || w.outputs < kNarrow || !fits_tiles<Slim>(w)) {
     const auto kernel = sign ? direct<SignSlope, float, float, In, In> : direct<ClippedSlope, float, float, In, In>;
@@ -412,13 +412,16 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const uint8_t* const packed = filters.const_data_ptr<uint8_t>();
   const int lane_bytes = number(filters.size(5));
   const auto run = [&]<typename T>(T) {
-    const bool words = by_fours(w, source) && reinterpret_cast<uintptr_t>(packed) % 4 == 0;
+    // Sixteen channels of a pixel at once, and two lanes.
+    const bool words = by_fours(w, reinterpret_cast<const uint32_t*>(source)) && w.channels % 16 == 0 &&
+                       w.source.image % 16 == 0 && w.source.row % 16 == 0 && w.source.column % 16 == 0 &&
+                       (w.groups == 1 || w.outputs % 2 == 0) && reinterpret_cast<uintptr_t>(packed) % 16 == 0;
     queue.run(words ? byte_distances<T, true> : byte_distances<T, false>, blocks_of_tiles<T>(w), T::kThreads, w, source,
               packed, affine);
   };
-  using Wide = Tile<128, 128, 8>;
-  using Medium = Tile<128, 64, 8>;
-  using Slim = Tile<128, 32, 4>;
+  using Wide = Tile<128, 128, 8, 16>;
+  using Medium = Tile<128, 64, 8, 16>;
+  using Slim = Tile<128, 32, 4, 16>;
   if (lane_bytes != kByteStep || w.outputs < kNarrow || !fits_tiles<Slim>(w) || x.strides.channel != 1) {
     queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, w, source, packed, lane_bytes, affine);
   } else if (w.outputs <= 32) {

@@ -148,15 +148,12 @@ __global__ void direct(Walk w, const S* source, const T* filters, const In* inpu
 
 // ------------------------------------------------------------------------------------------------------------ tiles
 
-// Steps that are fetched at once.
-constexpr int kSteps = 8;
-
 // Points and filters of a block of threads, and those of a thread: two (or one) times four of each, far apart, so that
-// the threads of a warp read shared memory side by side.
-template <int POINTS_, int FILTERS_, int THREAD_FILTERS_>
+// the threads of a warp read shared memory side by side. `STEPS` are fetched at once.
+template <int POINTS, int FILTERS, int THREAD_FILTERS, int STEPS>
 struct Tile {
-  static constexpr int kPoints = POINTS_, kFilters = FILTERS_;
-  static constexpr int kThreadPoints = 8, kThreadFilters = THREAD_FILTERS_;
+  static constexpr int kPoints = POINTS, kFilters = FILTERS, kSteps = STEPS;
+  static constexpr int kThreadPoints = 8, kThreadFilters = THREAD_FILTERS;
   static constexpr int kColumns = kFilters / kThreadFilters;  // of threads
   static constexpr int kThreads = kColumns * (kPoints / kThreadPoints);
   // A row of points in shared memory: two rows four apart lie half of the banks apart, for what writes four channels.
@@ -174,8 +171,8 @@ struct Tile {
 
 template <typename T>
 struct alignas(16) Shared {
-  float points[2][kSteps][T::kPitch];
-  float filters[2][kSteps][T::kFilters];
+  float points[2][T::kSteps][T::kPitch];
+  float filters[2][T::kSteps][T::kFilters];
   float sums[T::kPoints];
 };
 
@@ -184,11 +181,11 @@ struct alignas(16) Shared {
 // neighbouring threads fetch neighbouring points.
 template <typename T, typename S, bool VECTOR>
 struct Fetch {
-  static constexpr int kValues = T::kPoints * kSteps / T::kThreads;
+  static constexpr int kValues = T::kPoints * T::kSteps / T::kThreads;
   static constexpr int kQuads = VECTOR ? kValues / 4 : 1;  // points of this thread
   static constexpr int kRowsApart = T::kThreads / T::kPoints;
   static constexpr int kFilterThreads = T::kFilters / 4;  // of one step
-  static constexpr int kFilterQuads = (kSteps * kFilterThreads + T::kThreads - 1) / T::kThreads;
+  static constexpr int kFilterQuads = (T::kSteps * kFilterThreads + T::kThreads - 1) / T::kThreads;
   static_assert(!VECTOR || kValues % 4 == 0);
   static_assert(VECTOR || T::kThreads % T::kPoints == 0);
 
@@ -203,7 +200,7 @@ struct Fetch {
   float values[kValues], quads[kFilterQuads][4];
 
   static __device__ int point(int quad) {
-    return VECTOR ? threadIdx.x / (kSteps / 4) + quad * (T::kThreads / (kSteps / 4)) : threadIdx.x % T::kPoints;
+    return VECTOR ? threadIdx.x / (T::kSteps / 4) + quad * (T::kThreads / (T::kSteps / 4)) : threadIdx.x % T::kPoints;
   }
 
   __device__ Fetch(const Walk& w, const S* source, const float* filters, int64_t point0, int group, int filter0)
@@ -216,7 +213,7 @@ struct Fetch {
         aligned(filter0 % 4 == 0),
         step{0, 0, 0} {
     for (int i = 0; i < kQuads; ++i) reach[i] = Reach::of(w, point0 + point(i), group);
-    step.advance(w, VECTOR ? threadIdx.x % (kSteps / 4) * 4 : threadIdx.x / T::kPoints);
+    step.advance(w, VECTOR ? threadIdx.x % (T::kSteps / 4) * 4 : threadIdx.x / T::kPoints);
     for (int i = 0; i < kFilterQuads; ++i) {
       filter_step[i] = {0, 0, 0};
       filter_step[i].advance(w, filter_row(i));
@@ -236,7 +233,7 @@ struct Fetch {
           for (int j = 0; j < 4; ++j) values[4 * i + j] = 0.0f;
         }
       }
-      step.advance(w, kSteps);
+      step.advance(w, T::kSteps);
     } else {
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
@@ -248,7 +245,7 @@ struct Fetch {
 #pragma unroll
     for (int i = 0; i < kFilterQuads; ++i) {
       const int filter = filter0 + filter_column();
-      const bool there = filter_row(i) < kSteps && !filter_step[i].ended(w);
+      const bool there = filter_row(i) < T::kSteps && !filter_step[i].ended(w);
       const int64_t row = there ? filter_step[i].filter_row(w) * kLanes : 0;
       for (int j = 0; j < 4; ++j) quads[i][j] = 0.0f;
       if (there && aligned && filter <= last_filter) {
@@ -259,7 +256,7 @@ struct Fetch {
           if (f < last_filter + 4) quads[i][j] = filters[f / kLanes * panel + row + f % kLanes];
         }
       }
-      filter_step[i].advance(w, kSteps);
+      filter_step[i].advance(w, T::kSteps);
     }
   }
 
@@ -268,7 +265,7 @@ struct Fetch {
     if constexpr (VECTOR) {
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        shared.points[stage][threadIdx.x % (kSteps / 4) * 4 + i % 4][point(i / 4)] = values[i];
+        shared.points[stage][threadIdx.x % (T::kSteps / 4) * 4 + i % 4][point(i / 4)] = values[i];
       }
     } else {
 #pragma unroll
@@ -278,25 +275,25 @@ struct Fetch {
     }
 #pragma unroll
     for (int i = 0; i < kFilterQuads; ++i) {
-      if (filter_row(i) >= kSteps) continue;
+      if (filter_row(i) >= T::kSteps) continue;
       float* const quad = &shared.filters[stage][filter_row(i)][filter_column()];
       store_four(quad, quads[i][0] * scale, quads[i][1] * scale, quads[i][2] * scale, quads[i][3] * scale);
     }
   }
 
-  // Whether everything that was fetched last is finite: x - x is zero of finite numbers alone.
-  __device__ bool all_finite() const {
-    float zero = 0.0f;
-    for (int i = 0; i < kValues; ++i) zero += values[i] - values[i];
+  // `zero` plus zero times the filters that were fetched last: zero, if they are finite.
+  __device__ float add_zeros(float zero) const {
+#pragma unroll
     for (int i = 0; i < kFilterQuads; ++i) {
-      for (int j = 0; j < 4; ++j) zero += quads[i][j] - quads[i][j];
+      for (int j = 0; j < 4; ++j) zero = multiply_add(quads[i][j], 0.0f, zero);
     }
-    return zero == 0.0f;
+    return zero;
   }
 };
 
-__device__ inline int64_t chunks_of(const Walk& w) {
-  return (static_cast<int64_t>(w.tap_rows) * w.tap_columns * w.channels + kSteps - 1) / kSteps;
+template <typename T>
+__device__ int64_t chunks_of(const Walk& w) {
+  return (static_cast<int64_t>(w.tap_rows) * w.tap_columns * w.channels + T::kSteps - 1) / T::kSteps;
 }
 
 template <typename T>
@@ -322,7 +319,7 @@ __global__ void __launch_bounds__(T::kThreads) distances(Walk w, const S* source
   Fetch<T, S, VECTOR> fetch(w, source, filters, point0, group, group * w.outputs + filter0);
   float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
 
-  const int64_t chunks = chunks_of(w);
+  const int64_t chunks = chunks_of<T>(w);
   fetch.load();
   fetch.store(shared, 0, 1.0f);
   __syncthreads();
@@ -330,7 +327,7 @@ __global__ void __launch_bounds__(T::kThreads) distances(Walk w, const S* source
     const int stage = chunk % 2;
     if (chunk + 1 < chunks) fetch.load();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
+    for (int k = 0; k < T::kSteps; ++k) {
       float points[T::kThreadPoints], fs[T::kThreadFilters];
 #pragma unroll
       for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
@@ -342,7 +339,7 @@ __global__ void __launch_bounds__(T::kThreads) distances(Walk w, const S* source
         for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] += magnitude(points[i] - fs[j]);
       }
     }
-    if ((chunk + 1) % (kBlock / kSteps) == 0) add_up<T>(totals, sums);
+    if ((chunk + 1) % (kBlock / T::kSteps) == 0) add_up<T>(totals, sums);
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage, 1.0f);
     __syncthreads();
   }
@@ -371,7 +368,7 @@ __global__ void __launch_bounds__(T::kThreads) slopes(Walk w, const S* source, c
   const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
   Fetch<T, S, VECTOR> fetch(w, source, filters, point0, group, group * w.outputs + filter0);
   float inputs[T::kThreadPoints][T::kThreadFilters];
-  bool finite = true;
+  float zero = 0.0f;  // as long as everything is finite
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
     const int64_t point = point0 + T::thread_point(i);
@@ -381,30 +378,30 @@ __global__ void __launch_bounds__(T::kThreads) slopes(Walk w, const S* source, c
       const int filter = filter0 + T::thread_filter(j), channel = group * w.outputs + filter;
       const bool there = point < w.points && filter < w.outputs;
       const float x = there ? to_number(input[offset + channel * w.input.channel]) : 0.0f;
-      finite = finite && x - x == 0.0f;
+      zero = multiply_add(x, 0.0f, zero);
       inputs[i][j] = 0.5f - 0.5f * x;
     }
   }
   float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
   float sum = 0.0f, total = 0.0f;  // of g, for the first threads' points
 
-  const int64_t chunks = chunks_of(w);
+  const int64_t chunks = chunks_of<T>(w);
   fetch.load();
-  finite = finite && fetch.all_finite();
+  zero = fetch.add_zeros(zero);
   fetch.store(shared, 0, 0.5f);
   __syncthreads();
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int stage = chunk % 2;
     if (chunk + 1 < chunks) {
       fetch.load();
-      finite = finite && fetch.all_finite();
+      zero = fetch.add_zeros(zero);
     }
     if (threadIdx.x < T::kPoints) {
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) sum += shared.points[stage][k][threadIdx.x];
+      for (int k = 0; k < T::kSteps; ++k) sum += shared.points[stage][k][threadIdx.x];
     }
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
+    for (int k = 0; k < T::kSteps; ++k) {
       float points[T::kThreadPoints], fs[T::kThreadFilters];
 #pragma unroll
       for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
@@ -418,7 +415,7 @@ __global__ void __launch_bounds__(T::kThreads) slopes(Walk w, const S* source, c
         }
       }
     }
-    if ((chunk + 1) % (kBlock / kSteps) == 0) {
+    if ((chunk + 1) % (kBlock / T::kSteps) == 0) {
       add_up<T>(totals, sums);
       total += sum;
       sum = 0.0f;
@@ -427,8 +424,9 @@ __global__ void __launch_bounds__(T::kThreads) slopes(Walk w, const S* source, c
     __syncthreads();
   }
   add_up<T>(totals, sums);
-  if (threadIdx.x < T::kPoints) shared.sums[threadIdx.x] = total + sum;
-  const bool direct = __syncthreads_or(!finite);
+  total += sum;
+  if (threadIdx.x < T::kPoints) shared.sums[threadIdx.x] = total;
+  const bool direct = __syncthreads_or(!(zero == 0.0f && total - total == 0.0f));
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
     const int64_t point = point0 + T::thread_point(i);
@@ -556,84 +554,127 @@ __global__ void direct_bytes(Walk w, const uint8_t* source, const uint8_t* filte
 // Four successive channels in a word; those behind the last are zero, as they are in the filters.
 template <typename T>
 struct alignas(16) SharedWords {
-  uint32_t points[2][kSteps][T::kPitch];
-  uint32_t filters[2][kSteps][T::kFilters];
+  uint32_t points[2][T::kSteps][T::kPitch];
+  uint32_t filters[2][T::kSteps][T::kFilters];
 };
 
-// Filters with eight bytes a lane, the source channels_last. One instruction takes four differences and adds them up.
+// What brings bytes into shared memory. Channels of the source in words, a tap having an even number of them, as the
+// filters have; filters with eight bytes a lane. VECTOR: four words of a pixel, and two lanes, are fetched at once.
+template <typename T, bool VECTOR>
+struct FetchBytes {
+  static constexpr int kWords = T::kPoints * T::kSteps / T::kThreads;
+  static constexpr int kFilterWords = T::kFilters * T::kSteps / T::kThreads;
+  static constexpr int kTogether = VECTOR ? 4 : 1;
+  static constexpr int kThreadsOfPoint = T::kSteps / kTogether;
+  static constexpr int kReaches = kWords / kTogether;
+  static constexpr int kThreadsOfRow = T::kFilters * 2 / kTogether;  // a row of lanes: two words each
+  static_assert(T::kThreads % kThreadsOfPoint == 0 && T::kThreads % kThreadsOfRow == 0);
+  static_assert(kWords % kTogether == 0 && kFilterWords % kTogether == 0);
+
+  const Walk& w;
+  const uint8_t* source;
+  const uint8_t* filters;
+  int padding, first_filter, panels, words_of_tap;
+  int64_t words;
+  Reach reach[kReaches];
+  Step step;
+  uint32_t values[kWords], filter_words[kFilterWords];
+
+  static __device__ int point(int i) {
+    return threadIdx.x / kThreadsOfPoint + i * (T::kThreads / kThreadsOfPoint);
+  }
+  static __device__ int word() { return threadIdx.x % kThreadsOfPoint * kTogether; }
+  static __device__ int filter_row(int i) { return threadIdx.x / kThreadsOfRow + i * (T::kThreads / kThreadsOfRow); }
+  static __device__ int filter_word() { return threadIdx.x % kThreadsOfRow * kTogether; }
+
+  __device__ FetchBytes(const Walk& w, const uint8_t* source, const uint8_t* filters, int padding, int64_t point0,
+                        int group, int first_filter)
+      : w(w), source(source), filters(filters), padding(padding), first_filter(first_filter) {
+    panels = static_cast<int>((static_cast<int64_t>(w.groups) * w.outputs + kLanes - 1) / kLanes);
+    words_of_tap = (w.channels + 7) / 8 * 2;
+    words = static_cast<int64_t>(w.tap_rows) * w.tap_columns * words_of_tap;
+#pragma unroll
+    for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(w, point0 + point(i), group);
+    step = {0, 0, 0};
+    if (VECTOR) step.advance(w, word() * 4);
+  }
+
+  // The words from `word0` on; chunk by chunk.
+  __device__ void load(int64_t word0) {
+    if constexpr (VECTOR) {
+#pragma unroll
+      for (int i = 0; i < kReaches; ++i) {
+        if (!step.ended(w) && reach[i].inside(w, step)) {
+          load_four(reinterpret_cast<const uint32_t*>(source + reach[i].at(w, step)), values + 4 * i);
+        } else {
+          const uint32_t word = step.ended(w) ? 0 : 0x01010101u * static_cast<uint32_t>(padding);
+          for (int j = 0; j < 4; ++j) values[4 * i + j] = word;
+        }
+      }
+      step.advance(w, T::kSteps * 4);
+    } else {
+      const int64_t at = word0 + word();
+      const int tap = static_cast<int>(at / words_of_tap), channel = static_cast<int>(at % words_of_tap) * 4;
+      const Step place{channel, tap / w.tap_columns, tap % w.tap_columns};
+      const int there = w.channels - channel < 4 ? w.channels - channel : 4;
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        values[i] = 0;
+        if (at >= words || there <= 0) continue;
+        const bool inside = reach[i].inside(w, place);
+        for (int j = 0; j < there; ++j) {
+          const uint32_t byte = inside ? source[reach[i].at(w, place) + j] : static_cast<uint32_t>(padding);
+          values[i] |= byte << (8 * j);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kFilterWords / kTogether; ++i) {
+      const int64_t row = word0 / 2 + filter_row(i);
+      const int filter = first_filter + filter_word() / 2;
+      const int64_t at = ((filter / kLanes * (words / 2) + row) * kLanes + filter % kLanes) * 8 + filter_word() % 2 * 4;
+      const bool valid = 2 * row < words && filter / kLanes < panels;
+      if constexpr (VECTOR) {
+        for (int j = 0; j < 4; ++j) filter_words[4 * i + j] = 0;
+        if (valid) load_four(reinterpret_cast<const uint32_t*>(filters + at), filter_words + 4 * i);
+      } else {
+        filter_words[i] = valid ? load_word(filters + at) : 0;
+      }
+    }
+  }
+
+  __device__ void store(SharedWords<T>& shared, int stage) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      shared.points[stage][word() + i % kTogether][point(i / kTogether)] = values[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kFilterWords; ++i) {
+      const int in_row = filter_word() + i % kTogether;
+      shared.filters[stage][2 * filter_row(i / kTogether) + in_row % 2][in_row / 2] = filter_words[i];
+    }
+  }
+};
+
+// One instruction takes four differences and adds them up.
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(T::kThreads) byte_distances(Walk w, const uint8_t* source, const uint8_t* filters,
                                                               ByteAffine affine) {
   __shared__ SharedWords<T> shared;
-  constexpr int kWords = T::kPoints * kSteps / T::kThreads, kThreadsOfPoint = kSteps;
-  constexpr int kLaneThreads = T::kFilters * 2;  // of one row of lanes: two words a lane
-  constexpr int kFilterWords = T::kFilters * kSteps / T::kThreads;
-  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters, first = group * w.outputs + filter0;
+  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
   const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
-  const int words_of_tap = (w.channels + 7) / 8 * 2;
-  const int64_t words = static_cast<int64_t>(w.tap_rows) * w.tap_columns * words_of_tap;
-  const int64_t panels = (static_cast<int64_t>(w.groups) * w.outputs + kLanes - 1) / kLanes;
-
-  Reach reach[kWords];
-#pragma unroll
-  for (int i = 0; i < kWords; ++i) {
-    reach[i] = Reach::of(w, point0 + threadIdx.x / kThreadsOfPoint + i * (T::kThreads / kThreadsOfPoint), group);
-  }
-  uint32_t values[kWords], quads[kFilterWords];
-  const auto load = [&](int64_t word0) {
-    const int64_t word = word0 + threadIdx.x % kThreadsOfPoint;
-    const int tap = static_cast<int>(word / words_of_tap), channel = static_cast<int>(word % words_of_tap) * 4;
-    const Step step{channel, tap / w.tap_columns, tap % w.tap_columns};
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      uint32_t value = 0;
-      if (word < words && channel < w.channels) {
-        const int there = w.channels - channel < 4 ? w.channels - channel : 4;
-        if (!reach[i].inside(w, step)) {
-          value = (0x01010101u * static_cast<uint32_t>(affine.padding)) & (0xffffffffu >> (32 - 8 * there));
-        } else if (VECTOR) {
-          value = load_word(source + reach[i].at(w, step));
-        } else {
-          const uint8_t* const at = source + reach[i].at(w, step);
-          for (int j = 0; j < there; ++j) value |= static_cast<uint32_t>(at[j]) << (8 * j);
-        }
-      }
-      values[i] = value;
-    }
-#pragma unroll
-    for (int i = 0; i < kFilterWords; ++i) {
-      // Two words of a lane, then the next lane: as they lie in memory.
-      const int index = threadIdx.x + i * T::kThreads, pair = index / kLaneThreads, in_row = index % kLaneThreads;
-      const int64_t step_word = word0 + 2 * pair;
-      const int f = first + in_row / 2;
-      const bool there = step_word < words && f / kLanes < panels;
-      const int64_t row = f / kLanes * (words / 2) + step_word / 2;
-      quads[i] = there ? load_word(filters + ((row * kLanes + f % kLanes) * 2 + in_row % 2) * 4) : 0;
-    }
-  };
-  const auto store = [&](int stage) {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      shared.points[stage][threadIdx.x % kThreadsOfPoint]
-                   [threadIdx.x / kThreadsOfPoint + i * (T::kThreads / kThreadsOfPoint)] = values[i];
-    }
-#pragma unroll
-    for (int i = 0; i < kFilterWords; ++i) {
-      const int index = threadIdx.x + i * T::kThreads, pair = index / kLaneThreads, in_row = index % kLaneThreads;
-      shared.filters[stage][2 * pair + in_row % 2][in_row / 2] = quads[i];
-    }
-  };
+  FetchBytes<T, VECTOR> fetch(w, source, filters, affine.padding, point0, group, group * w.outputs + filter0);
 
   uint32_t sums[T::kThreadPoints][T::kThreadFilters] = {};
-  const int64_t chunks = (words + kSteps - 1) / kSteps;
-  load(0);
-  store(0);
+  const int64_t chunks = (fetch.words + T::kSteps - 1) / T::kSteps;
+  fetch.load(0);
+  fetch.store(shared, 0);
   __syncthreads();
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int stage = chunk % 2;
-    if (chunk + 1 < chunks) load((chunk + 1) * kSteps);
+    if (chunk + 1 < chunks) fetch.load((chunk + 1) * T::kSteps);
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
+    for (int k = 0; k < T::kSteps; ++k) {
       uint32_t points[T::kThreadPoints], fs[T::kThreadFilters];
 #pragma unroll
       for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
@@ -645,7 +686,7 @@ __global__ void __launch_bounds__(T::kThreads) byte_distances(Walk w, const uint
         for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] = add_byte_distances(points[i], fs[j], sums[i][j]);
       }
     }
-    if (chunk + 1 < chunks) store(1 - stage);
+    if (chunk + 1 < chunks) fetch.store(shared, 1 - stage);
     __syncthreads();
   }
 #pragma unroll
