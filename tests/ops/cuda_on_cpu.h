@@ -2,6 +2,7 @@
 // fibers of one thread of the process, which change at barriers; blocks run one after another.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -28,15 +29,16 @@ namespace cuda_on_cpu {
 constexpr std::size_t kStack = 1 << 16;
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;  // only for the first time: changing contexts is a system call, jumping is none
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStack]};
-  bool done = false, at_barrier = false;
+  bool started = false, done = false, at_barrier = false;
 };
 
 struct Block {
   std::vector<Fiber> fibers;
   std::function<void()> kernel;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   int current = 0;
   bool any = false, last_any = false;  // of __syncthreads_or
 };
@@ -53,13 +55,20 @@ inline bool reversed() {
 inline void enter() {
   block->kernel();
   block->fibers[block->current].done = true;
-  swapcontext(&block->fibers[block->current].context, &block->scheduler);
+  _longjmp(block->scheduler, 1);
 }
 
 inline void barrier() {
   Fiber& fiber = block->fibers[block->current];
   fiber.at_barrier = true;
-  swapcontext(&fiber.context, &block->scheduler);
+  if (_setjmp(fiber.place) == 0) _longjmp(block->scheduler, 1);
+}
+
+inline void resume(Fiber& fiber) {
+  if (_setjmp(block->scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
 }
 
 inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& kernel) {
@@ -69,12 +78,12 @@ inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& k
   block = &now;
   const int count = static_cast<int>(now.fibers.size());
   for (Fiber& fiber : now.fibers) {
-    fiber.done = fiber.at_barrier = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    fiber.started = fiber.done = fiber.at_barrier = false;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = kStack;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, enter, 0);
   }
   const bool backwards = reversed();
   for (int left = count; left > 0;) {
@@ -85,7 +94,7 @@ inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& k
       if (fiber.done) continue;
       fiber.at_barrier = false;
       thread_index = dim3(static_cast<unsigned>(now.current), 0, 0);
-      swapcontext(&now.scheduler, &fiber.context);
+      resume(fiber);
       waiting += fiber.at_barrier;
       done += fiber.done;
     }
