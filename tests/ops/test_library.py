@@ -132,7 +132,7 @@ def test_installed_library_older_than_its_sources_is_not_used(checkout: Path, mo
     monkeypatch.setattr(_library, "PACKAGE", checkout / "adderzoo")
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is older than its sources"):
-        _library._load_installed()
+        _library._load_installed(_library._CPU)
 
 
 def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(_library, "PACKAGE", tmp_path)
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=re.escape(f"{library} does not load: ")):
-        _library._load_installed()
+        _library._load_installed(_library._CPU)
 
 
 # --------------------------------------------------------------------------------------------------- built on first use
@@ -174,7 +174,7 @@ def test_build_that_was_killed_is_made_anew(first_build: Build, tmp_path: Path) 
     """As SIGKILL leaves it while the linker writes: half a library, PyTorch's lock, objects and ninja's log of them."""
     build = first_build.copy(tmp_path / "torch_extensions")
     folder = build.library.parent
-    (folder / "complete").unlink()
+    (folder / "complete_C").unlink()
     (folder / "lock").touch()
     size = build.library.stat().st_size
     build.library.write_bytes(build.library.read_bytes()[: size // 2])
@@ -184,7 +184,7 @@ def test_build_that_was_killed_is_made_anew(first_build: Build, tmp_path: Path) 
     assert "backend: compiled on first use, " in printed
     assert "value: -27.0" in printed
     assert build.library.stat().st_size == size
-    assert (folder / "complete").exists()
+    assert (folder / "complete_C").exists()
 
 
 def test_other_sources_never_take_an_old_build(
@@ -197,8 +197,8 @@ def test_other_sources_never_take_an_old_build(
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(build.cache))
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: .*error: #error another version"):
-        _library._load_built()
-    assert not list(build.cache.glob("adderzoo_*/complete"))[1:]
+        _library._load_built(_library._CPU)
+    assert not list(build.cache.glob("adderzoo_*/complete_C"))[1:]
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
@@ -207,13 +207,13 @@ def test_other_sources_never_take_an_old_build(
 def test_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(_library.LibraryNotFoundError, match=r"no C\+\+ compiler, no-such-compiler -m64 is not found"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=r"the C\+\+ sources are not beside the package"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     file.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
     with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: Could not determine home directory"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(_library, "FileLock", fail)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: OSError\(\)"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_why(
