@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cpu", help="where the operators are tested: cpu (the default), cuda, cuda:1 ..."
     )
+    parser.addoption("--library", help="compiled kernels that are tested in the place of the CPU's own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if library := config.getoption("--library"):
+        import adderzoo.ops  # the schemas
+
+        assert adderzoo.ops.backend() != "PyTorch reference"
+        with warnings.catch_warnings(action="ignore"):  # about kernels that are replaced
+            torch.ops.load_library(library)
 
 
 @pytest.fixture(scope="session")

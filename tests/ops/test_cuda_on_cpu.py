@@ -1,0 +1,54 @@
+"""The kernels for GPUs, compiled for the CPU by means of cuda_on_cpu.h, in the tests of the operators."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import CHECKOUT
+
+import adderzoo
+from adderzoo.ops import _build
+
+TESTS = ["test_adder2d.py", "test_adder2d_affine.py", "test_adder2d_u8.py"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    path = tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so"
+    root = Path(torch.__file__).parent
+    command = [compiler, "-shared", "-fPIC", "-std=c++20", "-O2", "-Wno-unknown-pragmas", *_build.CXX_FLAGS[1:]]
+    command += [f"-I{root / 'include'}", f"-I{CHECKOUT / 'tests' / 'ops'}", "-x", "c++"]
+    command += [*map(str, _build.cuda_source_files()), "-o", str(path), f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+# Where a barrier is missing, the result depends on which thread of a block comes first.
+@pytest.mark.parametrize("order", ["first thread first", "last thread first"])
+@pytest.mark.parametrize("tests", TESTS)
+def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str, order: str) -> None:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(adderzoo.__file__).parent.parent),
+        "ADDERZOO_REVERSED": str(int(order == "last thread first")),
+    }
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--library", str(library), f"tests/ops/{tests}"]
+    done = subprocess.run(
+        [sys.executable, *command, "-k", "not million"],  # too much for this; a GPU takes them
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
