@@ -1,0 +1,123 @@
+"""The machine code of the GPU's kernels: what the design claims of their inner loops. It needs nvcc, but no GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from adderzoo.ops import _build
+
+ARCHITECTURES = ["sm_80", "sm_90"]
+
+
+def find_program(name: str) -> str:
+    """Of the CUDA toolkit, or of what Triton brings with it."""
+    path = shutil.which(name)
+    if path is None:
+        triton = pytest.importorskip("triton")
+        path = shutil.which(name, path=str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin"))
+    if path is None:
+        pytest.skip(f"there is no {name}")
+    return path
+
+
+class Code:
+    """Kernels by their mangled names."""
+
+    def __init__(self, report: str, disassembly: str) -> None:
+        self.report = report
+        parts = disassembly.split("Function : ")[1:]
+        self.kernels = {part.split("\n", 1)[0].strip(): part for part in parts}
+
+    def inner_loop(self, kernel: str) -> Counter[str]:
+        """How often each instruction occurs in the loop with most arithmetic of the kernel with this in its name."""
+        (name,) = (name for name in self.kernels if kernel in name)
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", self.kernels[name])
+        places = {int(address, 16): index for index, (address, _) in enumerate(lines)}
+        loops = []
+        for index, (address, text) in enumerate(lines):
+            target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)\s*$", text)
+            if target and int(target[1], 16) <= int(address, 16):
+                body = [re.sub(r"^@!?U?P\w+\s+", "", line) for _, line in lines[places[int(target[1], 16)] : index + 1]]
+                loops.append(Counter(line.split()[0] for line in body))
+        return max(loops, key=lambda loop: loop["FADD"] + loop["FFMA"] + loop["VABSDIFF4.U8.ACC"])
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Code:
+    nvcc, cuobjdump = find_program("nvcc"), find_program("cuobjdump")
+    find_program("nvdisasm")
+    path = tmp_path_factory.mktemp(request.param) / "kernels.cubin"
+    number = request.param.removeprefix("sm_")
+    flags = [flag for flag in _build.NVCC_FLAGS if not flag.startswith("-gencode")]
+    (source,) = (path for path in _build.cuda_source_files() if path.suffix == ".cu")
+    done = subprocess.run(
+        [
+            *(nvcc, "-cubin", *flags, f"-gencode=arch=compute_{number},code={request.param}"),
+            *("-Xptxas=-v", "-Werror", "all-warnings"),
+            *(f"-I{Path(torch.__file__).parent / 'include'}", str(source), "-o", str(path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stderr
+    paths = os.pathsep.join([str(Path(find_program("nvdisasm")).parent), os.environ["PATH"]])
+    sass = subprocess.run(
+        [cuobjdump, "-sass", str(path)], capture_output=True, text=True, timeout=500, env=os.environ | {"PATH": paths}
+    )
+    assert sass.returncode == 0, sass.stderr
+    return Code(done.stderr, sass.stdout)
+
+
+def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", code.report)
+    assert len(frames) == len(code.kernels)
+    assert set(frames) == {("0", "0", "0")}
+
+
+# Elements of a turn of the loop and thread: points times filters times steps.
+
+
+@pytest.mark.parametrize(
+    ("tile", "elements"), [((128, 128, 8, 8), 512), ((128, 64, 8, 8), 512), ((128, 32, 4, 8), 256)], ids=str
+)
+@pytest.mark.parametrize("source", ["f", "NS0_4HalfE", "NS0_8BFloat16E"])
+@pytest.mark.parametrize("vector", [0, 1])
+def test_a_distance_is_two_additions(
+    code: Code, tile: tuple[int, ...], elements: int, source: str, vector: int
+) -> None:
+    numbers = "".join(f"Li{number}E" for number in tile)
+    loop = code.inner_loop(f"distancesINS0_4TileI{numbers}EE{source}Lb{vector}EfE")
+    totals = elements // tile[3]  # a sum of so many terms joins the others once in a while
+    assert loop["FADD"] == 2 * elements + totals
+    assert loop["FMUL"] == loop["FFMA"] == 0
+    steps = (2 + tile[2] // 4) * tile[3]
+    assert loop["LDS.128"] == steps  # points and filters come by fours
+
+
+@pytest.mark.parametrize(("tile", "elements"), [((128, 64, 4, 16), 512), ((128, 32, 4, 16), 512)], ids=str)
+@pytest.mark.parametrize("vector", [0, 1])
+def test_a_slope_is_a_saturating_addition_and_a_multiply_add(
+    code: Code, tile: tuple[int, ...], elements: int, vector: int
+) -> None:
+    numbers = "".join(f"Li{number}E" for number in tile)
+    loop = code.inner_loop(f"slopesINS0_4TileI{numbers}EEfLb{vector}EffE")
+    assert loop["FADD.SAT"] == elements
+    others = loop["FFMA"] - elements  # that look whether filters are finite
+    assert 0 <= others <= 16
+    assert loop["LDS.128"] == 3 * tile[3]
+
+
+@pytest.mark.parametrize("tile", [(128, 128, 8, 16), (128, 64, 8, 16), (128, 32, 4, 16)], ids=str)
+@pytest.mark.parametrize("vector", [0, 1])
+def test_four_bytes_are_one_instruction(code: Code, tile: tuple[int, ...], vector: int) -> None:
+    numbers = "".join(f"Li{number}E" for number in tile)
+    loop = code.inner_loop(f"byte_distancesINS0_4TileI{numbers}EELb{vector}E")
+    assert loop["VABSDIFF4.U8.ACC"] == 8 * tile[2] * tile[3]
+    assert loop["LDS.128"] == (2 + tile[2] // 4) * tile[3]
