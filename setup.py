@@ -26,7 +26,7 @@ class OptionalBuild(BuildExtension):
         self.extensions = everything
 
 
-def extension(kind: Any, name: str, sources: list[Path]) -> Any:
+def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> Any:
     return kind(
         name,
         [str(path.relative_to(ROOT)) for path in sources],
@@ -34,12 +34,14 @@ def extension(kind: Any, name: str, sources: list[Path]) -> Any:
         extra_compile_args={"cxx": build["CXX_FLAGS"], "nvcc": build["NVCC_FLAGS"]},
         py_limited_api=True,
         optional=True,
+        **link,
     )
 
 
 extensions = [extension(CppExtension, "adderzoo._C", build["source_files"]())]
 if torch.version.cuda is not None and CUDA_HOME is not None:
-    extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", build["cuda_source_files"]()))
+    folders = build["cuda_library_folders"](CUDA_HOME)
+    extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", build["cuda_source_files"](), library_dirs=folders))
 
 setup(
     ext_modules=extensions,

@@ -1,5 +1,8 @@
 """How the compiled libraries are built: by setup.py, which cannot import the package yet, or on first use."""
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent.parent / "csrc"  # there in a checkout, not in an installed package
@@ -29,3 +32,12 @@ def cuda_source_files() -> list[Path]:
 def build_inputs() -> list[Path]:
     """Everything that the compilers read of this project, headers included."""
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".cu", ".h"})
+
+
+def cuda_library_folders(cuda_home: str) -> list[str]:
+    """Where the toolkit keeps its libraries. PyTorch looks beside nvcc, which may be a wrapper far from them."""
+    command = [os.path.join(cuda_home, "bin", "nvcc"), "--dryrun", "-E", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    tops = re.findall(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    folders = (os.path.join(top, name) for top in tops for name in ("lib64", "lib"))
+    return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]

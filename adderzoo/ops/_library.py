@@ -108,8 +108,11 @@ def _load_built(compiled: _Compiled) -> None:
             if not complete.exists():
                 from torch.utils import cpp_extension  # slow to import, and seldom needed
 
-                if compiled.cuda and cpp_extension.CUDA_HOME is None:
-                    raise LibraryNotFoundError("there is no CUDA toolkit: nvcc is not found, and CUDA_HOME is not set")
+                link = []
+                if compiled.cuda:
+                    if cpp_extension.CUDA_HOME is None:
+                        raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, CUDA_HOME is not set")
+                    link = [f"-L{folder}" for folder in _build.cuda_library_folders(cpp_extension.CUDA_HOME)]
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
                 with _own_programs_on_path():
                     cpp_extension.load(  # builds it, and loads it as well
@@ -117,6 +120,7 @@ def _load_built(compiled: _Compiled) -> None:
                         sources=[str(path) for path in compiled.sources()],
                         extra_cflags=_build.CXX_FLAGS,
                         extra_cuda_cflags=_build.NVCC_FLAGS,
+                        extra_ldflags=link,
                         with_cuda=compiled.cuda,
                         build_directory=str(folder),
                         is_python_module=False,
