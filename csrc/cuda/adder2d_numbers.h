@@ -2,6 +2,12 @@
 // each has its exact meaning.
 #pragma once
 
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#else
+#include "cuda_on_cpu.h"
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -61,7 +61,7 @@ struct ByteAffine {
   const float* float_addend;
   float addend_scale, lowest, highest;
   int zero_point;
-  int padding;  // what the bytes of a padded pixel are
+  int padding;     // what the bytes of a padded pixel are
   uint8_t* bytes;  // one of the two
   float* floats;
 };

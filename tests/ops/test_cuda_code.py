@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,29 +51,30 @@ class Code:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Code:
-    nvcc, cuobjdump = find_program("nvcc"), find_program("cuobjdump")
-    find_program("nvdisasm")
-    path = tmp_path_factory.mktemp(request.param) / "kernels.cubin"
+    nvcc, cuobjdump, nvdisasm = map(find_program, ("nvcc", "cuobjdump", "nvdisasm"))
+    folder = tmp_path_factory.mktemp(request.param)
     number = request.param.removeprefix("sm_")
     flags = [flag for flag in _build.NVCC_FLAGS if not flag.startswith("-gencode")]
-    (source,) = (path for path in _build.cuda_source_files() if path.suffix == ".cu")
-    done = subprocess.run(
-        [
+    environment = os.environ | {"PATH": os.pathsep.join([str(Path(nvdisasm).parent), os.environ["PATH"]])}
+
+    def run(*command: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=580, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def disassemble(source: Path) -> tuple[str, str]:
+        path = folder / f"{source.stem}.cubin"
+        report = run(
             *(nvcc, "-cubin", *flags, f"-gencode=arch=compute_{number},code={request.param}"),
             *("-Xptxas=-v", "-Werror", "all-warnings"),
-            *(f"-I{Path(torch.__file__).parent / 'include'}", str(source), "-o", str(path)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert done.returncode == 0, done.stderr
-    paths = os.pathsep.join([str(Path(find_program("nvdisasm")).parent), os.environ["PATH"]])
-    sass = subprocess.run(
-        [cuobjdump, "-sass", str(path)], capture_output=True, text=True, timeout=500, env=os.environ | {"PATH": paths}
-    )
-    assert sass.returncode == 0, sass.stderr
-    return Code(done.stderr, sass.stdout)
+            *(f"-I{Path(torch.__file__).parent / 'include'}", source, "-o", path),
+        ).stderr
+        return report, run(cuobjdump, "-sass", path).stdout
+
+    sources = [path for path in _build.cuda_source_files() if path.suffix == ".cu"]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        reports, disassemblies = zip(*pool.map(disassemble, sources), strict=True)
+    return Code("".join(reports), "".join(disassemblies))
 
 
 def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
