@@ -34,10 +34,20 @@ def build_inputs() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".cu", ".h"})
 
 
+def _ask_nvcc(cuda_home: str, *question: str) -> str:
+    command = [os.path.join(cuda_home, "bin", "nvcc"), *question]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def cuda_version(cuda_home: str) -> str:
+    """Of a toolkit: "13.0", or "unknown"."""
+    release = re.search(r"\brelease (\d+\.\d+)", _ask_nvcc(cuda_home, "--version"))
+    return release[1] if release else "unknown"
+
+
 def cuda_library_folders(cuda_home: str) -> list[str]:
-    """Where the toolkit keeps its libraries. PyTorch looks beside nvcc, which may be a wrapper far from them."""
-    command = [os.path.join(cuda_home, "bin", "nvcc"), "--dryrun", "-E", "-x", "cu", os.devnull]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    tops = re.findall(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    """Where a toolkit keeps its libraries. PyTorch looks beside nvcc, which may be a wrapper far from them."""
+    tops = re.findall(r"^#\$ TOP=(.+)$", _ask_nvcc(cuda_home, "--dryrun", "-E", "-x", "cu", os.devnull), re.MULTILINE)
     folders = (os.path.join(top, name) for top in tops for name in ("lib64", "lib"))
     return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]

@@ -94,6 +94,17 @@ def _check_compiler(compiled: _Compiled) -> None:
         raise LibraryNotFoundError("this PyTorch is not built for CUDA")
 
 
+def _cuda_link_flags(cuda_home: str | None) -> list[str]:
+    if cuda_home is None:
+        raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, and CUDA_HOME is not set")
+    version, wanted = _build.cuda_version(cuda_home), str(torch.version.cuda)
+    if version.split(".")[0] != wanted.split(".")[0]:  # other minor versions go together
+        raise LibraryNotFoundError(
+            f"the CUDA toolkit in {cuda_home} is version {version}, PyTorch is built for {wanted}"
+        )
+    return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
+
+
 def _load_built(compiled: _Compiled) -> None:
     _check_compiler(compiled)
     digest = hashlib.sha256(" ".join([*compiled.flags, platform.machine()]).encode())
@@ -108,11 +119,7 @@ def _load_built(compiled: _Compiled) -> None:
             if not complete.exists():
                 from torch.utils import cpp_extension  # slow to import, and seldom needed
 
-                link = []
-                if compiled.cuda:
-                    if cpp_extension.CUDA_HOME is None:
-                        raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, CUDA_HOME is not set")
-                    link = [f"-L{folder}" for folder in _build.cuda_library_folders(cpp_extension.CUDA_HOME)]
+                link = _cuda_link_flags(cpp_extension.CUDA_HOME) if compiled.cuda else []
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
                 with _own_programs_on_path():
                     cpp_extension.load(  # builds it, and loads it as well
@@ -130,7 +137,7 @@ def _load_built(compiled: _Compiled) -> None:
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
         lines = str(error).strip().splitlines() or [repr(error)]
-        reason = next((line for line in lines if "error:" in line), lines[0])  # of a compiler's many
+        reason = next((line for line in lines if "error:" in line or "cannot find" in line), lines[0])  # of many
         raise LibraryNotFoundError(f"building it failed: {reason}") from error
 
 

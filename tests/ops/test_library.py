@@ -315,3 +315,73 @@ def test_library_takes_no_symbol_from_pytorch_that_may_change() -> None:
     ).stdout
     assert "aoti_torch_" in listed
     assert [line for line in listed.splitlines() if re.search(r"\b(at|c10|torch)::", line)] == []
+
+
+# ------------------------------------------------------------------------------------------------------ NVIDIA GPUs
+
+
+def test_installed_kernels_for_gpus_come_with_the_package() -> None:
+    if not list(_library.PACKAGE.glob("_C_cuda.*so")):
+        pytest.skip("the kernels for GPUs were not compiled at installation: there was no CUDA toolkit")
+    assert _library._Cuda.backend == "compiled at installation", _library._Cuda.reasons
+    for schema in _library.SCHEMAS:
+        name = schema.split("(")[0]
+        expected = not name.startswith("_cpu_")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adderzoo::{name}", "CUDA") == expected
+
+
+@pytest.fixture
+def cuda_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The CUDA version that PyTorch is built for; nothing is built yet."""
+    if torch.version.cuda is None:
+        pytest.skip("this PyTorch is not built for CUDA")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch_extensions"))
+    return torch.version.cuda
+
+
+def test_pytorch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(_library.LibraryNotFoundError, match="this PyTorch is not built for CUDA"):
+        _library._load_built(_library._CUDA)
+
+
+@pytest.mark.usefixtures("cuda_pytorch")
+def test_cuda_toolkit_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    with pytest.raises(_library.LibraryNotFoundError, match="there is no CUDA toolkit: no nvcc is found"):
+        _library._load_built(_library._CUDA)
+
+
+def test_cuda_toolkit_of_another_version_is_named(
+    cuda_pytorch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.1, V9.1.85'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
+    message = f"the CUDA toolkit in {tmp_path}/toolkit is version 9.1, PyTorch is built for {cuda_pytorch}"
+    with pytest.raises(_library.LibraryNotFoundError, match=f"^{re.escape(message)}$"):
+        _library._load_built(_library._CUDA)
+
+
+def test_tensors_without_kernels_get_a_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_warned_devices", set())
+    monkeypatch.setattr(_library._Cuda, "reasons", ("the package has no compiled library", "there is no nvcc"))
+    with pytest.warns(
+        RuntimeWarning, match=r"for cuda tensors \(the package has .* library; there is no nvcc\), so its"
+    ):
+        _library._warn_about_device(torch.device("cuda"))
+
+
+def test_toolkit_behind_a_wrapper_is_found(tmp_path: Path) -> None:
+    """As compiler caches and package managers install nvcc, far from its libraries."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
+    wrapper.chmod(0o755)
+    folders = _library._build.cuda_library_folders(str(tmp_path))
+    assert any(list(Path(folder).glob("libcudart*")) for folder in folders)
