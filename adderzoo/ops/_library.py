@@ -100,7 +100,7 @@ def _cuda_link_flags(cuda_home: str | None) -> list[str]:
     version, wanted = _build.cuda_version(cuda_home), str(torch.version.cuda)
     if version.split(".")[0] != wanted.split(".")[0]:  # other minor versions go together
         raise LibraryNotFoundError(
-            f"the CUDA toolkit in {cuda_home} is version {version}, PyTorch is built for {wanted}"
+            f"the CUDA toolkit in {cuda_home} is version {version}, PyTorch was built for {wanted}"
         )
     return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
 

@@ -360,7 +360,7 @@ def test_cuda_toolkit_of_another_version_is_named(
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.1, V9.1.85'\n")
     nvcc.chmod(0o755)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
-    message = f"the CUDA toolkit in {tmp_path}/toolkit is version 9.1, PyTorch is built for {cuda_pytorch}"
+    message = f"the CUDA toolkit in {tmp_path}/toolkit is 9.1, PyTorch is built for {cuda_pytorch}"
     with pytest.raises(_library.LibraryNotFoundError, match=f"^{re.escape(message)}$"):
         _library._load_built(_library._CUDA)
 
