@@ -58,30 +58,24 @@ Walk backward_walk(const Geometry& g, const Phase& rows, const Phase& columns, i
   };
 }
 
-template <typename T, typename In, typename Out>
-void run_slopes(const Queue& queue, const Walk& w, const float* grad, const float* filters, const In* input,
-                Out* output) {
-  const auto run = [&](auto kernel) {
-    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, grad, filters, input, output);
-  };
-  by_fours(w, grad) ? run(slopes<T, float, true, In, Out>) : run(slopes<T, float, false, In, Out>);
-}
+using Square = Tile<64, 64, 8, 4, 16>;
+using Slim = Tile<128, 32, 8, 4, 16>;
+using Thin = Tile<128, 16, 4, 4, 16>;
 
 template <typename In>
 void run_backward(const Queue& queue, const Walk& w, bool sign, const float* grad, const float* filters,
                   const In* input, In* output) {
-  using Wide = Tile<128, 64, 4, 16>;
-  using Slim = Tile<128, 32, 4, 16>;
   if (w.points == 0) return;
-  if (sign || w.outputs < kNarrow || !fits_tiles<Slim>(w)) {
+  if (sign || w.outputs < kNarrow || !fits_tiles<Square, Slim, Thin>(w)) {
     const auto kernel = sign ? direct<SignSlope, float, float, In, In> : direct<ClippedSlope, float, float, In, In>;
     queue.run(kernel, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w, grad, filters, input, Affine{},
               output, w.output.channel == 1);
-  } else if (w.outputs <= 32) {
-    run_slopes<Slim>(queue, w, grad, filters, input, output);
-  } else {
-    run_slopes<Wide>(queue, w, grad, filters, input, output);
+    return;
   }
+  with_best_tile<Square, Slim, Thin>(w, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = by_fours(w, grad) ? slopes<T, float, true, In, In> : slopes<T, float, false, In, In>;
+    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, grad, filters, input, output);
+  });
 }
 
 // Input pixels that leave the same remainders modulo the stride are reached by the same taps: one launch for each pair.

@@ -5,32 +5,24 @@
 namespace adderzoo::cuda {
 namespace {
 
-template <typename T, typename S, typename Out>
-void run_distances(const Queue& queue, const Walk& w, const S* source, const float* filters, const Affine& affine,
-                   Out* output) {
-  const auto run = [&](auto kernel) {
-    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, filters, affine, output);
-  };
-  by_fours(w, source) ? run(distances<T, S, true, Out>) : run(distances<T, S, false, Out>);
-}
+using Wide = Tile<128, 128, 8, 8, 8>;
+using Square = Tile<64, 64, 8, 4, 8>;
+using Slim = Tile<128, 32, 8, 4, 8>;
+using Thin = Tile<128, 16, 4, 4, 8>;
 
 template <typename S, typename Out>
 void run_forward(const Queue& queue, const Walk& w, const S* source, const float* filters, const Affine& affine,
                  Out* output) {
-  using Wide = Tile<128, 128, 8, 8>;
-  using Medium = Tile<128, 64, 8, 8>;
-  using Slim = Tile<128, 32, 4, 8>;
   if (w.points == 0) return;
-  if (w.outputs < kNarrow || !fits_tiles<Slim>(w)) {
+  if (w.outputs < kNarrow || !fits_tiles<Wide, Square, Slim, Thin>(w)) {
     queue.run(direct<Distance, float, S, S, Out>, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w,
               source, filters, source, affine, output, w.output.channel == 1);
-  } else if (w.outputs <= 32) {
-    run_distances<Slim>(queue, w, source, filters, affine, output);
-  } else if (w.outputs <= 64) {
-    run_distances<Medium>(queue, w, source, filters, affine, output);
-  } else {
-    run_distances<Wide>(queue, w, source, filters, affine, output);
+    return;
   }
+  with_best_tile<Wide, Square, Slim, Thin>(w, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = by_fours(w, source) ? distances<T, S, true, Out> : distances<T, S, false, Out>;
+    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, filters, affine, output);
+  });
 }
 
 Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padding, Pair dilation, int64_t groups,

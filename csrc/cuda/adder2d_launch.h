@@ -38,24 +38,30 @@ class Queue {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+    check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, tensor.get_device_index()));
   }
+  int processors() const { return processors_; }
   template <typename... Parameters, typename... Arguments>
   void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
     kernel<<<blocks, threads, 0, stream_>>>(arguments...);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) fail("adder2d", "the kernel cannot be launched: ", cudaGetErrorString(error));
+    check(cudaGetLastError());
   }
 
  private:
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) fail("adder2d", "the kernel cannot be launched: ", cudaGetErrorString(error));
+  }
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
+  int processors_;
 };
 #else
 struct Queue {
   explicit Queue(const Tensor&) {}
+  int processors() const { return 1; }
   template <typename... Parameters, typename... Arguments>
   void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
-    cuda_on_cpu::run(blocks, threads, [&] { kernel(arguments...); });
+    cuda_on_cpu::run(reinterpret_cast<void*>(kernel), blocks, threads, [&] { kernel(arguments...); });
   }
 };
 #endif
@@ -153,7 +159,7 @@ inline dim3 blocks_of_outputs(int64_t outputs) {
 }
 
 // Groups narrower than this have a tile mostly to themselves: their outputs are computed one by one.
-constexpr int kNarrow = 8;
+constexpr int kNarrow = 4;
 
 template <typename T>
 dim3 blocks_of_tiles(const Walk& w) {
@@ -161,10 +167,33 @@ dim3 blocks_of_tiles(const Walk& w) {
               static_cast<unsigned>(divide_up(w.outputs, T::kFilters)), static_cast<unsigned>(w.groups));
 }
 
-template <typename T>
+// What a grid of blocks can count.
+template <typename... Tiles>
 bool fits_tiles(const Walk& w) {
-  return divide_up(w.points, T::kPoints) < (int64_t{1} << 31) && divide_up(w.outputs, T::kFilters) < (1 << 16) &&
+  return ((divide_up(w.points, Tiles::kPoints) < (int64_t{1} << 31) &&
+           divide_up(w.outputs, Tiles::kFilters) < (1 << 16)) &&
+          ...) &&
          w.groups < (1 << 16);
+}
+
+// Instructions of the processor that gets most blocks: tiles that are cut off, and processors left without one, count.
+template <typename T>
+double cost_of(const Walk& w, int processors) {
+  const int64_t blocks = divide_up(w.points, T::kPoints) * divide_up(w.outputs, T::kFilters) * w.groups;
+  return T::kInstructions * T::kPoints * T::kFilters * static_cast<double>(divide_up(blocks, processors));
+}
+
+// Calls `run` with the tile, among these, that costs least.
+template <typename... Tiles, typename F>
+void with_best_tile(const Walk& w, int processors, F run) {
+  const double least = std::min({cost_of<Tiles>(w, processors)...});
+  bool done = false;
+  const auto consider = [&]<typename T>(T tile) {
+    if (done || cost_of<T>(w, processors) > least) return;
+    run(tile);
+    done = true;
+  };
+  (consider(Tiles{}), ...);
 }
 
 // Whether four channels of a pixel can be fetched at once, wherever the pixel is.

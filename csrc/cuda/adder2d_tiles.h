@@ -7,17 +7,25 @@ namespace adderzoo::cuda {
 
 // Points and filters of a block of threads, and those of a thread: two (or one) times four of each, far apart, so that
 // the threads of a warp read shared memory side by side. `STEPS` are fetched at once.
-template <int POINTS, int FILTERS, int THREAD_FILTERS, int STEPS>
+template <int POINTS, int FILTERS, int THREAD_POINTS, int THREAD_FILTERS, int STEPS>
 struct Tile {
   static constexpr int kPoints = POINTS, kFilters = FILTERS, kSteps = STEPS;
-  static constexpr int kThreadPoints = 8, kThreadFilters = THREAD_FILTERS;
+  static constexpr int kThreadPoints = THREAD_POINTS, kThreadFilters = THREAD_FILTERS;
   static constexpr int kColumns = kFilters / kThreadFilters;  // of threads
   static constexpr int kThreads = kColumns * (kPoints / kThreadPoints);
   // A row of points in shared memory: two rows four apart lie half of the banks apart, for what writes four channels.
   static constexpr int kPitch = kPoints + 4;
   static_assert(kThreads % kPoints == 0 || kPoints % kThreads == 0);
 
-  __device__ static int thread_point(int i) { return (threadIdx.x / kColumns) * 4 + (i / 4) * (kPoints / 2) + i % 4; }
+  // Instructions an element: two, loads of four numbers from shared memory, and some five for a number fetched.
+  static constexpr double kInstructions = 2.0 +
+                                          (kThreadPoints + kThreadFilters) / (4.0 * kThreadPoints * kThreadFilters) +
+                                          5.0 * (kPoints + kFilters) / (kPoints * kFilters);
+
+  __device__ static int thread_point(int i) {
+    constexpr int kApart = kPoints * 4 / kThreadPoints;
+    return (threadIdx.x / kColumns) * 4 + (i / 4) * kApart + i % 4;
+  }
   __device__ static int thread_filter(int i) {
     constexpr int kApart = kFilters * 4 / kThreadFilters;
     return (threadIdx.x % kColumns) * 4 + (i / 4) * kApart + i % 4;

@@ -5,6 +5,10 @@
 namespace adderzoo::cuda {
 namespace {
 
+using Wide = Tile<128, 128, 8, 8, 16>;
+using Square = Tile<64, 64, 8, 4, 16>;
+using Slim = Tile<128, 32, 8, 4, 16>;
+
 Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
                   std::optional<Tensor> addend, Pair stride, Pair padding, Pair dilation, int64_t groups, bool relu,
                   int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max, double addend_scale) {
@@ -41,26 +45,18 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const uint8_t* const source = x.tensor.const_data_ptr<uint8_t>();
   const uint8_t* const packed = filters.const_data_ptr<uint8_t>();
   const int lane_bytes = number(filters.size(5));
-  const auto run = [&]<typename T>(T) {
-    // Sixteen channels of a pixel at once, and two lanes.
-    const bool words = by_fours(w, reinterpret_cast<const uint32_t*>(source)) && w.channels % 16 == 0 &&
-                       w.source.image % 16 == 0 && w.source.row % 16 == 0 && w.source.column % 16 == 0 &&
-                       (w.groups == 1 || w.outputs % 2 == 0) && reinterpret_cast<uintptr_t>(packed) % 16 == 0;
-    queue.run(words ? byte_distances<T, true> : byte_distances<T, false>, blocks_of_tiles<T>(w), T::kThreads, w, source,
-              packed, affine);
-  };
-  using Wide = Tile<128, 128, 8, 16>;
-  using Medium = Tile<128, 64, 8, 16>;
-  using Slim = Tile<128, 32, 4, 16>;
-  if (lane_bytes != kByteStep || w.outputs < kNarrow || !fits_tiles<Slim>(w) || x.strides.channel != 1) {
+  if (lane_bytes != kByteStep || w.outputs < kNarrow || !fits_tiles<Wide, Square, Slim>(w) || x.strides.channel != 1) {
     queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, w, source, packed, lane_bytes, affine);
-  } else if (w.outputs <= 32) {
-    run(Slim{});
-  } else if (w.outputs <= 64) {
-    run(Medium{});
-  } else {
-    run(Wide{});
+    return output;
   }
+  // Sixteen channels of a pixel at once, and two lanes.
+  const bool vector = by_fours(w, reinterpret_cast<const uint32_t*>(source)) && w.channels % 16 == 0 &&
+                      w.source.image % 16 == 0 && w.source.row % 16 == 0 && w.source.column % 16 == 0 &&
+                      (w.groups == 1 || w.outputs % 2 == 0) && reinterpret_cast<uintptr_t>(packed) % 16 == 0;
+  with_best_tile<Wide, Square, Slim>(w, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = vector ? byte_distances<T, true> : byte_distances<T, false>;
+    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, packed, affine);
+  });
   return output;
 }
 

@@ -1,16 +1,19 @@
-// Runs CUDA kernels on the CPU: what of CUDA's language they use, each with its exact meaning. The threads of a block are
-// fibers of one thread of the process, which change at barriers; blocks run one after another.
+// Runs CUDA kernels on the CPU: what of CUDA's language they use, each with its exact meaning. The threads of a block
+// are fibers of one thread of the process, which change at barriers; blocks run one after another.
 #pragma once
 
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -99,7 +102,8 @@ inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& k
       done += fiber.done;
     }
     left -= done;
-    if (waiting > 0 && left != waiting) throw std::logic_error("some threads of a block wait at a barrier, others do not");
+    if (waiting > 0 && left != waiting)
+      throw std::logic_error("some threads of a block wait at a barrier, others do not");
     if (waiting > 0 && done > 0) throw std::logic_error("a thread of a block ended while others wait at a barrier");
     now.last_any = now.any;
     now.any = false;
@@ -108,7 +112,19 @@ inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& k
   block = nullptr;
 }
 
-inline void run(dim3 grid, int threads, const std::function<void()>& kernel) {
+// Adds a kernel's name to the file ADDERZOO_KERNELS.
+inline void note(void* kernel) {
+  static const char* const path = std::getenv("ADDERZOO_KERNELS");
+  static thread_local std::set<void*> noted;
+  Dl_info info;
+  if (!path || !noted.insert(kernel).second || !dladdr(kernel, &info)) return;
+  std::FILE* const file = std::fopen(path, "a");
+  std::fprintf(file, "%s\n", info.dli_sname);
+  std::fclose(file);
+}
+
+inline void run(void* name, dim3 grid, int threads, const std::function<void()>& kernel) {
+  note(name);
   std::vector<Fiber> fibers(static_cast<std::size_t>(threads));
   grid_size = grid;
   block_size = dim3(static_cast<unsigned>(threads));

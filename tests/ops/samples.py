@@ -16,8 +16,9 @@ GEOMETRIES = {
 }
 
 # Channels of input and output for which the kernels of GPUs have code of its own, in the forward pass and for the input
-# gradient: tiles of 32, 64 and 128 outputs, fed by fours or one by one; and outputs that are computed one by one.
-WIDTHS = [(8, 20), (12, 50), (36, 100), (33, 18), (9, 34), (7, 100), (16, 5)]
+# gradient, if there are 65 to 128 points: tiles of 16 to 128 outputs, fed by fours or one by one, and outputs that are
+# computed one by one.
+WIDTHS = [(8, 20), (12, 50), (52, 100), (50, 18), (9, 60), (7, 100), (24, 12), (21, 10), (3, 3)]
 
 
 def in_format(tensor: Tensor, memory_format: str) -> Tensor:

@@ -163,7 +163,7 @@ def test_wide_layers_match_the_definition(
 def test_layers_of_every_width_type_and_format_match_the_definition(
     device: torch.device, in_channels: int, out_channels: int, dtype: torch.dtype, memory_format: str
 ) -> None:
-    x = in_format(torch.randn(3, 2 * in_channels, 9, 8, device=device).to(dtype), memory_format)
+    x = in_format(torch.randn(3, 2 * in_channels, 8, 8, device=device).to(dtype), memory_format)
     w = torch.randn(2 * out_channels, in_channels, 3, 2, device=device).to(reference.accumulation_dtype(dtype))
     scale, shift = torch.randn(2, 2 * out_channels, device=device).to(w)
     geometry = ((2, 1), (1, 1), (1, 1), 2)

@@ -83,43 +83,51 @@ def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
     assert set(frames) == {("0", "0", "0")}
 
 
-# Elements of a turn of the loop and thread: points times filters times steps.
+# Tiles: points and filters of a block, of a thread, and steps. A turn of the loop takes all steps.
+Tile = tuple[int, int, int, int, int]
+
+
+def mangled(tile: Tile) -> str:
+    return "INS0_4TileI" + "".join(f"Li{number}E" for number in tile) + "EE"
+
+
+def elements(tile: Tile) -> int:
+    _, _, points, filters, steps = tile
+    return points * filters * steps
+
+
+def loads(tile: Tile) -> int:
+    """Points and filters come by fours."""
+    _, _, points, filters, steps = tile
+    return (points // 4 + filters // 4) * steps
 
 
 @pytest.mark.parametrize(
-    ("tile", "elements"), [((128, 128, 8, 8), 512), ((128, 64, 8, 8), 512), ((128, 32, 4, 8), 256)], ids=str
+    "tile", [(128, 128, 8, 8, 8), (64, 64, 8, 4, 8), (128, 32, 8, 4, 8), (128, 16, 4, 4, 8)], ids=str
 )
 @pytest.mark.parametrize("source", ["f", "NS0_4HalfE", "NS0_8BFloat16E"])
 @pytest.mark.parametrize("vector", [0, 1])
-def test_a_distance_is_two_additions(
-    code: Code, tile: tuple[int, ...], elements: int, source: str, vector: int
-) -> None:
-    numbers = "".join(f"Li{number}E" for number in tile)
-    loop = code.inner_loop(f"distancesINS0_4TileI{numbers}EE{source}Lb{vector}EfE")
-    totals = elements // tile[3]  # a sum of so many terms joins the others once in a while
-    assert loop["FADD"] == 2 * elements + totals
+def test_a_distance_is_two_additions(code: Code, tile: Tile, source: str, vector: int) -> None:
+    loop = code.inner_loop(f"distances{mangled(tile)}{source}Lb{vector}EfE")
+    totals = elements(tile) // tile[-1]  # a sum of so many terms joins the others once in a while
+    assert loop["FADD"] == 2 * elements(tile) + totals
     assert loop["FMUL"] == loop["FFMA"] == 0
-    steps = (2 + tile[2] // 4) * tile[3]
-    assert loop["LDS.128"] == steps  # points and filters come by fours
+    assert loop["LDS.128"] == loads(tile)
 
 
-@pytest.mark.parametrize(("tile", "elements"), [((128, 64, 4, 16), 512), ((128, 32, 4, 16), 512)], ids=str)
+@pytest.mark.parametrize("tile", [(64, 64, 8, 4, 16), (128, 32, 8, 4, 16), (128, 16, 4, 4, 16)], ids=str)
 @pytest.mark.parametrize("vector", [0, 1])
-def test_a_slope_is_a_saturating_addition_and_a_multiply_add(
-    code: Code, tile: tuple[int, ...], elements: int, vector: int
-) -> None:
-    numbers = "".join(f"Li{number}E" for number in tile)
-    loop = code.inner_loop(f"slopesINS0_4TileI{numbers}EEfLb{vector}EffE")
-    assert loop["FADD.SAT"] == elements
-    others = loop["FFMA"] - elements  # that look whether filters are finite
+def test_a_slope_is_a_saturating_addition_and_a_multiply_add(code: Code, tile: Tile, vector: int) -> None:
+    loop = code.inner_loop(f"slopes{mangled(tile)}fLb{vector}EffE")
+    assert loop["FADD.SAT"] == elements(tile)
+    others = loop["FFMA"] - elements(tile)  # that look whether filters are finite
     assert 0 <= others <= 16
-    assert loop["LDS.128"] == 3 * tile[3]
+    assert loop["LDS.128"] == loads(tile)
 
 
-@pytest.mark.parametrize("tile", [(128, 128, 8, 16), (128, 64, 8, 16), (128, 32, 4, 16)], ids=str)
+@pytest.mark.parametrize("tile", [(128, 128, 8, 8, 16), (64, 64, 8, 4, 16), (128, 32, 8, 4, 16)], ids=str)
 @pytest.mark.parametrize("vector", [0, 1])
-def test_four_bytes_are_one_instruction(code: Code, tile: tuple[int, ...], vector: int) -> None:
-    numbers = "".join(f"Li{number}E" for number in tile)
-    loop = code.inner_loop(f"byte_distancesINS0_4TileI{numbers}EELb{vector}E")
-    assert loop["VABSDIFF4.U8.ACC"] == 8 * tile[2] * tile[3]
-    assert loop["LDS.128"] == (2 + tile[2] // 4) * tile[3]
+def test_four_bytes_are_one_instruction(code: Code, tile: Tile, vector: int) -> None:
+    loop = code.inner_loop(f"byte_distances{mangled(tile)}Lb{vector}E")
+    assert loop["VABSDIFF4.U8.ACC"] == elements(tile)
+    assert loop["LDS.128"] == loads(tile)

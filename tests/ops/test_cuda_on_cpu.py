@@ -1,6 +1,7 @@
 """The kernels for GPUs, compiled for the CPU by means of cuda_on_cpu.h, in the tests of the operators."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so"
     root = Path(torch.__file__).parent
     command = [compiler, "-shared", "-fPIC", "-std=c++20", "-O2", "-Wno-unknown-pragmas", *_build.CXX_FLAGS[1:]]
+    command += ["-fvisibility=default", "-Wno-attributes"]  # kernels with names
     command += [f"-I{root / 'include'}", f"-I{CHECKOUT / 'tests' / 'ops'}", "-x", "c++"]
     command += [*map(str, _build.cuda_source_files()), "-o", str(path), f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
@@ -39,6 +41,7 @@ def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(adderzoo.__file__).parent.parent),
         "ADDERZOO_REVERSED": str(int(order == "last thread first")),
+        "ADDERZOO_KERNELS": str(library.parent / f"{tests}, {order}"),
     }
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--library", str(library), f"tests/ops/{tests}"]
     done = subprocess.run(
@@ -52,3 +55,18 @@ def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str
     assert done.returncode == 0, done.stdout[-10000:] + done.stderr
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
+
+
+def test_every_kernel_has_run(library: Path) -> None:
+    """In the tests above."""
+    lists = list(library.parent.glob("test_*"))
+    if len(lists) < 2 * len(TESTS):
+        pytest.skip("the tests above have not all run")
+    text = "".join(path.read_text() for path in _build.SOURCES.rglob("cuda/*.h"))
+    names = re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", text)
+    assert "distances" in names
+    symbols = subprocess.run(["nm", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
+    mangled = "|".join(f"{len(name)}{name}" for name in names)
+    compiled = set(re.findall(rf"\b_ZN8adderzoo4cuda(?:{mangled})[IE]\w*", symbols))
+    assert len(compiled) > 50
+    assert compiled <= {line for path in lists for line in path.read_text().splitlines()}
