@@ -123,3 +123,20 @@ def test_four_bytes_are_one_instruction(code: Code, tile: tuple[int, ...], vecto
     loop = code.inner_loop(f"byte_distancesINS0_4TileI{numbers}EELb{vector}E")
     assert loop["VABSDIFF4.U8.ACC"] == 8 * tile[2] * tile[3]
     assert loop["LDS.128"] == (2 + tile[2] // 4) * tile[3]
+
+
+# What the operators are measured against: the same instructions, and beside these only what counts the turns.
+@pytest.mark.parametrize(
+    ("form", "instructions"),
+    [
+        ("12MultiplyAdds", {"FFMA": 256}),
+        ("9Distances", {"FADD": 512}),
+        ("6Slopes", {"FADD.SAT": 256, "FFMA": 256}),
+        ("13ByteDistances", {"VABSDIFF4.U8.ACC": 256}),
+    ],
+)
+def test_a_ceiling_is_a_loop_of_nothing_else(code: Code, form: str, instructions: dict[str, int]) -> None:
+    (kernel,) = (name for name in code.kernels if f"ceilingINS1_{form}E" in name)
+    loop = code.inner_loop(kernel)
+    assert {name: loop[name] for name in instructions} == instructions
+    assert loop.total() - sum(instructions.values()) <= 16
