@@ -138,7 +138,7 @@ def test_without_compiled_loops_there_is_no_share() -> None:
 @pytest.mark.parametrize("precision", CEILINGS)
 def test_measurement_has_every_layer_direction_and_format(precision: str) -> None:
     notes: list[str] = []
-    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, precision)
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, [precision])
     kinds = [(memory_format, direction) for memory_format in FORMATS for direction in DIRECTIONS]
     found = [(result.memory_format, result.direction) for result in results]
     assert found == (kinds if precision == "float32" else [("channels_last", "forward")])
@@ -151,3 +151,13 @@ def test_measurement_has_every_layer_direction_and_format(precision: str) -> Non
         numbers = [result.rate, result.ceiling, result.share, *(row.share for row in result.layers)]
         assert all(number is not None and 0 < number < math.inf for number in numbers)
     assert notes[0] == "adder_lenet5, batch 2: forward, channels_last"
+
+
+def test_precisions_are_measured_in_turns() -> None:
+    notes: list[str] = []
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, ["float32", "u8"])
+    assert [result.precision for result in results] == ["float32"] * 6 + ["u8"]
+    turn = 1 + len(adder_layers("adder_lenet5", 2))  # the ceiling, and every layer
+    first_round = notes[: 7 * turn]
+    assert first_round.count("adder_lenet5, batch 2: forward, channels_last") == 2 * turn
+    assert first_round.count("adder_lenet5, batch 2: weight gradient, contiguous") == turn

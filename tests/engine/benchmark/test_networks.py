@@ -56,6 +56,13 @@ def test_default_batches() -> None:
     assert default_batches("adder_resnet18", "training") == default_batches("adder_lenet5", "operator") == [8]
 
 
+def test_default_batches_of_a_gpu() -> None:
+    assert default_batches("adder_resnet50", "operator", "cuda") == [64]
+    assert default_batches("adder_resnet50", "training", "cuda:1") == [64]
+    assert default_batches("adder_resnet20", "training", "cuda") == [128]
+    assert default_batches("adder_resnet20", "inference", "cuda") == [1, 8, 128]
+
+
 def test_contenders_of_inference() -> None:
     found = inference("adder_resnet20", 8, compiled=True)
     assert len(set(found)) == len(found)
@@ -118,6 +125,64 @@ def test_contenders_of_byte_networks() -> None:
     found = contenders("adder_resnet20", "threads", 8, True, True, "u8")
     assert {contender.label for contender in found} == {"adder network, uint8"}
     assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
+
+
+def of_gpu(
+    part: str, naive: bool = True, compiled: bool = True, precision: str = "float32", name: str = "adder_resnet20"
+) -> dict[str, list[Contender]]:
+    """By label."""
+    found = contenders(name, part, 64, naive, compiled, precision, "cuda")
+    assert len(set(found)) == len(found)
+    assert {contender.device for contender in found} == {"cuda"}
+    labels: dict[str, list[Contender]] = {}
+    for contender in found:
+        labels.setdefault(contender.label, []).append(contender)
+    return labels
+
+
+CNNS = ["CNN", "CNN, TF32", "CNN, bfloat16"]
+COMPILED = ["compiled", "compiled, CUDA graphs"]
+
+
+def test_contenders_of_inference_on_a_gpu() -> None:
+    labels = of_gpu("inference")
+    cnns = {*CNNS, "CNN, fused", *(f"CNN, fused, {how}" for how in COMPILED)}
+    cnns |= {f"CNN, fused, {dtype}, compiled, CUDA graphs" for dtype in ("TF32", "bfloat16")}
+    expressions = {
+        "adder network, unfold + cdist",
+        "adder network, authors' expression",
+        "adder network, authors' expression, compiled",
+    }
+    fused = {
+        "adder network, fused",
+        "adder network, fused, bfloat16",
+        *(f"adder network, fused, {h}" for h in COMPILED),
+    }
+    fused |= {"adder network, fused, bfloat16, compiled, CUDA graphs"}
+    assert set(labels) == cnns | expressions | fused | {"adder network"}
+    for label in ("CNN", "CNN, TF32", "CNN, fused", "adder network", "adder network, fused"):
+        assert {contender.memory_format for contender in labels[label]} == {"contiguous", "channels_last"}
+    assert {contender.batch for found in labels.values() for contender in found} == {64}
+    assert set(of_gpu("inference", naive=False)) == set(labels) - expressions
+    assert set(of_gpu("inference", compiled=False)) == {label for label in labels if "compiled" not in label}
+    large = of_gpu("inference", name="adder_resnet18")
+    assert {contender.batch for label in expressions for contender in large[label]} == {8}
+    bytes_ = of_gpu("inference", precision="u8")
+    of_bytes = {"adder network, uint8", *(f"adder network, uint8, {how}" for how in COMPILED)}
+    assert set(bytes_) == cnns | of_bytes | {"adder network, fused"}
+
+
+def test_contenders_of_training_on_a_gpu() -> None:
+    labels = of_gpu("training")
+    assert set(labels) == {
+        *CNNS, *(f"CNN, {how}" for how in COMPILED), "CNN, TF32, compiled, CUDA graphs",
+        "CNN, bfloat16, compiled, CUDA graphs", "adder network", "adder network, TF32", "adder network, bfloat16",
+        *(f"adder network, {how}" for how in COMPILED), "adder network, authors' expression",
+        "adder network, authors' expression, compiled",
+    }  # fmt: skip
+    assert all(contender.training for found in labels.values() for contender in found)
+    large = of_gpu("training", name="adder_resnet18")
+    assert [contender.batch for contender in large["adder network, authors' expression"]] == [8]
 
 
 def test_the_byte_network_computes_similar_logits() -> None:
