@@ -33,6 +33,7 @@ class Code:
     def __init__(self, report: str, disassembly: str) -> None:
         self.report = report
         parts = disassembly.split("Function : ")[1:]
+        self.count = len(parts)
         self.kernels = {part.split("\n", 1)[0].strip(): part for part in parts}
 
     def inner_loop(self, kernel: str) -> Counter[str]:
@@ -79,7 +80,7 @@ def code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", code.report)
-    assert len(frames) == len(code.kernels)
+    assert len(frames) == code.count  # several sources have the kernels that pack filters
     assert set(frames) == {("0", "0", "0")}
 
 
