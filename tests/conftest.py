@@ -11,8 +11,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device",
         default="cpu",
-        help="where the operators are tested: cpu (the default), cuda, cuda:1 ...; elsewhere than on the CPU only tests "
-        "that take the device are run",
+        help="where the operators are tested: cpu (the default), cuda, cuda:1 ...; elsewhere than on the CPU only the "
+        "tests that take the device are run",
     )
     parser.addoption("--library", help="compiled kernels that are tested in the place of the CPU's own")
 

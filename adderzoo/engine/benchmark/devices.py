@@ -1,6 +1,7 @@
 """What differs between a CPU and a GPU: how runs are timed, how memory is counted, what describes it."""
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,10 @@ from .timing import Local, Queued
 _NARROW = {(7, 0), (7, 2), (7, 5), (8, 0)}
 
 
+# After a parallel loop, OpenMP's threads wait busily for the next one, for some milliseconds.
+_OPENMP_SPINS = 0.01
+
+
 def is_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
@@ -23,6 +28,14 @@ def is_gpu(device: str) -> bool:
 def runner(run: Callable[[], object], device: str) -> Local:
     """What times a function whose work a device does."""
     return Queued(run, partial(torch.cuda.synchronize, device)) if is_gpu(device) else Local(run)
+
+
+def leave(device: str) -> None:
+    """Leave a device to the next process: no thread is busy, and no memory is kept that is not in use."""
+    if is_gpu(device):
+        torch.cuda.empty_cache()
+    else:
+        time.sleep(_OPENMP_SPINS)
 
 
 def peak_rise(run: Callable[[], object], device: str) -> int | None:

@@ -17,7 +17,7 @@ from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
 from adderzoo.ops.adder2d import full_weight_gradient
 
-from .devices import is_gpu, runner
+from .devices import is_gpu, leave, runner
 from .timing import Local, Timing, interleave
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -252,6 +252,9 @@ def measure_operator(
         ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
         of_layers = {layer: timings[*kind, layer] for layer in layers}
         results.append(_summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling))
+    runners.clear()
+    all_data.clear()
+    leave(device)
     return results
 
 

@@ -8,7 +8,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +24,7 @@ from adderzoo.engine.training import create_optimizer
 from adderzoo.fusion import fuse
 from adderzoo.quantization import calibrate, quantize
 
-from .devices import is_gpu, peak_rise, runner
+from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
 from .layers import FORMATS
 from .timing import Local, RunError, Timing, interleave
@@ -38,9 +37,6 @@ LIMIT = 300.0
 
 # Seconds for a process to end by itself.
 _PATIENCE = 5.0
-
-# After a parallel loop, OpenMP's threads wait busily for the next one, for some milliseconds.
-_OPENMP_SPINS = 0.01
 
 # torch.compile's modes, by what contenders call it.
 _MODES = {"default": "default", "freezing": "default", "reduce-overhead": "reduce-overhead"}
@@ -364,7 +360,7 @@ def _serve(connection: Connection, contender: Contender) -> None:
                 answer = None if rise is None else built.kept() + rise
             else:
                 answer = getattr(local, request)(*arguments)
-                time.sleep(_OPENMP_SPINS)
+            leave(contender.device)
             connection.send((None, answer))
     except EOFError:
         pass

@@ -100,12 +100,13 @@ class Queued(Local):
         self.synchronize = synchronize
 
     def warm_up(self) -> float:
+        self.run()  # libraries are loaded for the first run of a kind, which can take seconds
         return self._together(1)
 
     def visit(self, seconds: float) -> list[float]:
-        first = self.warm_up()
+        first = self._together(1)
         if first < _LONGER_THAN_A_CACHE_MISS:
-            first = self.warm_up()
+            first = self._together(1)
         elif first >= seconds:
             return [first]
         runs = max(1, int(seconds / first))
