@@ -60,6 +60,12 @@ def at_most(what: str, value: float, most: float, form: str) -> Row:
     return Row(what, f"at most {form.format(most)}", form.format(value), OK if value <= most else SHORT)
 
 
+def judge_library(backend: str) -> Row:
+    """By what `adderzoo.ops.backend` says, or by an error."""
+    verdict = OK if backend.startswith("compiled") else SHORT if backend == "PyTorch reference" else FAILED
+    return Row("kernels for the GPU", "compiled", backend, verdict)
+
+
 @dataclass(frozen=True)
 class Case:
     """A test and what became of it: "passed", "failed" or "skipped"."""
@@ -208,7 +214,7 @@ def last_line(text: str) -> str:
 
 
 def align(rows: Sequence[Row]) -> str:
-    cells = [("what", "target", "measured", ""), *((row.what, row.target, row.measured, row.verdict) for row in rows)]
+    cells = [("", "what", "target", "measured"), *((row.verdict, row.what, row.target, row.measured) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -243,11 +249,8 @@ def run(command: Sequence[object], limit: float, **environment: str) -> str:
 
 
 def check_library(limit: float) -> Result:
-    script = "import torch, adderzoo; from adderzoo.engine.benchmark import describe_machine; "
-    output = run([sys.executable, "-c", script + "print(describe_machine('cuda').gpu.operator)"], limit)
-    backend = last_line(output)
-    verdict = OK if backend.startswith("compiled") else SHORT
-    return Result([Row("kernels for the GPU", "compiled", backend, verdict)])
+    output = run([sys.executable, "-c", "import adderzoo.ops; print(adderzoo.ops.backend('cuda'))"], limit)
+    return Result([judge_library(last_line(output))])
 
 
 def pytest_command(*arguments: object) -> list[object]:

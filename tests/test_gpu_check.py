@@ -82,7 +82,20 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     assert done.stderr.endswith("got everything\n")
 
 
-# --------------------------------------------------------------------------------------------------------------- tests
+# ------------------------------------------------------------------------------------------------ library and tests
+
+
+@pytest.mark.parametrize(
+    ("backend", "verdict"),
+    [
+        ("compiled on first use", "ok"),
+        ("PyTorch reference", "short"),
+        ("RuntimeError: Found no NVIDIA driver on your system.", "failed"),
+    ],
+)
+def test_kernels_have_to_be_compiled(check: ModuleType, backend: str, verdict: str) -> None:
+    assert check.judge_library(backend).verdict == verdict
+
 
 TESTS = """
 import pytest

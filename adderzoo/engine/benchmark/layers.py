@@ -252,7 +252,7 @@ def measure_operator(
         ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
         of_layers = {layer: timings[*kind, layer] for layer in layers}
         results.append(_summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling))
-    runners.clear()
+    runners.clear()  # and with them the tensors, whose memory networks may need next
     all_data.clear()
     leave(device)
     return results
