@@ -197,8 +197,6 @@ def _contenders_on_gpu(
 ) -> list[Contender]:
     """Beside float32 the CNN in TF32, which PyTorch computes convolutions in unless it is told not to."""
     twin, modes = twin_of(name), ("default", "reduce-overhead")
-    if _has_large_images(name):
-        batch = min(batch, _NAIVE_IMAGES)
     found = [*both(twin), *both(twin, dtype="tf32"), make(twin, dtype="bfloat16")]
     if part == "training":
         found += [make(twin, compiled=mode) for mode in modes]
@@ -217,8 +215,9 @@ def _contenders_on_gpu(
         found += [make(name, "fused", mode) for mode in modes]
         found += [make(name, "fused", "reduce-overhead", "bfloat16")]
         expressions = [("cdist", ""), ("authors", ""), ("authors", "default")]
+    images = min(batch, _NAIVE_IMAGES) if _has_large_images(name) else batch
     for form, how in expressions if naive else ():
-        found.append(make(name, form, how, memory_format="contiguous", batch=batch))
+        found.append(make(name, form, how, memory_format="contiguous", batch=images))
     return found
 
 
@@ -231,19 +230,19 @@ class _Built:
 
 
 def build(contender: Contender) -> _Built:
-    """Random weights, random images. What it sets for torch.compile holds for the whole process."""
+    """Random weights, random images. What it sets for torch.compile, and of TF32, holds for the whole process."""
     torch.manual_seed(0)
     memory_format, device = FORMATS[contender.memory_format], torch.device(contender.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = contender.dtype == "tf32"
-    model: Any = timm.create_model(contender.model).to(device)
+    model: Any = timm.create_model(contender.model)
     size = model.pretrained_cfg["input_size"]
     images = torch.randn(contender.batch, *size).to(device).contiguous(memory_format=memory_format)
     context: AbstractContextManager[Any] = nullcontext()
     if contender.dtype not in ("float32", "tf32"):
         context = torch.autocast(device.type, getattr(torch, contender.dtype))
-    samples = torch.randn(4, *size).to(device)
+    samples = torch.randn(4, *size)
     if not contender.training:
         _settle(model, samples)
     model = model.to(memory_format=memory_format).train(contender.training)
@@ -255,7 +254,7 @@ def build(contender: Contender) -> _Built:
         model = quantize(calibrate(model, [(samples,)], bits=8))
     elif contender.form == "int8":
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
-    called = model
+    called = model = model.to(device)
     if contender.compiled:
         from torch._inductor import config  # slow to import
 
