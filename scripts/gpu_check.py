@@ -104,6 +104,11 @@ def judge_tests(report: str) -> list[Row]:
     ]
 
 
+def judge_benchmark_tests(report: str) -> list[Row]:
+    cases, _ = read_cases(report)
+    return [judge_cases("benchmark's tests", cases, r"^tests\.(cli|engine)\.")]
+
+
 def judge_layers_tests(report: str) -> list[Row]:
     cases, properties = read_cases(report)
     network = judge_cases("authors' ResNet-20, images right of 1,000", cases, r"test_authors_checkpoint\.")
@@ -315,6 +320,7 @@ STEPS: dict[str, tuple[Callable[[float], Result], float]] = {
     "library": (check_library, 500),
     "tests": (check_tests(judge_tests, "tests/ops"), 580),
     "layers": (check_tests(judge_layers_tests, "tests/layers", "tests/models/test_authors_checkpoint.py"), 580),
+    "benchmark": (check_tests(judge_benchmark_tests, "tests/engine/benchmark", "tests/cli/test_benchmark.py"), 580),
     "memcheck": (check_sanitizer("memcheck"), 400),
     "racecheck": (check_sanitizer("racecheck"), 400),
     "operator": (benchmark(judge_operator, "--parts operator --precision float32 u8", LAYERS, 64), 300),

@@ -78,7 +78,7 @@ def test_a_pytorch_that_finds_no_gpu_is_one_line_and_nothing_is_written(tmp_path
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     done = run_script(tmp_path, "library", "everything")
     assert done.returncode == 2
-    assert "STEP must be among library, tests, layers, memcheck, racecheck, operator," in done.stderr
+    assert "STEP must be among library, tests, layers, benchmark, memcheck," in done.stderr
     assert done.stderr.endswith("got everything\n")
 
 
@@ -143,7 +143,14 @@ def test_pytests_own_report_is_understood(check: ModuleType, tmp_path: Path) -> 
     assert judge("nothing") == ("no tests", "failed")
 
 
-@pytest.mark.parametrize(("judge", "folders"), [("judge_tests", ["ops"]), ("judge_layers_tests", ["layers", "models"])])
+@pytest.mark.parametrize(
+    ("judge", "folders"),
+    [
+        ("judge_tests", ["ops"]),
+        ("judge_layers_tests", ["layers", "models"]),
+        ("judge_benchmark_tests", ["engine", "cli"]),
+    ],
+)
 def test_the_patterns_of_tests_find_tests(check: ModuleType, judge: str, folders: list[str]) -> None:
     """In a report in which all tests that take the device have passed."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--device", "cuda", "-p", "no:cacheprovider"]

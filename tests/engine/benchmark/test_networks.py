@@ -28,8 +28,10 @@ from adderzoo.engine.benchmark.timing import RunError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def inference(name: str = "adder_lenet5", batch: int = 2, compiled: bool = False) -> list[Contender]:
-    return contenders(name, "inference", batch, True, compiled)
+def inference(
+    name: str = "adder_lenet5", batch: int = 2, compiled: bool = False, device: str = "cpu"
+) -> list[Contender]:
+    return contenders(name, "inference", batch, True, compiled, device=device)
 
 
 def test_every_adder_network_has_its_twin() -> None:
@@ -185,8 +187,8 @@ def test_contenders_of_training_on_a_gpu() -> None:
     assert [contender.batch for contender in large["adder network, authors' expression"]] == [8]
 
 
-def test_the_byte_network_computes_similar_logits() -> None:
-    bytes_, plain = (build(Contender("adder_resnet20", 2, form=form)) for form in ("u8", "plain"))
+def test_the_byte_network_computes_similar_logits(device: torch.device) -> None:
+    bytes_, plain = (build(Contender("adder_resnet20", 2, form=form, device=str(device))) for form in ("u8", "plain"))
     logits, expected = bytes_.run(), plain.run()
     assert 0 < (logits - expected).abs().mean() < 0.3 * expected.std()
     assert bytes_.kept() < 0.5 * plain.kept()
@@ -219,15 +221,17 @@ def test_without_torchao_the_cnn_in_int8_says_what_to_install(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["adder_lenet5", "adder_resnet20"])
-def test_contenders_compute_the_same_logits(name: str) -> None:
-    found = [replace(contender, batch=2) for contender in inference(name)]
+def test_contenders_compute_the_same_logits(device: torch.device, name: str) -> None:
+    found = [replace(contender, batch=2) for contender in inference(name, device=str(device))]
     outputs = {contender: build(contender).run() for contender in found}
     for contender, logits in outputs.items():
         same = replace(contender, form="plain", dtype="float32", memory_format="contiguous")
-        rounding = 0.1 if contender.dtype == "bfloat16" else 1e-4
+        rounding = {"bfloat16": 0.1, "tf32": 0.02}.get(contender.dtype, 1e-4)
         difference = (logits - outputs[same]).abs().mean()
         assert difference < rounding * outputs[same].std(), contender.label
-    adder, cnn = (outputs[Contender(model, 2, memory_format="contiguous")] for model in (name, twin_of(name)))
+    adder, cnn = (
+        outputs[Contender(model, 2, memory_format="contiguous", device=str(device))] for model in (name, twin_of(name))
+    )
     assert not torch.allclose(adder, cnn, atol=0.1)
     assert adder.std() > 0.1  # something passes BatchNorm and ReLU
 
@@ -251,8 +255,8 @@ def test_a_frozen_network_has_its_parameters_folded_in(how: str, monkeypatch: py
         assert torch.equal(built.run(), before) == (how == "freezing")
 
 
-def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> None:
-    for contender in contenders("adder_lenet5", "training", 8, True, False):
+def test_training_steps_train_and_keep_parameters_gradients_and_momentum(device: torch.device) -> None:
+    for contender in contenders("adder_lenet5", "training", 8, True, False, device=str(device)):
         built = build(contender)
         losses = [float(built.run()) for _ in range(40)]
         assert losses[-1] < losses[0], contender.label
@@ -262,11 +266,12 @@ def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> No
         assert built.kept() == images + sum(tensor.nbytes for tensor in tensors)
 
 
-def test_a_section() -> None:
+def test_a_section(device: torch.device) -> None:
     notes: list[str] = []
-    section = measure_networks("adder_lenet5", "training", 8, False, False, 0.01, notes.append)
+    section = measure_networks("adder_lenet5", "training", 8, False, False, 0.01, notes.append, device=str(device))
     assert (section.model, section.part, section.batch) == ("adder_lenet5", "training", 8)
-    assert [row.contender for row in section.rows] == contenders("adder_lenet5", "training", 8, False, False)
+    expected = contenders("adder_lenet5", "training", 8, False, False, device=str(device))
+    assert [row.contender for row in section.rows] == expected
     assert not any(row.error for row in section.rows)
     assert section.reference is not None
     reference = section.rows[section.reference]
