@@ -236,7 +236,7 @@ def run(command: Sequence[object], limit: float, **environment: str) -> str:
     texts = [str(word) for word in command]
     lines = []
     process = subprocess.Popen(
-        ["timeout", "--kill-after=10", str(limit), *texts],
+        ["timeout", "--signal=INT", "--kill-after=10", str(limit), *texts],  # interrupted, pytest writes its report
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
         stdout=subprocess.PIPE,
@@ -245,11 +245,15 @@ def run(command: Sequence[object], limit: float, **environment: str) -> str:
         errors="replace",
     )
     assert process.stdout
-    for line in process.stdout:
-        print(f"    {line}", end="", flush=True)
-        lines.append(line)
-    if process.wait() in (124, 137):
-        raise StepError(f"not done after {limit:.0f} seconds")
+    try:
+        for line in process.stdout:
+            print(f"    {line}", end="", flush=True)
+            lines.append(line)
+    except BaseException:  # such as KeyboardInterrupt, which reaches only this process
+        process.terminate()
+        raise
+    if (status := process.wait()) in (124, 137):
+        raise StepError(f"not done after {limit:.0f} seconds" if status == 124 else "killed")
     return "".join(lines)
 
 
@@ -265,11 +269,15 @@ def pytest_command(*arguments: object) -> list[object]:
 def check_tests(judge: Callable[[str], list[Row]], *paths: str) -> Callable[[float], Result]:
     def check(limit: float) -> Result:
         with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "junit.xml"
-            output = run(pytest_command(*paths, f"--junitxml={report}"), limit)
+            report, unfinished = Path(folder) / "junit.xml", []
+            try:
+                output = run(pytest_command(*paths, f"--junitxml={report}"), limit)
+            except StepError as error:
+                output = str(error)
+                unfinished = [Row(f"all of {' '.join(paths)}", "all run", output, FAILED)]
             if not report.exists():
                 raise StepError(last_line(output))
-            return Result(judge(report.read_text()))
+            return Result(judge(report.read_text()) + unfinished)
 
     return check
 
