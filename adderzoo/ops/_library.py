@@ -33,6 +33,7 @@ SCHEMAS = (
     "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor",
     "_cpu_capability() -> str",
     "_cpu_ceiling(str form, int steps) -> int",
+    "_cuda_ceiling(Tensor like, str form, int steps) -> int",
 )
 
 # Registrations made from Python live as long as this object.

@@ -1,5 +1,6 @@
 // The gradients on NVIDIA GPUs.
 #include "adder2d_launch.h"
+#include "adder2d_packing.h"
 #include "adder2d_slopes.h"
 
 namespace adderzoo::cuda {

@@ -1,6 +1,7 @@
 // The forward operators in floating point on NVIDIA GPUs.
 #include "adder2d_distances.h"
 #include "adder2d_launch.h"
+#include "adder2d_packing.h"
 
 namespace adderzoo::cuda {
 namespace {

@@ -57,10 +57,43 @@ def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str
     assert "skipped" not in done.stdout
 
 
+CEILINGS = """
+import sys
+import torch
+from adderzoo.ops import _library
+torch.ops.load_library(sys.argv[1])
+ceiling = torch.ops.adderzoo._cuda_ceiling
+for form in ("multiply_add", "distance", "slope", "byte_distance"):
+    counts = [ceiling(torch.empty(0), form, steps) for steps in (16, 64)]
+    print(form, *counts)
+try:
+    ceiling(torch.empty(0), "cosine", 1)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_the_loops_that_bound_the_kernels_count_their_elements(library: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ceilings.py"
+    script.write_text(CEILINGS)
+    environment = os.environ | {"PYTHONPATH": str(Path(adderzoo.__file__).parent.parent), "PYTHONWARNINGS": "ignore"}
+    environment["ADDERZOO_KERNELS"] = str(library.parent / "test_ceilings")
+    command = [sys.executable, str(script), str(library)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *lines, error = done.stdout.splitlines()
+    counts = {form: [int(count) for count in numbers] for form, *numbers in map(str.split, lines)}
+    floats = counts.pop("distance")
+    assert floats[1] == 4 * floats[0] > 0  # in proportion to the steps
+    assert counts.pop("byte_distance") == [4 * count for count in floats]  # four in a word
+    assert set(map(tuple, counts.values())) == {tuple(floats)}
+    assert error.endswith("form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got 'cosine'")
+
+
 def test_every_kernel_has_run(library: Path) -> None:
     """In the tests above."""
     lists = list(library.parent.glob("test_*"))
-    if len(lists) < 2 * len(TESTS):
+    if len(lists) < 2 * len(TESTS) + 1:
         pytest.skip("the tests above have not all run")
     text = "".join(path.read_text() for path in _build.SOURCES.rglob("cuda/*.h"))
     names = re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", text)
