@@ -4,6 +4,7 @@ A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func
 :func:`train_epoch` the loop over batches.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -228,7 +229,7 @@ def train(
         description: Text before the progress bar.
 
     Raises:
-        ValueError: if the loss is not finite, or a label is none of the network's classes.
+        ValueError: if a loss or the network is not finite, or a label is none of the network's classes.
         ConnectionError: if another process of the group has failed.
     """
     recipe = recipe or Recipe()
@@ -255,6 +256,7 @@ def train(
                 for network in training.networks:
                     distribute_bn(network, dist.get_world_size(), reduce=True)
             result = validate(training.best_network) if validate else None
+            _check_epoch(training, result)
             if training.scheduler:
                 training.scheduler.step(number, result.top1 if result else -mean_loss)
             epoch = Epoch(
@@ -400,7 +402,19 @@ def _check_finite(losses: list[Tensor], training: Training) -> None:
     if all(finite):
         return
     index = len(losses) - len(finite) + finite.index(False)
-    raise ValueError(
-        f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}: a lower "
-        "learning rate may help; what earlier epochs have written is untouched"
-    )
+    raise _diverged(f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}")
+
+
+def _check_epoch(training: Training, result: Result | None) -> None:
+    """Refuse an epoch that no training could go on after: a step shows in no loss of the batches before it."""
+    where = f"at the end of epoch {len(training.history) + 1}"
+    for network in training.networks:
+        for key, value in network.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise _diverged(f"{key} is not finite {where}")
+    if result and not math.isfinite(result.loss):
+        raise _diverged(f"the evaluation loss is {result.loss} {where}")
+
+
+def _diverged(what: str) -> ValueError:
+    return ValueError(f"{what}: a lower learning rate may help; what earlier epochs have written is untouched")

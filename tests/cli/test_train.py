@@ -350,6 +350,28 @@ def test_a_loss_that_is_not_finite_keeps_the_files_of_the_epoch_before(
     assert len(rows(tmp_path / "out" / "run")) == 2
 
 
+def test_weights_that_die_in_the_last_step_of_an_epoch_are_not_written(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    step, calls = torch.optim.SGD.step, []
+
+    def diverge(self: torch.optim.SGD, *inputs: object) -> None:
+        step(self, *inputs)
+        calls.append(1)
+        if len(calls) == 4:
+            self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverge)
+    done = train("--data-dir", folder, "--batch-size", 4, "--epochs", 3)
+    assert done.status == 1
+    line = done.err.splitlines()[-1]
+    assert re.fullmatch(r"adderzoo train: error: \S+ is not finite at the end of epoch 2: a lower learning .*", line)
+    made = tmp_path / "out" / "run"
+    assert all(value.isfinite().all() for value in load_file(made / "last.safetensors").values())
+    assert len(torch.load(made / "state.pt", weights_only=True)["history"]) == len(rows(made)) == 1
+
+
 def test_a_training_is_never_overwritten_by_another(train: Command, tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     assert train("--data-dir", folder, *QUICK).status == 0

@@ -203,6 +203,46 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_batch(bad: fl
         reports += train(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["conv2.weight", "bn1.running_var"])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_network_that_dies_in_the_last_step_of_an_epoch_ends_the_training(
+    bad: float, key: str, averaged: bool
+) -> None:
+    """Every loss of the epoch comes before that step."""
+    state, steps = training(lenet(), epochs=3), []
+    # A decay of 1 keeps the weights of the first step: the average does not see the last one.
+    state.ema = ModelEmaV3(state.model, decay=1.0) if averaged else None
+
+    def die(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 6:
+            state.model.state_dict()[key].view(-1)[0] = bad
+
+    state.optimizer.register_step_post_hook(die)
+    with pytest.raises(ValueError, match=f"^{key} is not finite at the end of epoch 2: a lower learning rate may help"):
+        list(train(state, batches(3), 3, validate=lambda model: result(50.0)))
+    assert len(state.history) == 1
+
+
+def test_an_average_that_dies_ends_the_training_too() -> None:
+    state = training(lenet())
+    state.ema = ModelEmaV3(state.model)
+    state.ema.module.conv2.weight.data[0] = float("nan")
+    state.ema.update = lambda *_, **__: None  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="not finite at the end of epoch 1"):
+        list(train(state, batches(1), 2))
+    assert state.history == []
+
+
+def test_an_evaluation_loss_that_is_not_finite_ends_the_training() -> None:
+    """The weights may be finite and the logits too large."""
+    state, found = training(lenet(), epochs=3), iter((1.0, float("nan")))
+    with pytest.raises(ValueError, match="^the evaluation loss is nan at the end of epoch 2: a lower learning rate"):
+        list(train(state, batches(1), 3, validate=lambda model: result(50.0, next(found))))
+    assert len(state.history) == 1
+
+
 @pytest.mark.parametrize("mixup", [None, Mixup(num_classes=10)], ids=["", "mixup"])
 def test_a_label_that_the_network_does_not_know_is_a_value_error(mixup: Mixup | None) -> None:
     data = [(torch.zeros(2, 1, 32, 32), torch.tensor([0, 10]))]
