@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
@@ -27,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from adderzoo.layers import Adder2d, AdderLinear
-from adderzoo.optim import LR_FACTOR, adaptive_lr
+from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result
 from .group import in_group, is_first, sum_over_group
@@ -145,7 +145,7 @@ def create_optimizer(
     Args:
         model: Its parameters all decay, BatchNorm's too, but those that its `no_weight_decay` names.
         opt: Such as "momentum" (SGD), "sgd" (with Nesterov's momentum), "adamw".
-        lr: Learning rate; None is 0.1 for SGD, else the optimiser's own default.
+        lr: Learning rate; None is 0.1 for SGD in all its variants, else the optimiser's own default.
         momentum: Of optimisers that have one.
         weight_decay: Weight decay.
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
@@ -154,20 +154,25 @@ def create_optimizer(
         options: Further arguments of timm's `create_optimizer_v2` and of the optimiser.
 
     Raises:
-        ValueError: if timm knows no such optimiser, or one of the numbers is nothing it takes.
+        ValueError: if timm knows no such optimiser, one of the numbers is nothing it takes, it is of second order, or
+            it is none whose steps `eta` can set.
     """
     # What "addersgd" adds to "sgd" is what `eta` says here.
     opt = opt.lower().removeprefix("adder")
-    if lr is None and opt in {"momentum", "sgd"}:
-        lr = 0.1
     try:
+        if lr is None and issubclass(get_optimizer_class(opt.removeprefix("lookahead_"), False), PROPORTIONAL):
+            lr = 0.1
         optimizer = create_optimizer_v2(
             model,
             opt,
             **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
         )
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which adder layers do not have")
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")
@@ -175,6 +180,8 @@ def create_optimizer(
                 if group[LR_FACTOR]:  # as if the gradient were multiplied: weight decay acts on it as on others
                     group["weight_decay"] /= filter_lr_scale
         elif eta:
+            if rule_for(optimizer) is None:
+                raise ValueError(f"opt {opt!r} has no rule for adder filters: eta must be 0 or filter-lr-scale given")
             adaptive_lr(optimizer, eta)
     return optimizer
 

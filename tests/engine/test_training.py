@@ -96,10 +96,29 @@ def test_adam_has_its_own_rule_and_its_own_default_rate() -> None:
     assert sorted({group["lr"] for group in groups}) == pytest.approx([2e-4, 1e-3])
 
 
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "sgdc", "sgdp", "sgdw", "nesterovw", "csgdw", "lookahead_sgd"])
+def test_sgd_has_the_same_default_rate_in_all_its_variants(opt: str) -> None:
+    assert {group["lr"] for group in create_optimizer(lenet(), opt).param_groups} == {0.1}
+
+
+@pytest.mark.parametrize("opt", ["lars", "madgrad", "lookahead_lars"])
+def test_an_optimiser_without_a_rule_for_filters_is_used_where_it_needs_none(opt: str) -> None:
+    with pytest.raises(ValueError, match=f"opt '{opt}' has no rule for adder filters: eta must be 0 or"):
+        create_optimizer(lenet(), opt)
+    create_optimizer(lenet("cnn_lenet5"), opt)
+    for options in ({"eta": 0.0}, {"filter_lr_scale": 10.0}):
+        list(train(training(lenet(), epochs=1, opt=opt, **options), batches(1), epochs=1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"opt": "magic"}, "opt 'magic' cannot be used: .*not found"),
+        ({"opt": "adahessian"}, "opt 'adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "adahessian", "eta": 0.0}, "opt 'adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "lookahead_adahessian"}, "opt 'lookahead_adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "adafactor"}, "lr must be given for opt 'adafactor', which has no default, got None"),
+        ({"opt": "adafactor", "eta": 0.0}, "lr must be given for opt 'adafactor', which has no default, got None"),
         ({"lr": -1.0}, "opt 'momentum' cannot be used: Invalid learning rate: -1.0"),
         ({"eta": -1.0}, "eta must be a finite number above 0, got -1.0"),
     ],
@@ -238,7 +257,7 @@ def test_an_average_that_dies_ends_the_training_too() -> None:
 def test_an_evaluation_loss_that_is_not_finite_ends_the_training() -> None:
     """The weights may be finite and the logits too large."""
     state, found = training(lenet(), epochs=3), iter((1.0, float("nan")))
-    with pytest.raises(ValueError, match="^the evaluation loss is nan at the end of epoch 2: a lower learning rate"):
+    with pytest.raises(ValueError, match=r"^the evaluation loss is nan at the end of epoch 2: a lower learning rate"):
         list(train(state, batches(1), 3, validate=lambda model: result(50.0, next(found))))
     assert len(state.history) == 1
 
