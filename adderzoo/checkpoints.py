@@ -164,10 +164,15 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
     model.load_state_dict(state_dict)
 
 
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's tensors begin with, as far as a network says."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
 def _own_classifier(state_dict: Mapping[str, Tensor], model: Any, dropped: Set[str]) -> dict[str, Tensor]:
     """The tensors of a network that stand in for those of a classifier for other classes."""
-    names = model.pretrained_cfg.get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    prefixes = classifier_prefixes(model)
     return {
         key: value
         for key, value in model.state_dict().items()

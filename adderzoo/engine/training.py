@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from adderzoo.checkpoints import classifier_prefixes
 from adderzoo.layers import Adder2d, AdderLinear
 from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
@@ -111,7 +112,7 @@ class Recipe:
         accumulate: Batches a step.
         clip_grad: Largest norm or value of the gradients, or None. Under the adaptive learning rate, that of adder
             filters is scaled in any case.
-        clip_mode: timm's: "norm", "value" or "agc".
+        clip_mode: timm's: "norm", "value" or "agc", which leaves out the network's classifier.
         amp_dtype: Run under autocast in this dtype.
         channels_last: Feed the images in this memory format.
         device: Where the model is and the batches go.
@@ -191,6 +192,9 @@ def create_scheduler(
 ) -> Scheduler | None:
     """timm's learning rate scheduler of this name; None for "none".
 
+    Where adder filters have a rate of their own, a multiple of the others', it is that multiple of the whole schedule:
+    of `warmup_lr` and `min_lr` too. (But "plateau" never takes a rate below `min_lr`.)
+
     Args:
         optimizer: With the learning rates to start from.
         sched: Such as "cosine", "step", "multistep", "poly".
@@ -202,6 +206,12 @@ def create_scheduler(
     Raises:
         ValueError: if timm knows no such scheduler.
     """
+    if sched == "none":
+        return None
+    for group in optimizer.param_groups:
+        if factor := group.get(LR_FACTOR):  # what timm's schedulers multiply every rate of a group by
+            group["lr"] /= factor
+            group["lr_scale"] = group.get("lr_scale", 1.0) * factor
     try:
         return create_scheduler_v2(
             optimizer,
@@ -369,7 +379,7 @@ def _step(
         with autocast:
             logits = network(x).float()
             value = _loss(recipe.loss, logits, target)
-        parameters = list(training.model.parameters())
+        parameters = _clipped_parameters(training.model, recipe.clip_mode)
         if training.scaler:
             training.scaler(
                 value / together, optimizer, recipe.clip_grad, recipe.clip_mode, parameters, need_update=complete
@@ -390,11 +400,22 @@ def _step(
     return logits.detach(), value.detach()
 
 
+def _clipped_parameters(model: nn.Module, clip_mode: str) -> list[nn.Parameter]:
+    """All, but for "agc" the classifier's, which its authors and timm's training script leave out."""
+    left_out = classifier_prefixes(model) if clip_mode == "agc" else ()
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(left_out)]
+
+
 def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return mixup(x, target)
-    except RuntimeError as error:
-        raise ValueError(f"labels must be among the network's {mixup.num_classes} classes: {error}") from error
+    except RuntimeError as error:  # it may be another one: there may be no memory left
+        least, most = (int(label) for label in target.aminmax())
+        if least >= 0 and most < mixup.num_classes:
+            raise
+        raise ValueError(
+            f"labels must be among the network's {mixup.num_classes} classes, got {least} to {most}"
+        ) from error
 
 
 def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

@@ -269,6 +269,15 @@ def test_a_label_that_the_network_does_not_know_is_a_value_error(mixup: Mixup | 
         list(train(training(lenet()), data, epochs=1, recipe=Recipe(mixup=mixup)))
 
 
+def test_an_error_of_mixup_that_is_not_about_labels_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Mixup, "__call__", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        list(train(training(lenet()), batches(1), epochs=1, recipe=Recipe(mixup=Mixup(num_classes=10))))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_amp_trains_under_autocast(dtype: torch.dtype) -> None:
     seen = []
