@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import inspect
 import json
 import math
 import shlex
@@ -74,7 +75,9 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     if args.img_size:
         _check_size(model, config["input_size"], group)
     folder = args.output / (args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model.replace('/', '_')}")
-    options = _options(args, folder)
+    options = _options(args) | {"processes": group.processes}
+    if group.rank == 0:  # which alone reads and writes there
+        _check_folder(args, folder, options)
     loader, val_loader = _open_loaders(args, group, config, train_set, val_set)
     if args.quantize_bits is not None:
         model = calibrate(model, loader, args.quantize_bits, batches=math.ceil(_CALIBRATION_IMAGES / args.batch_size))
@@ -118,6 +121,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
             if group.rank == 0:
                 write_epoch(folder, training, metadata)
                 tqdm.write(str(epoch))
+                sys.stdout.flush()  # a log file is to have the line when the epoch is over
             if log:
                 log(epoch)
     except KeyboardInterrupt:
@@ -291,18 +295,16 @@ def _prepare(args: argparse.Namespace, group: Group, model: Any, batches: int) -
         raise ValueError(f"torchcompile cannot be used: {error}") from error
     if group.processes > 1:
         device_ids = [group.device] if group.device.type == "cuda" else None
-        # Statistics of BatchNorm are averaged once an epoch instead.
-        network = DistributedDataParallel(network, device_ids, broadcast_buffers=False)
+        # Statistics of BatchNorm are averaged once an epoch instead. The option's first name is deprecated since 2.13.
+        names = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        network = DistributedDataParallel(network, device_ids, **{option: False})
     scaler = NativeScaler(group.device.type) if amp_dtype == torch.float16 else None
     return Training(model, optimizer, scheduler, scaler, ema, network), recipe
 
 
-def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The options as args.yaml has them; refused where there is a training already that they would not go on with.
-
-    Raises:
-        ValueError: if there is a training that is not to be resumed, or one with other options.
-    """
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as args.yaml has them."""
     import yaml
 
     options: dict[str, Any] = {
@@ -312,18 +314,39 @@ def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
-    options = yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
-    if args.resume and (folder / "args.yaml").exists():
-        known = yaml.safe_load((folder / "args.yaml").read_text())
+    return yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
+
+
+def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> None:
+    """Refuse a folder with a training that this one would not go on with.
+
+    Raises:
+        ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
+    """
+    import yaml
+
+    if not args.resume:
+        if (folder / "summary.csv").exists():
+            raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
+    elif not (folder / "state.pt").exists():
+        # A training may have been killed between the first line of its summary and its first state.
+        lines = (folder / "summary.csv").read_text().splitlines() if (folder / "summary.csv").exists() else []
+        if len(lines) > 2:
+            raise ValueError(
+                f"resume needs {folder / 'state.pt'}, which is missing, behind the {len(lines) - 1} epochs in "
+                "summary.csv: choose another --experiment, or remove the folder"
+            )
+    elif (folder / "args.yaml").exists():
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        defaults = _options(parser.parse_args(["--model", args.model]))  # of options that were not there yet
+        known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
         for key in options.keys() - _FREE:
-            if known.get(key) != options[key]:
+            if known[key] != options[key]:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{known.get(key)}, got {options[key]}"
+                    f"{known[key]}, got {options[key]}"
                 )
-    elif (folder / "summary.csv").exists():
-        raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
-    return options
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:
