@@ -118,7 +118,12 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
         "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=_key_and_value, help="further arguments of it"
     )
     step.add_argument("--clip-grad", metavar="X", type=float, help="largest norm of the gradients (none)")
-    step.add_argument("--clip-mode", choices=("norm", "value", "agc"), default="norm", help="(%(default)s)")
+    step.add_argument(
+        "--clip-mode",
+        choices=("norm", "value", "agc"),
+        default="norm",
+        help="agc: of each unit, against its weights, but for the classifier (%(default)s)",
+    )
     step.add_argument("--grad-accum-steps", metavar="N", type=int, default=1, help="batches a step (%(default)s)")
     step.add_argument("--model-ema", action="store_true", help="average the weights; validate and save the average")
     step.add_argument("--model-ema-decay", metavar="X", type=float, default=0.9998, help="a step (%(default)s)")
@@ -141,7 +146,7 @@ def _add_adder(adder: argparse._ArgumentGroup) -> None:
         "--quantize-bits",
         metavar="N",
         type=int,
-        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from the first images and stay; "
+        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from 512 training images and stay; "
         "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
         "integer networks of them",
     )

@@ -360,6 +360,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (scene / "out").exists()
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="is about a device that is not there")
+def test_of_what_pytorch_says_of_a_missing_device_the_first_sentence_is_shown(train: Command, scene: Path) -> None:
+    error = train("--data-dir", "data", "--device", "mps").error
+    assert re.fullmatch(r"adderzoo train: error: device 'mps' cannot be used: [^.].{10,150}", error)
+
+
 @pytest.mark.parametrize(
     ("options", "written"), [(("--in-memory",), set()), (("--no-in-memory",), {"args.yaml"})], ids=["memory", "files"]
 )

@@ -138,6 +138,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
     out = tmp_path / "out"
     done = run(KILLED, where, arguments(data, out, "killed", *OPTIONS[options]))
     assert done.returncode == -9, done.stdout + done.stderr
+    assert "\nepoch 2: loss " in done.stdout  # not in a buffer, which is lost
     assert len(torch.load(out / "killed" / "state.pt", weights_only=True)["history"]) == 2
     for path in (out / "killed").glob("*.safetensors"):
         load_file(path)  # whole, whenever it was killed
