@@ -204,7 +204,7 @@ def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, i
     import torch
 
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a network keeps of an inference mode could not be trained with
             model.eval()(torch.zeros(1, *size, device=group.device))
     except (RuntimeError, TypeError, ValueError) as error:
         if args.img_size and isinstance(error, RuntimeError):

@@ -171,7 +171,7 @@ def create_optimizer(
     except (AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
     if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which adder layers do not have")
+        raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
