@@ -2,35 +2,49 @@
 
 import runpy
 from pathlib import Path
+from typing import Any
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
 build = runpy.run_path(str(ROOT / "adderzoo" / "ops" / "_build.py"))
 
 
 class OptionalBuild(BuildExtension):
-    """Where nothing can be compiled, the package installs without it and says so when it is imported."""
+    """What cannot be compiled, the package installs without, and says so when it is imported."""
 
     def build_extensions(self) -> None:
-        try:
-            super().build_extensions()
-        except Exception as error:  # whatever PyTorch's build raises, which is more than setuptools' `optional` expects
-            self.warn(f"adderzoo installs without its compiled operator: {error}")
+        everything = self.extensions
+        for extension in everything:
+            self.extensions = [extension]
+            try:
+                super().build_extensions()
+            except Exception as error:  # whatever PyTorch's build raises: more than setuptools' `optional` expects
+                self.warn(f"adderzoo installs without {extension.name}: {error}")
+        self.extensions = everything
 
+
+def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> Any:
+    return kind(
+        name,
+        [str(path.relative_to(ROOT)) for path in sources],
+        depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()],
+        extra_compile_args={"cxx": build["CXX_FLAGS"], "nvcc": build["NVCC_FLAGS"]},
+        py_limited_api=True,
+        optional=True,
+        **link,
+    )
+
+
+extensions = [extension(CppExtension, "adderzoo._C", build["source_files"]())]
+if torch.version.cuda is not None and CUDA_HOME is not None:
+    folders = build["cuda_library_folders"](CUDA_HOME)
+    extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", build["cuda_source_files"](), library_dirs=folders))
 
 setup(
-    ext_modules=[
-        CppExtension(
-            "adderzoo._C",
-            [str(path.relative_to(ROOT)) for path in build["source_files"]()],
-            depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()],
-            extra_compile_args={"cxx": build["CXX_FLAGS"]},
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
+    ext_modules=extensions,
     cmdclass={"build_ext": OptionalBuild},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -52,12 +52,13 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
     said = read_metadata(file)
     license = said.get("license") or cfg.license or "unknown"
     made_by = "Measured by" if "source" in said else "Trained and measured by"  # the source is somebody else's file
+    start = f" The training started from {said['trained_from']}." if "trained_from" in said else ""
     other = twin(cfg.architecture)
     network, *others = [describe(each, cfg) for each in (cfg.architecture, other) if each]
     sections = {
         "Accuracy": _accuracy(measured),
         "Cost": _cost(network, others, cfg.tag, measured, folder),
-        "Training": f"{measured.recipe or 'Not recorded.'}\n\n{made_by} this command, in a clone of adderzoo's "
+        "Training": f"{measured.recipe or 'Not recorded.'}{start}\n\n{made_by} this command, in a clone of adderzoo's "
         f"repository:\n\n```bash\n{measured.command}\n```",
         "Data": _data(cfg, measured, cfg.label_names or read_classes(file)),
         "Use": "`adderzoo` brings these weights with it (`pip install --no-build-isolation .` in a clone):"

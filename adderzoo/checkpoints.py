@@ -144,6 +144,20 @@ def read_model_args(path: Path) -> dict[str, Any]:
     return arguments
 
 
+def read_origin(path: Path) -> dict[str, str]:
+    """What has to be said of weights that are trained on from a checkpoint: `license`, if known, and `trained_from`.
+
+    Raises:
+        ValueError: as :func:`read_metadata`.
+    """
+    said, digest = read_metadata(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    origin = f"{said.get('source', path.name)} (SHA-256 {said.get('source_sha256', digest)})"
+    if "trained_from" in said:
+        origin += f", which was trained from {said['trained_from']}"
+    license = said.get("license") or _KNOWN_LICENCES.get(digest)
+    return {"trained_from": origin} | ({"license": license} if license else {})
+
+
 def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
@@ -183,10 +197,15 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
     model.load_state_dict(state_dict)
 
 
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's tensors begin with, as far as a network says."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
 def _own_classifier(state_dict: Mapping[str, Tensor], model: Any, dropped: Set[str]) -> dict[str, Tensor]:
     """The tensors of a network that stand in for those of a classifier for other classes."""
-    names = model.pretrained_cfg.get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    prefixes = classifier_prefixes(model)
     return {
         key: value
         for key, value in model.state_dict().items()

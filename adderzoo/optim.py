@@ -77,13 +77,16 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 < eta < math.inf:
         raise ValueError(f"eta must be a finite number above 0, got {eta!r}")
-    # Lookahead's own step calls no hooks, that of the optimiser inside does.
-    inner = optimizer._base_optimizer if isinstance(optimizer, Lookahead) else optimizer
+    inner = _inner(optimizer)
     if not any(_is_filter(parameter) for group in inner.param_groups for parameter in group["params"]):
         raise ValueError("optimizer must have at least one adder filter (the weight of an adder layer), got none")
     if ETA in inner.defaults or LR_FACTOR in inner.defaults:
         raise ValueError("optimizer already has the adaptive learning rate of adder filters")
-    rule = _rule_for(inner) if rule is None else rule
+    if rule is None and (rule := rule_for(inner)) is None:
+        raise ValueError(
+            f"no rule is known for {type(inner).__name__}: pass rule='gradient' if its step is proportional to the "
+            "gradient, rule='lr' if it divides the size of the gradient out"
+        )
     if rule == "gradient":
         inner.defaults[ETA] = float(eta)  # add_param_group takes it from there
         for group in inner.param_groups:
@@ -99,18 +102,20 @@ def _is_filter(parameter: Tensor) -> bool:
     return getattr(parameter, "is_adder_filter", False)
 
 
-def _rule_for(optimizer: Optimizer) -> str:
-    if isinstance(optimizer, PROPORTIONAL):
+def _inner(optimizer: Optimizer) -> Any:
+    """Lookahead's own step calls no hooks, that of the optimiser inside does."""
+    return optimizer._base_optimizer if isinstance(optimizer, Lookahead) else optimizer
+
+
+def rule_for(optimizer: Optimizer) -> str | None:
+    """The rule of :func:`adaptive_lr` that fits an optimiser of torch or timm; None if that is not known."""
+    inner = _inner(optimizer)
+    if isinstance(inner, PROPORTIONAL):
         return "gradient"
     # As in "torch.optim.adam.", "torch.optim." and "timm.optim.lion.".
-    modules = [f"{cls.__module__}." for cls in type(optimizer).__mro__ if cls is not Optimizer]
+    modules = [f"{cls.__module__}." for cls in type(inner).__mro__ if cls is not Optimizer]
     known = any(module.startswith(("torch.optim.", "timm.optim.")) for module in modules)
-    if known and not isinstance(optimizer, IN_BETWEEN):
-        return "lr"
-    raise ValueError(
-        f"no rule is known for {type(optimizer).__name__}: pass rule='gradient' if its step is proportional to the "
-        "gradient, rule='lr' if it divides the size of the gradient out"
-    )
+    return "lr" if known and not isinstance(inner, IN_BETWEEN) else None
 
 
 def _scale_lr(optimizer: Optimizer, eta: float) -> None:

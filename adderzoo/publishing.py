@@ -34,8 +34,9 @@ from adderzoo.hub import RESULTS, Measurement, network_names, read_results, task
 # As SPDX writes the licences that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
-# What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, where it was converted from.
-_KEPT = ("ranges", "source", "source_sha256")
+# What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, what it was converted or
+# trained from.
+_KEPT = ("ranges", "source", "source_sha256", "trained_from")
 
 
 def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:

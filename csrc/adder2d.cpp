@@ -20,4 +20,5 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
       "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor");
   m.def("_cpu_capability() -> str");
   m.def("_cpu_ceiling(str form, int steps) -> int");
+  m.def("_cuda_ceiling(Tensor like, str form, int steps) -> int");
 }

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,8 +9,30 @@ from pictures import SHARED
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--device", default="cpu", help="where the operators are tested: cpu (the default), cuda, cuda:1 ..."
+        "--device",
+        default="cpu",
+        help="where the operators are tested: cpu (the default), cuda, cuda:1 ...; elsewhere than on the CPU only the "
+        "tests that take the device are run",
     )
+    parser.addoption("--library", help="compiled kernels that are tested in the place of the CPU's own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # in which PyTorch's convolutions would compute the weight gradient
+    if library := config.getoption("--library"):
+        import adderzoo.ops  # the schemas
+
+        assert adderzoo.ops.backend() != "PyTorch reference"
+        with warnings.catch_warnings(action="ignore"):  # about kernels that are replaced
+            torch.ops.load_library(library)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") != "cpu":
+        others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")

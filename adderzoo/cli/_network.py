@@ -3,6 +3,7 @@
 import argparse
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,9 +86,10 @@ def open_device(name: str, rank: int | None = None) -> "torch.device":
         if rank is not None and device.type == "cuda":
             device = torch.device("cuda", rank)
             torch.cuda.set_device(device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values to give
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {error}") from error
+        reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
     return device
 
 

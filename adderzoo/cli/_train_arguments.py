@@ -108,7 +108,12 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
         "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=key_and_value, help="further arguments of it"
     )
     step.add_argument("--clip-grad", metavar="X", type=float, help="largest norm of the gradients (none)")
-    step.add_argument("--clip-mode", choices=("norm", "value", "agc"), default="norm", help="(%(default)s)")
+    step.add_argument(
+        "--clip-mode",
+        choices=("norm", "value", "agc"),
+        default="norm",
+        help="agc: of each unit, against its weights, but for the classifier (%(default)s)",
+    )
     step.add_argument("--grad-accum-steps", metavar="N", type=int, default=1, help="batches a step (%(default)s)")
     step.add_argument("--model-ema", action="store_true", help="average the weights; validate and save the average")
     step.add_argument("--model-ema-decay", metavar="X", type=float, default=0.9998, help="a step (%(default)s)")
@@ -131,7 +136,7 @@ def _add_adder(adder: argparse._ArgumentGroup) -> None:
         "--quantize-bits",
         metavar="N",
         type=int,
-        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from the first images and stay; "
+        help="fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from 512 training images and stay; "
         "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
         "integer networks of them",
     )
@@ -146,7 +151,12 @@ def _add_schedule(schedule: argparse._ArgumentGroup) -> None:
     schedule.add_argument("--min-lr", metavar="X", type=float, default=0.0, help="rate at the end (%(default)s)")
     schedule.add_argument("--warmup-epochs", metavar="N", type=int, default=0, help="with a rising rate (%(default)s)")
     schedule.add_argument("--warmup-lr", metavar="X", type=float, default=1e-5, help="it rises from (%(default)s)")
-    schedule.add_argument("--decay-epochs", metavar="N", type=float, default=90, help="of step (%(default)s)")
+    schedule.add_argument(
+        "--decay-epochs",
+        metavar="N",
+        type=float,
+        help="between two steps of step (90); length of the fall of wsd and rsqrt, below 1 as a share (0.2)",
+    )
     schedule.add_argument(
         "--decay-milestones", metavar="N", type=int, nargs="+", default=[90, 180, 270], help="epochs, of multistep"
     )
@@ -231,9 +241,10 @@ def check(args: argparse.Namespace) -> None:
         low, high = getattr(args, name) or (1, 1)
         _require(0 < low <= high < math.inf, name, "two numbers above 0, the smaller first", getattr(args, name))
     for name, keys in _KEYS.items():
-        for key, _ in getattr(args, name):
+        for key, value in getattr(args, name):
             if key in keys:
                 raise ValueError(f"{name.replace('_', '-')} must not have {key}: there is --{key.replace('_', '-')}")
+            _check_value(f"{name.replace('_', '-')} {key}", value)
     _require(args.lr is None or math.isfinite(args.lr), "lr", "a finite number", args.lr)
     _require(
         all(low < high for low, high in pairwise([0, *args.decay_milestones])),
@@ -253,6 +264,18 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("log-tensorboard needs tensorboard: pip install 'adderzoo[log]'")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ValueError(f"batch-size must be even for mixup and CutMix, got {args.batch_size}")
+
+
+def _check_value(name: str, value: object) -> None:
+    """Refuse what args.yaml cannot hold, such as a complex number."""
+    import yaml
+
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{name} must be a number, a text, True, False, None or a list of these, got {value!r}"
+        ) from error
 
 
 def _require(holds: bool, name: str, what: str, got: object) -> None:

@@ -4,9 +4,11 @@ import argparse
 import math
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._network import open_device
 from ._table import align
 
 if TYPE_CHECKING:
@@ -25,14 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_PARTS,
         help="operator: its speed on the adder layers of a network; inference, training: whole networks, one training "
         "step; threads: the network's speed with one thread and with more (all of them); by default all, but for "
-        "training in u8",
+        "training in u8 and threads on a GPU",
     )
     parser.add_argument(
         "--precision",
+        nargs="+",
         choices=_PARTS_OF,
-        default="float32",
-        help="of the adder networks: float32, or u8 for inference in bytes, beside the CNN in int8 (%(default)s)",
+        default=["float32"],
+        help="of the adder networks: float32, or u8 for inference in bytes, beside the CNN in int8, or both (float32)",
     )
+    parser.add_argument("--device", default="cpu", help="cpu, or an NVIDIA GPU such as cuda (%(default)s)")
     parser.add_argument(
         "--models",
         metavar="NAME",
@@ -45,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         nargs="+",
         type=int,
-        help="images a batch (operator 8; inference 1, 8 and 128; else 8 for images beyond 64x64, 128 for smaller); 1 "
-        "is left out in training",
+        help="images a batch (operator 8, on a GPU 64; inference 1, 8 and 128; else 8, or 64, for images beyond 64x64, "
+        "128 for smaller); 1 is left out in training",
     )
     parser.add_argument(
         "--seconds",
@@ -68,21 +72,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Job:
+    part: str
+    model: str
+    precisions: tuple[str, ...]
+    batches: tuple[int, ...]
+
+
 def run(args: argparse.Namespace) -> None:
     from adderzoo.engine import benchmark
 
-    args.parts = args.parts or _PARTS_OF[args.precision]
+    args.precision = [precision for precision in _PARTS_OF if precision in args.precision]
     _check(args)
+    args.device = _open_device(args.device)
     if args.chart:
         benchmark.import_matplotlib()
-    jobs = [
-        (part, model, _batches(args, part) or benchmark.default_batches(model, part))
-        for part in _PARTS
-        if part in args.parts
-        for model in args.models or [_OPERATOR_MODEL if part == "operator" else _NETWORK_MODEL]
-    ]
+    jobs = _jobs(args)
     report = benchmark.Report(
-        benchmark.describe_machine(), shlex.join(["adderzoo", *args.arguments]), float(args.seconds)
+        benchmark.describe_machine(args.device), shlex.join(["adderzoo", *args.arguments]), float(args.seconds)
     )
     print(report.machine, flush=True)
     try:
@@ -92,31 +100,64 @@ def run(args: argparse.Namespace) -> None:
     _write(report, args)
 
 
-def _measure(jobs: list[tuple[str, str, list[int]]], report: "Report", args: argparse.Namespace) -> None:
+def _open_device(name: str) -> str:
+    device = open_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    return "cpu" if device.type == "cpu" else str(device)
+
+
+def _on_gpu(args: argparse.Namespace) -> bool:
+    return args.device.startswith("cuda")
+
+
+def _jobs(args: argparse.Namespace) -> list[_Job]:
+    """The precisions of the operator are measured in turns, those of networks one after the other."""
+    from adderzoo.engine.benchmark import default_batches
+
+    jobs = []
+    named = args.parts or _parts(args)
+    for part in (part for part in _PARTS if part in named):
+        of_part = tuple(precision for precision in args.precision if part in _PARTS_OF[precision])
+        for model in args.models or [_OPERATOR_MODEL if part == "operator" else _NETWORK_MODEL]:
+            batches = tuple(_batches(args, part) or default_batches(model, part, args.device))
+            together = [of_part] if part == "operator" else [(precision,) for precision in of_part]
+            jobs += [_Job(part, model, precisions, batches) for precisions in together]
+    return jobs
+
+
+def _parts(args: argparse.Namespace) -> list[str]:
+    """Those that there are for the precisions, on the device."""
+    there = [part for part in _PARTS if any(part in _PARTS_OF[precision] for precision in args.precision)]
+    return [part for part in there if part != "threads" or not _on_gpu(args)]
+
+
+def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace) -> None:
     """Measure, and print a table after each job."""
     from tqdm import tqdm
 
     from adderzoo.engine import benchmark
 
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as progress:
-        for part, model, batches in jobs:
-            for batch in batches:
-                if part == "operator":
+        for job in jobs:
+            for batch in job.batches:
+                if job.part == "operator":
                     results = benchmark.measure_operator(
-                        model, batch, args.seconds / 4, progress.set_description_str, args.precision
+                        job.model, batch, args.seconds / 4, progress.set_description_str, job.precisions, args.device
                     )
                     report.operator += results
                     text = _operator_text(results)
                 else:
                     section = benchmark.measure_networks(
-                        model,
-                        part,
+                        job.model,
+                        job.part,
                         batch,
-                        naive=batch == min(batches),
+                        naive=batch == (max if _on_gpu(args) else min)(job.batches),
                         compiled=not args.no_compile,
                         seconds=args.seconds,
                         note=progress.set_description_str,
-                        precision=args.precision,
+                        precision=job.precisions[0],
+                        device=args.device,
                     )
                     report.networks.append(section)
                     text = _section_text(section)
@@ -138,13 +179,14 @@ def _check(args: argparse.Namespace) -> None:
     for batch in args.batch_size or ():
         if batch < 1:
             raise ValueError(f"batch-size must be at least 1, got {batch}")
-    if args.batch_size and not all(_batches(args, part) for part in args.parts):
+    if args.batch_size and not all(_batches(args, part) for part in args.parts or _parts(args)):
         raise ValueError("batch-size must be at least 2 in training, for BatchNorm, got 1")
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"seconds must be a finite number above 0, got {args.seconds}")
-    if unknown := [part for part in args.parts if part not in _PARTS_OF[args.precision]]:
-        known = ", ".join(_PARTS_OF[args.precision])
-        raise ValueError(f"parts must be among {known} for precision {args.precision}, got {unknown[0]}")
+    known = _parts(args)
+    if unknown := [part for part in args.parts or () if part not in known]:
+        where = f"precision {' and '.join(args.precision)}" + (f" on {args.device}" if _on_gpu(args) else "")
+        raise ValueError(f"parts must be among {', '.join(known)} for {where}, got {unknown[0]}")
     if args.chart and args.chart.suffix not in _CHARTS:
         raise ValueError(f"chart must end in {', '.join(_CHARTS)}, got {args.chart}")
 
@@ -152,8 +194,11 @@ def _check(args: argparse.Namespace) -> None:
 def _operator_text(results: list["OperatorResult"]) -> str:
     from adderzoo.engine.benchmark import operator_table
 
-    title = f"{results[0].title}: elements |x - w|, share of the ceiling"
-    return f"{title}\n{align(operator_table(results), {0, 1, 6})}"
+    texts = []
+    for title in dict.fromkeys(result.title for result in results):
+        table = operator_table([result for result in results if result.title == title])
+        texts.append(f"{title}: elements |x - w|, share of the ceiling\n{align(table, {0, 1, 6})}")
+    return "\n\n".join(texts)
 
 
 def _section_text(section: "Section") -> str:

@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
         if args.quantile is not None:
             raise ValueError(f"quantile is for ranges from data-dir, but {args.checkpoint} has those of its training")
         simulation, source = simulate(model, known), "its training"
-    kept: dict[str, str] = {key: said[key] for key in ("classes", "license", "source", "source_sha256") if key in said}
+    kept: dict[str, str] = {
+        key: said[key] for key in ("classes", "license", "source", "source_sha256", "trained_from") if key in said
+    }
     config = json.dumps(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)
@@ -82,16 +84,15 @@ def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, s
     """The simulation, and what its ranges come from."""
     import torch
     from timm.data import resolve_model_data_config
-    from torch.utils.data import IterableDataset, Subset
+    from torch.utils.data import IterableDataset
 
-    from adderzoo.data import Images, open_dataset, open_loader
+    from adderzoo.data import open_dataset, open_loader, spread
     from adderzoo.quantization import calibrate
 
     config = resolve_model_data_config(model)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
-    count = min(args.images, len(dataset))
-    some = Subset(dataset, [index * len(dataset) // count for index in range(count)])  # a folder is sorted by class
-    loader = open_loader(Images(some, dataset.mode), config, args.batch_size, args.workers, torch.device("cpu"))
-    return calibrate(model, loader, bits, args.quantile), f"{count} images"
+    some = spread(dataset, args.images)
+    loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
+    return calibrate(model, loader, bits, args.quantile), f"{len(some)} images"

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import inspect
 import json
 import math
 import shlex
@@ -44,7 +45,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     from tqdm import tqdm
 
     from adderzoo.checkpoints import read_data_config, write_atomically
-    from adderzoo.data import class_indices, open_training_data
+    from adderzoo.data import class_indices, open_loader, open_training_data, spread
     from adderzoo.engine import best_epoch, evaluate, read_state, train, write_epoch
     from adderzoo.models import check_classifier
     from adderzoo.quantization import calibrate, ranges
@@ -74,13 +75,15 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     indices = class_indices(train_set)
     random_seed(args.seed)
     model = _open_network(args, group, train_set)
-    if args.img_size:
-        _check_size(model, config["input_size"], group)
+    _check_forward(args, model, config["input_size"], group)
     folder = args.output / (args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model.replace('/', '_')}")
-    options = _options(args, folder)
+    options = _options(args) | {"processes": group.processes}
+    if group.rank == 0:  # which alone reads and writes there
+        _check_folder(args, folder, options)
+    if args.quantize_bits is not None:  # ahead of the training loader, which has the data set augment its images
+        some = open_loader(spread(train_set, _CALIBRATION_IMAGES), config, args.batch_size, args.workers, group.device)
+        model = calibrate(model, some, args.quantize_bits)
     loader, val_loader = _open_loaders(args, group, config, train_set, val_set)
-    if args.quantize_bits is not None:
-        model = calibrate(model, loader, args.quantize_bits, batches=math.ceil(_CALIBRATION_IMAGES / args.batch_size))
     training, recipe = _prepare(args, group, model, len(loader))
 
     def validate(network: Any) -> Any:
@@ -99,6 +102,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
         "num_classes": str(model.num_classes),
         "data_config": json.dumps(config),
         "command": shlex.join(["adderzoo", *(word for word in args.arguments if word != "--resume")]),
+        **_origin(args, model),
     }
     if args.quantize_bits is not None:
         metadata["ranges"] = json.dumps(ranges(model))
@@ -121,6 +125,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
             if group.rank == 0:
                 write_epoch(folder, training, metadata)
                 tqdm.write(str(epoch))
+                sys.stdout.flush()  # a log file is to have the line when the epoch is over
             if log:
                 log(epoch)
     except KeyboardInterrupt:
@@ -184,15 +189,32 @@ def _open_network(args: argparse.Namespace, group: Group, train_set: Any) -> Any
     return model.to(group.device).to(memory_format=memory_format)
 
 
-def _check_size(model: Any, size: tuple[int, int, int], group: Group) -> None:
-    """Refuse a size of images that the network is too deep for."""
+def _origin(args: argparse.Namespace, model: Any) -> dict[str, str]:
+    """Licence and origin of the weights to start from."""
+    from adderzoo.checkpoints import read_origin
+
+    if args.initial_checkpoint:
+        return read_origin(args.initial_checkpoint)
+    if not args.pretrained:
+        return {}
+    cfg = model.pretrained_cfg
+    name = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else args.model
+    return {"trained_from": name} | ({"license": cfg["license"]} if cfg.get("license") else {})
+
+
+def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, int], group: Group) -> None:
+    """Refuse what shows only when the network runs: images that it is too deep for, arguments that it kept unseen."""
     import torch
 
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a network keeps of an inference mode could not be trained with
             model.eval()(torch.zeros(1, *size, device=group.device))
-    except RuntimeError as error:
-        raise ValueError(f"img-size {size[1]} cannot be used: {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        if args.img_size and isinstance(error, RuntimeError):
+            raise ValueError(f"img-size {args.img_size} cannot be used: {error}") from error
+        if not args.model_kwargs:
+            raise
+        raise ValueError(f"model-kwargs cannot be used: {error}") from error
 
 
 def _open_loaders(
@@ -294,18 +316,18 @@ def _prepare(args: argparse.Namespace, group: Group, model: Any, batches: int) -
         raise ValueError(f"torchcompile cannot be used: {error}") from error
     if group.processes > 1:
         device_ids = [group.device] if group.device.type == "cuda" else None
-        # Statistics of BatchNorm are averaged once an epoch instead.
-        network = DistributedDataParallel(network, device_ids, broadcast_buffers=False)
+        # Statistics of BatchNorm are averaged once an epoch instead. The option's first name is deprecated since 2.13.
+        names = inspect.signature(DistributedDataParallel).parameters
+        unsynced: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+        }
+        network = DistributedDataParallel(network, device_ids, **unsynced)
     scaler = NativeScaler(group.device.type) if amp_dtype == torch.float16 else None
     return Training(model, optimizer, scheduler, scaler, ema, network), recipe
 
 
-def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The options as args.yaml has them; refused where there is a training already that they would not go on with.
-
-    Raises:
-        ValueError: if there is a training that is not to be resumed, or one with other options.
-    """
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as args.yaml has them."""
     import yaml
 
     options: dict[str, Any] = {
@@ -315,18 +337,39 @@ def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
-    options = yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
-    if args.resume and (folder / "args.yaml").exists():
-        known = yaml.safe_load((folder / "args.yaml").read_text())
+    return yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
+
+
+def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> None:
+    """Refuse a folder with a training that this one would not go on with.
+
+    Raises:
+        ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
+    """
+    import yaml
+
+    if not args.resume:
+        if (folder / "summary.csv").exists():
+            raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
+    elif not (folder / "state.pt").exists():
+        # A training may have been killed between the first line of its summary and its first state.
+        lines = (folder / "summary.csv").read_text().splitlines() if (folder / "summary.csv").exists() else []
+        if len(lines) > 2:
+            raise ValueError(
+                f"resume needs {folder / 'state.pt'}, which is missing, behind the {len(lines) - 1} epochs in "
+                "summary.csv: choose another --experiment, or remove the folder"
+            )
+    elif (folder / "args.yaml").exists():
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        defaults = _options(parser.parse_args(["--model", args.model]))  # of options that were not there yet
+        known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
         for key in options.keys() - _FREE:
-            if known.get(key) != options[key]:
+            if known[key] != options[key]:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{known.get(key)}, got {options[key]}"
+                    f"{known[key]}, got {options[key]}"
                 )
-    elif (folder / "summary.csv").exists():
-        raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
-    return options
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

@@ -8,6 +8,7 @@ from .datasets import (
     open_dataset,
     open_training_data,
     read_image,
+    spread,
     with_indices,
     write_digits,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "open_training_data",
     "open_training_loader",
     "read_image",
+    "spread",
     "with_indices",
     "write_digits",
 ]

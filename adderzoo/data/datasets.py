@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from timm.data import ImageDataset, create_dataset
 from timm.utils import natural_key
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 _MODES = {1: "L", 3: "RGB"}
@@ -106,6 +106,12 @@ def _mode(channels: int) -> str:
     if channels not in _MODES:
         raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
     return _MODES[channels]
+
+
+def spread(dataset: Images, count: int) -> Images:
+    """So many images of a data set, or all that it has, evenly spaced: a folder is sorted by class."""
+    count = min(count, len(dataset))
+    return Images(Subset(dataset, [index * len(dataset) // count for index in range(count)]), dataset.mode)
 
 
 def read_image(path: Path, channels: int) -> Image.Image:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import Optimizer
 
 from adderzoo.checkpoints import save_weights, write_atomically
 
+from .group import from_first, is_first
 from .training import Epoch, Training
 
 STATE = "state.pt"
@@ -82,6 +85,8 @@ def _state(training: Training) -> dict[str, Any]:
 def read_state(folder: Path, training: Training) -> bool:
     """Bring a training to where the one that wrote a folder was after its last complete epoch.
 
+    In a process group the first process alone looks into the folder, and all get what it finds.
+
     Args:
         folder: Of the training.
         training: A new one, made with the same arguments; it is changed in place.
@@ -91,16 +96,17 @@ def read_state(folder: Path, training: Training) -> bool:
 
     Raises:
         ValueError: if the file is damaged, or of a training made with other arguments.
+        ConnectionError: if another process of the group has failed.
     """
-    for rest in folder.glob(".adderzoo-*"):  # what a killed process was writing
-        shutil.rmtree(rest, ignore_errors=True)
     path = folder / STATE
-    if not path.exists():
+    state = from_first(_read(path) if is_first() else None)
+    if state is None:
         return False
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         training.model.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
+        if training.scheduler:
+            _check_rates(training.optimizer, training.scheduler)
         if training.scaler:
             training.scaler.load_state_dict(state["scaler"])
         if training.ema:
@@ -109,6 +115,29 @@ def read_state(folder: Path, training: Training) -> bool:
             training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
         training.step = state["step"]
         training.history[:] = [Epoch(**epoch) for epoch in state["history"]]
-    except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
-        raise ValueError(f"{path} is damaged, or of another training: {error}") from error
+    except Exception as error:  # what does not fit raises nearly anything
+        raise _unusable(path, error) from error
     return True
+
+
+def _read(path: Path) -> Any:
+    """The state in a file, whose folder is cleared of what a killed process was writing; None if there is no file."""
+    for rest in path.parent.glob(".adderzoo-*"):
+        shutil.rmtree(rest, ignore_errors=True)
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
+        raise _unusable(path, error) from error
+
+
+def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
+    """A schedule multiplies the rates that it was made with, whatever the optimiser has loaded since."""
+    rates = [group.get("initial_lr") for group in optimizer.param_groups]
+    if rates != scheduler.base_values:
+        raise ValueError(f"its learning rates begin at {rates}, those of this training at {scheduler.base_values}")
+
+
+def _unusable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged, or of another training: {error}")

@@ -1,5 +1,7 @@
 """What the processes of a group (torchrun's) do together; a single process is a group of one."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -27,3 +29,19 @@ def sum_over_group(values: list[float], device: torch.device) -> list[float]:
     except RuntimeError as error:
         raise ConnectionError("another process of the group has failed") from error
     return sums.tolist()
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, in each of them.
+
+    Raises:
+        ConnectionError: if another process of the group has failed.
+    """
+    if not in_group():
+        return value
+    values = [value]
+    try:
+        dist.broadcast_object_list(values)
+    except RuntimeError as error:
+        raise ConnectionError("another process of the group has failed") from error
+    return values[0]

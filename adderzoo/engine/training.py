@@ -4,6 +4,7 @@ A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func
 :func:`train_epoch` the loop over batches.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
@@ -25,8 +26,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from adderzoo.checkpoints import classifier_prefixes
 from adderzoo.layers import Adder2d, AdderLinear
-from adderzoo.optim import LR_FACTOR, adaptive_lr
+from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result
 from .group import in_group, is_first, sum_over_group
@@ -110,7 +112,7 @@ class Recipe:
         accumulate: Batches a step.
         clip_grad: Largest norm or value of the gradients, or None. Under the adaptive learning rate, that of adder
             filters is scaled in any case.
-        clip_mode: timm's: "norm", "value" or "agc".
+        clip_mode: timm's: "norm", "value" or "agc", which leaves out the network's classifier.
         amp_dtype: Run under autocast in this dtype.
         channels_last: Feed the images in this memory format.
         device: Where the model is and the batches go.
@@ -144,7 +146,7 @@ def create_optimizer(
     Args:
         model: Its parameters all decay, BatchNorm's too, but those that its `no_weight_decay` names.
         opt: Such as "momentum" (SGD), "sgd" (with Nesterov's momentum), "adamw".
-        lr: Learning rate; None is 0.1 for SGD, else the optimiser's own default.
+        lr: Learning rate; None is 0.1 for SGD in all its variants, else the optimiser's own default.
         momentum: Of optimisers that have one.
         weight_decay: Weight decay.
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
@@ -153,20 +155,25 @@ def create_optimizer(
         options: Further arguments of timm's `create_optimizer_v2` and of the optimiser.
 
     Raises:
-        ValueError: if timm knows no such optimiser, or one of the numbers is nothing it takes.
+        ValueError: if timm knows no such optimiser, one of the numbers is nothing it takes, it is of second order, or
+            it is none whose steps `eta` can set.
     """
     # What "addersgd" adds to "sgd" is what `eta` says here.
     opt = opt.lower().removeprefix("adder")
-    if lr is None and opt in {"momentum", "sgd"}:
-        lr = 0.1
     try:
+        if lr is None and issubclass(get_optimizer_class(opt.removeprefix("lookahead_"), False), PROPORTIONAL):
+            lr = 0.1
         optimizer = create_optimizer_v2(
             model,
             opt,
             **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
         )
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
     if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")
@@ -174,6 +181,8 @@ def create_optimizer(
                 if group[LR_FACTOR]:  # as if the gradient were multiplied: weight decay acts on it as on others
                     group["weight_decay"] /= filter_lr_scale
         elif eta:
+            if rule_for(optimizer) is None:
+                raise ValueError(f"opt {opt!r} has no rule for adder filters: eta must be 0 or filter-lr-scale given")
             adaptive_lr(optimizer, eta)
     return optimizer
 
@@ -182,6 +191,9 @@ def create_scheduler(
     optimizer: Optimizer, sched: str, epochs: int, updates_per_epoch: int = 0, **options: Any
 ) -> Scheduler | None:
     """timm's learning rate scheduler of this name; None for "none".
+
+    Where adder filters have a rate of their own, a multiple of the others', it is that multiple of the whole schedule:
+    of `warmup_lr` and `min_lr` too. (But "plateau" never takes a rate below `min_lr`.)
 
     Args:
         optimizer: With the learning rates to start from.
@@ -194,6 +206,12 @@ def create_scheduler(
     Raises:
         ValueError: if timm knows no such scheduler.
     """
+    if sched == "none":
+        return None
+    for group in optimizer.param_groups:
+        if factor := group.get(LR_FACTOR):  # what timm's schedulers multiply every rate of a group by
+            group["lr"] /= factor
+            group["lr_scale"] = group.get("lr_scale", 1.0) * factor
     try:
         return create_scheduler_v2(
             optimizer,
@@ -228,7 +246,7 @@ def train(
         description: Text before the progress bar.
 
     Raises:
-        ValueError: if the loss is not finite, or a label is none of the network's classes.
+        ValueError: if a loss or the network is not finite, or a label is none of the network's classes.
         ConnectionError: if another process of the group has failed.
     """
     recipe = recipe or Recipe()
@@ -255,6 +273,7 @@ def train(
                 for network in training.networks:
                     distribute_bn(network, dist.get_world_size(), reduce=True)
             result = validate(training.best_network) if validate else None
+            _check_epoch(training, result)
             if training.scheduler:
                 training.scheduler.step(number, result.top1 if result else -mean_loss)
             epoch = Epoch(
@@ -360,7 +379,7 @@ def _step(
         with autocast:
             logits = network(x).float()
             value = _loss(recipe.loss, logits, target)
-        parameters = list(training.model.parameters())
+        parameters = _clipped_parameters(training.model, recipe.clip_mode)
         if training.scaler:
             training.scaler(
                 value / together, optimizer, recipe.clip_grad, recipe.clip_mode, parameters, need_update=complete
@@ -381,11 +400,22 @@ def _step(
     return logits.detach(), value.detach()
 
 
+def _clipped_parameters(model: nn.Module, clip_mode: str) -> list[nn.Parameter]:
+    """All, but for "agc" the classifier's, which its authors and timm's training script leave out."""
+    left_out = classifier_prefixes(model) if clip_mode == "agc" else ()
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(left_out)]
+
+
 def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return mixup(x, target)
-    except RuntimeError as error:
-        raise ValueError(f"labels must be among the network's {mixup.num_classes} classes: {error}") from error
+    except RuntimeError as error:  # it may be another one: there may be no memory left
+        least, most = (int(label) for label in target.aminmax())
+        if least >= 0 and most < mixup.num_classes:
+            raise
+        raise ValueError(
+            f"labels must be among the network's {mixup.num_classes} classes, got {least} to {most}"
+        ) from error
 
 
 def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
@@ -400,7 +430,19 @@ def _check_finite(losses: list[Tensor], training: Training) -> None:
     if all(finite):
         return
     index = len(losses) - len(finite) + finite.index(False)
-    raise ValueError(
-        f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}: a lower "
-        "learning rate may help; what earlier epochs have written is untouched"
-    )
+    raise _diverged(f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}")
+
+
+def _check_epoch(training: Training, result: Result | None) -> None:
+    """Refuse an epoch that no training could go on after: a step shows in no loss of the batches before it."""
+    where = f"at the end of epoch {len(training.history) + 1}"
+    for network in training.networks:
+        for key, value in network.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise _diverged(f"{key} is not finite {where}")
+    if result and not math.isfinite(result.loss):
+        raise _diverged(f"the evaluation loss is {result.loss} {where}")
+
+
+def _diverged(what: str) -> ValueError:
+    return ValueError(f"{what}: a lower learning rate may help; what earlier epochs have written is untouched")

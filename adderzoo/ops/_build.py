@@ -1,11 +1,22 @@
-"""How the compiled library is built: by setup.py, which cannot import the package yet, or on first use."""
+"""How the compiled libraries are built: by setup.py, which cannot import the package yet, or on first use."""
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent.parent / "csrc"  # there in a checkout, not in an installed package
 
-# TORCH_TARGET_VERSION is PyTorch 2.11, whose stable ABI all later releases keep: one binary serves them all.
-CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+# PyTorch 2.11, whose stable ABI all later releases keep: one binary serves them all.
+_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi", _TARGET]
+
+# Machine code for Ampere and Hopper, and for what comes later code that the driver compiles.
+NVCC_FLAGS = [
+    *("-O3", "-std=c++20", "-Xcompiler=-fvisibility=hidden", _TARGET),
+    *("-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"),
+    "-gencode=arch=compute_90,code=compute_90",
+]
 
 
 def source_files() -> list[Path]:
@@ -13,6 +24,30 @@ def source_files() -> list[Path]:
     return sorted(SOURCES.glob("*.cpp")) + sorted(SOURCES.glob("cpu/*.cpp"))
 
 
+def cuda_source_files() -> list[Path]:
+    """What is compiled into `_C_cuda`: the kernels for NVIDIA GPUs alone."""
+    return sorted(SOURCES.glob("*_checks.cpp")) + sorted(SOURCES.glob("cuda/*.cu"))
+
+
 def build_inputs() -> list[Path]:
-    """Everything that the compiler reads of this project, headers included."""
-    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".h"})
+    """Everything that the compilers read of this project, headers included."""
+    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".cu", ".h"})
+
+
+def _ask_nvcc(cuda_home: str, *question: str) -> str:
+    command = [os.path.join(cuda_home, "bin", "nvcc"), *question]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def cuda_version(cuda_home: str) -> str:
+    """Of a toolkit: "13.0", or "unknown"."""
+    release = re.search(r"\brelease (\d+\.\d+)", _ask_nvcc(cuda_home, "--version"))
+    return release[1] if release else "unknown"
+
+
+def cuda_library_folders(cuda_home: str) -> list[str]:
+    """Where a toolkit keeps its libraries. PyTorch looks beside nvcc, which may be a wrapper far from them."""
+    tops = re.findall(r"^#\$ TOP=(.+)$", _ask_nvcc(cuda_home, "--dryrun", "-E", "-x", "cu", os.devnull), re.MULTILINE)
+    folders = (os.path.join(top, name) for top in tops for name in ("lib64", "lib"))
+    return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]

@@ -8,6 +8,7 @@ import shutil
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ SCHEMAS = (
     "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor",
     "_cpu_capability() -> str",
     "_cpu_ceiling(str form, int steps) -> int",
+    "_cuda_ceiling(Tensor like, str form, int steps) -> int",
 )
 
 # Registrations made from Python live as long as this object.
@@ -42,8 +44,25 @@ class LibraryNotFoundError(Exception):
     """One way to get the compiled library does not lead to it; the message says why."""
 
 
-def _load_installed() -> None:
-    libraries = sorted(PACKAGE.glob("_C.*so"))
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled library: `_C`, or what adds kernels for another device to it."""
+
+    name: str
+    sources: Callable[[], list[Path]]
+    cuda: bool = False
+
+    @property
+    def flags(self) -> list[str]:
+        return _build.CXX_FLAGS + (_build.NVCC_FLAGS if self.cuda else [])
+
+
+_CPU = _Compiled("_C", _build.source_files)
+_CUDA = _Compiled("_C_cuda", _build.cuda_source_files, cuda=True)
+
+
+def _load_installed(compiled: _Compiled) -> None:
+    libraries = sorted(PACKAGE.glob(f"{compiled.name}.*so"))
     if not libraries:
         raise LibraryNotFoundError("the package has no compiled library")
     newest_source = max((path.stat().st_mtime for path in _build.build_inputs()), default=0.0)
@@ -66,30 +85,51 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = path
 
 
-def _load_built() -> None:
-    if not _build.source_files():
+def _check_compiler(compiled: _Compiled) -> None:
+    if not compiled.sources():
         raise LibraryNotFoundError("the C++ sources are not beside the package")
     compiler = os.environ.get("CXX") or "c++"  # PyTorch's own choice
     if shutil.which(compiler.split()[0]) is None:
         raise LibraryNotFoundError(f"there is no C++ compiler, {compiler} is not found")
-    digest = hashlib.sha256(" ".join([*_build.CXX_FLAGS, platform.machine()]).encode())
+    if compiled.cuda and torch.version.cuda is None:
+        raise LibraryNotFoundError("this PyTorch is not built for CUDA")
+
+
+def _cuda_link_flags(cuda_home: str | None) -> list[str]:
+    if cuda_home is None:
+        raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, and CUDA_HOME is not set")
+    version, wanted = _build.cuda_version(cuda_home), str(torch.version.cuda)
+    if version.split(".")[0] != wanted.split(".")[0]:  # other minor versions go together
+        raise LibraryNotFoundError(
+            f"the CUDA toolkit in {cuda_home} is version {version}, PyTorch was built for {wanted}"
+        )
+    return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
+
+
+def _load_built(compiled: _Compiled) -> None:
+    _check_compiler(compiled)
+    digest = hashlib.sha256(" ".join([*compiled.flags, platform.machine()]).encode())
     for path in _build.build_inputs():
         digest.update(path.read_bytes())
     try:
         cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
         folder = Path(cache) / f"adderzoo_{digest.hexdigest()[:16]}"
-        library, complete = folder / "adderzoo_C.so", folder / "complete"
+        library, complete = folder / f"adderzoo{compiled.name}.so", folder / f"complete{compiled.name}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "adderzoo.lock"):
             if not complete.exists():
                 from torch.utils import cpp_extension  # slow to import, and seldom needed
 
+                link = _cuda_link_flags(cpp_extension.CUDA_HOME) if compiled.cuda else []
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
                 with _own_programs_on_path():
                     cpp_extension.load(  # builds it, and loads it as well
                         name=library.stem,
-                        sources=[str(path) for path in _build.source_files()],
+                        sources=[str(path) for path in compiled.sources()],
                         extra_cflags=_build.CXX_FLAGS,
+                        extra_cuda_cflags=_build.NVCC_FLAGS,
+                        extra_ldflags=link,
+                        with_cuda=compiled.cuda,
                         build_directory=str(folder),
                         is_python_module=False,
                     )
@@ -98,21 +138,23 @@ def _load_built() -> None:
         torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError) as error:
         lines = str(error).strip().splitlines() or [repr(error)]
-        reason = next((line for line in lines if "error:" in line), lines[0])  # of a compiler's many
+        reason = next((line for line in lines if "error:" in line or "cannot find" in line), lines[0])  # of many
         raise LibraryNotFoundError(f"building it failed: {reason}") from error
+
+
+_WAYS: tuple[tuple[str, Callable[[_Compiled], None]], ...] = (
+    ("compiled at installation", _load_installed),
+    ("compiled on first use", _load_built),
+)
 
 
 def _load() -> str:
     if hasattr(torch.ops.adderzoo, "adder2d"):  # the schema is there: a second definition would end the process
         return "compiled, loaded before the package"
-    ways: tuple[tuple[str, Callable[[], None]], ...] = (
-        ("compiled at installation", _load_installed),
-        ("compiled on first use", _load_built),
-    )
     reasons = []
-    for name, load in ways:
+    for name, load in _WAYS:
         try:
-            load()
+            load(_CPU)
             return name
         except LibraryNotFoundError as error:
             reasons.append(str(error))
@@ -129,6 +171,29 @@ def _load() -> str:
     return "PyTorch reference"
 
 
+class _Cuda:
+    """The kernels for NVIDIA GPUs: those of the installation come with the package, others with the first tensor."""
+
+    backend: str | None = None
+    reasons: tuple[str, ...] = ()
+    tried_all = False
+
+    @classmethod
+    def load(cls, build: bool) -> bool:
+        """Whether they are there."""
+        if cls.backend or cls.tried_all or BACKEND == "PyTorch reference":
+            return cls.backend is not None
+        cls.tried_all, cls.reasons = build, ()
+        for name, load in _WAYS if build else _WAYS[:1]:
+            try:
+                load(_CUDA)
+                cls.backend = name
+                return True
+            except LibraryNotFoundError as error:
+                cls.reasons += (str(error),)
+        return False
+
+
 _warned_devices: set[str] = set()
 
 
@@ -136,16 +201,19 @@ def _warn_about_device(device: torch.device) -> None:
     if device.type in _warned_devices or (device.type == "cpu" and BACKEND == "PyTorch reference"):
         return
     _warned_devices.add(device.type)
+    reason = f" ({'; '.join(_Cuda.reasons)})" if device.type == "cuda" and _Cuda.reasons else ""
     warnings.warn(
-        f"adderzoo has no compiled operator for {device.type} tensors, so its PyTorch reference runs on that device, "
-        "many times slower",
+        f"adderzoo has no compiled operator for {device.type} tensors{reason}, so its PyTorch reference runs on that "
+        "device, many times slower",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
-def _on_device(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _on_device(name: str, kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def run(first: torch.Tensor, *arguments: object) -> torch.Tensor:
+        if first.device.type == "cuda" and not _Cuda.tried_all and _Cuda.load(build=True):
+            return getattr(torch.ops.adderzoo, name)(first, *arguments)  # which goes there from now on
         _warn_about_device(first.device)
         return kernel(first, *arguments)
 
@@ -154,21 +222,34 @@ def _on_device(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
 
 BACKEND = _load()
 
+if torch.version.cuda is not None:
+    _Cuda.load(build=False)
+
 # For every device, but a kernel that is registered for a device itself comes first.
-LIBRARY.impl("adder2d", _on_device(reference.adder2d), "CompositeExplicitAutograd")
-LIBRARY.impl("_adder2d_backward_input", _on_device(reference.backward_input), "CompositeExplicitAutograd")
-LIBRARY.impl("_adder2d_backward_weight", _on_device(reference.backward_weight), "CompositeExplicitAutograd")
-LIBRARY.impl("adder2d_affine", _on_device(reference.affine), "CompositeExplicitAutograd")
-LIBRARY.impl("adder2d_u8", _on_device(reference.u8), "CompositeExplicitAutograd")
+_ON_ANY_DEVICE: dict[str, Callable[..., torch.Tensor]] = {
+    "adder2d": reference.adder2d,
+    "_adder2d_backward_input": reference.backward_input,
+    "_adder2d_backward_weight": reference.backward_weight,
+    "adder2d_affine": reference.affine,
+    "adder2d_u8": reference.u8,
+}
+for _name, _kernel in _ON_ANY_DEVICE.items():
+    LIBRARY.impl(_name, _on_device(_name, _kernel), "CompositeExplicitAutograd")
 
 
-def backend() -> str:
-    """What runs `adder2d` on CPU tensors.
+def backend(device: str = "cpu") -> str:
+    """What runs `adder2d` on the tensors of a device.
+
+    Args:
+        device: "cpu", "cuda", or another type of device.
 
     Returns:
-        How the compiled library was found and the instruction set of its loops ("compiled at installation, avx512"),
-        or "PyTorch reference".
+        How the compiled library was found and, for the CPU, the instruction set of its loops ("compiled at
+        installation, avx512"), or "PyTorch reference". Where the GPU's kernels are still to be compiled, this does it.
     """
-    if BACKEND == "PyTorch reference":
-        return BACKEND
+    if device == "cuda":
+        _Cuda.load(build=True)
+        return _Cuda.backend or "PyTorch reference"
+    if device != "cpu" or BACKEND == "PyTorch reference":
+        return "PyTorch reference"
     return f"{BACKEND}, {torch.ops.adderzoo._cpu_capability()}"

@@ -27,7 +27,9 @@ def adder2d(
         Y_{n,o,p} = -\sum_{c,i,j} |X_{n,\,c,\,p \cdot stride + (i,j) \cdot dilation - padding} - W_{o,c,i,j}|
 
     A padded pixel is 0 and contributes -\|W\|. The gradients are the paper's, not the derivatives:
-    dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7).
+    dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7). The former is computed as a convolution's, on
+    NVIDIA GPUs by cuDNN, with X and the gradient of Y rounded to TF32 unless
+    `torch.backends.cudnn.conv.fp32_precision` is "ieee". Everything else is in float32 there, whatever the settings.
 
     Args:
         input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.

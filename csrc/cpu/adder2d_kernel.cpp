@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "adder2d_checks.h"
+#include "../adder2d_checks.h"
 #include "adder2d_plan.h"
 
 namespace adderzoo::cpu {

@@ -14,16 +14,9 @@
 
 #include <cstdint>
 
+#include "../adder2d_geometry.h"
+
 namespace adderzoo::cpu {
-
-// One call of an operator.
-struct Geometry {
-  int64_t batch, groups, channels, filters;  // channels and filters of one group
-  int64_t height, width, out_height, out_width;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-
-  int64_t taps() const { return kernel_h * kernel_w; }
-};
 
 enum class Function {
   kDistance,           // |source - filter|; the sum is written with a minus sign (eq. 2)
@@ -32,9 +25,6 @@ enum class Function {
   kExactClippedSlope,  // the same where a filter or the input may be NaN
   kSignSlope,          // source * sign(filter - input)
 };
-
-// Channels of a panel of packed filters: the same on all processors, because networks are saved with packed filters.
-constexpr int64_t kPanel = 16;
 
 // Channels of an item whose channels have their own copies of the source, at most.
 constexpr int64_t kMaxOwnChannels = 4 * kPanel;
@@ -57,13 +47,6 @@ struct Piece {
   int64_t step;    // number of the first among the packed filter's steps
   int64_t length;
 };
-
-// Bytes of successive source channels that are one step, and lie side by side in a lane of a panel. Where channels have
-// their own copies of the source, a step is one channel.
-constexpr int64_t kByteStep = 8;
-
-// Elements of a filter of bytes, whose differences of at most 255 add up to a signed integer of 32 bits.
-constexpr int64_t kLargestByteFilter = ((int64_t{1} << 31) - 1) / 255;
 
 // What is done with the sums before they are written: y * scale + shift + addend, then max(0, y).
 template <typename T>

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Done
 from PIL import Image
 
@@ -16,10 +17,10 @@ Command = Callable[..., Done]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> None:
+def test_everything_of_a_small_network(adderzoo: Command, device: torch.device, tmp_path: Path) -> None:
     done = adderzoo(
-        "benchmark", "--models", "adder_lenet5", "--batch-size", 1, 4, "--seconds", 0.01, "--no-compile",
-        "--parts", "operator", "inference", "training",
+        "benchmark", "--device", device, "--models", "adder_lenet5", "--batch-size", 1, 4, "--seconds", 0.01,
+        "--no-compile", "--parts", "operator", "inference", "training",
         "--json", tmp_path / "new" / "b.json", "--chart", tmp_path / "b.png",
     )  # fmt: skip
     assert done.status == 0, done
@@ -32,11 +33,11 @@ def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> Non
         "adder_lenet5, training, batch 4",  # not 1: BatchNorm on the logits
     ]
     machine, *tables = done.out.split("\n\n")
-    assert machine == str(benchmark.describe_machine())
+    assert machine == str(benchmark.describe_machine(str(device)))
     assert [table.splitlines()[0] for table in tables] == titles
 
     read = json.loads((tmp_path / "new" / "b.json").read_text())
-    assert read["command"].startswith("adderzoo benchmark --models adder_lenet5 --batch-size 1 4 ")
+    assert read["command"].startswith(f"adderzoo benchmark --device {device} --models adder_lenet5 --batch-size 1 4 ")
     (network,) = package.list_models("adder_lenet5")
     for result in read["operator"]:
         elements = sum(layer["count"] * layer["elements"] for layer in result["layers"])
@@ -44,7 +45,8 @@ def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> Non
     sections = read["networks"]
     assert [f"{part['model']}, {part['part']}, batch {part['batch']}" for part in sections] == titles[2:]
     naive = [{row["contender"]["form"] for row in part["rows"]} >= {"authors"} for part in sections]
-    assert naive == [True, False, True]  # with the smallest batch, once a part
+    # Once a part: with the smallest batch, on a GPU the largest.
+    assert naive == ([True, False, True] if device.type == "cpu" else [False, True, True])
     for part, table in zip(sections, tables[2:], strict=True):
         assert all(row["error"] == "" and row["images_per_second"] > 0 for row in part["rows"])
         assert 2 < len(table.splitlines()) <= 2 + len(part["rows"])
@@ -53,17 +55,17 @@ def test_everything_of_a_small_network(adderzoo: Command, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["b.json", "b.png"]
 
 
-def test_byte_networks(adderzoo: Command, tmp_path: Path) -> None:
+def test_byte_networks(adderzoo: Command, device: torch.device, tmp_path: Path) -> None:
     done = adderzoo(
-        "benchmark", "--precision", "u8", "--models", "adder_lenet5", "--batch-size", 2, "--seconds", 0.01,
-        "--no-compile", "--json", tmp_path / "b.json",
+        "benchmark", "--device", device, "--precision", "u8", "--models", "adder_lenet5", "--batch-size", 2,
+        "--seconds", 0.01, "--no-compile", "--json", tmp_path / "b.json",
     )  # fmt: skip
     assert done.status == 0, done
     _, *tables = done.out.split("\n\n")
     assert [table.splitlines()[0] for table in tables] == [
         "adder layers of adder_lenet5 in u8, batch 2: elements |x - w|, share of the ceiling",
         "adder_lenet5 in u8, inference, batch 2",
-        "adder_lenet5 in u8, threads, batch 2",
+        *(["adder_lenet5 in u8, threads, batch 2"] if device.type == "cpu" else []),
     ]
     read = json.loads((tmp_path / "b.json").read_text())
     assert [(result["precision"], result["form"]) for result in read["operator"]] == [("u8", "byte_distance")]
@@ -75,17 +77,20 @@ def test_byte_networks(adderzoo: Command, tmp_path: Path) -> None:
 
 def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[tuple[object, ...]] = []
-    precisions: set[object] = set()
+    precisions: list[object] = []
+    devices: set[object] = set()
 
     def operator(
-        model: str, batch: int, seconds: float, note: object, precision: str
+        model: str, batch: int, seconds: float, note: object, precisions: tuple[str, ...], device: str
     ) -> list[benchmark.OperatorResult]:
-        jobs.append(("operator", model, batch, seconds, precision))
+        jobs.append(("operator", model, batch, seconds, *precisions))
+        devices.add(device)
         return []
 
     def networks(model: str, part: str, batch: int, **options: object) -> benchmark.Section:
         jobs.append((part, model, batch, options["seconds"], options["naive"], options["compiled"]))
-        precisions.add(options["precision"])
+        precisions.append(options["precision"])
+        devices.add(options["device"])
         return benchmark.Section(model, part, batch, None, ())
 
     monkeypatch.setattr(benchmark, "measure_operator", operator)
@@ -109,7 +114,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
         ("training", "adder_resnet18", 8, 4.0, True, False),
         ("training", "adder_lenet5", 128, 4.0, True, False),
     ]
-    assert precisions == {"float32"}
+    assert set(precisions) == {"float32"}
     jobs.clear()
     precisions.clear()
     assert adderzoo("benchmark", "--precision", "u8", "--batch-size", 4).status == 0
@@ -118,7 +123,34 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
         ("inference", "adder_resnet20", 4, 1.0, True, True),
         ("threads", "adder_resnet20", 4, 1.0, True, True),
     ]
-    assert precisions == {"u8"}
+    assert set(precisions) == {"u8"}
+    jobs.clear()
+    precisions.clear()
+    options = ("--precision", "u8", "float32", "--parts", "operator", "inference", "training", "--batch-size", 4)
+    assert adderzoo("benchmark", *options).status == 0
+    assert jobs == [
+        ("operator", "adder_resnet50", 4, 0.25, "float32", "u8"),  # in turns
+        ("inference", "adder_resnet20", 4, 1.0, True, True),
+        ("inference", "adder_resnet20", 4, 1.0, True, True),
+        ("training", "adder_resnet20", 4, 1.0, True, True),
+    ]
+    assert precisions == ["float32", "u8", "float32"]
+    assert devices == {"cpu"}
+    jobs.clear()
+    devices.clear()
+    # As on a GPU, of which nothing is used here.
+    monkeypatch.setattr("adderzoo.cli.benchmark.open_device", torch.device)
+    monkeypatch.setattr(benchmark, "describe_machine", lambda device: device)
+    monkeypatch.setattr("adderzoo.cli.benchmark._write", lambda report, args: None)
+    assert adderzoo("benchmark", "--device", "cuda:1").status == 0
+    assert jobs == [
+        ("operator", "adder_resnet50", 64, 0.25, "float32"),
+        ("inference", "adder_resnet20", 1, 1.0, False, True),
+        ("inference", "adder_resnet20", 8, 1.0, False, True),
+        ("inference", "adder_resnet20", 128, 1.0, True, True),
+        ("training", "adder_resnet20", 128, 1.0, True, True),
+    ]
+    assert devices == {"cuda:1"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +168,16 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
             ("--precision", "u8", "--parts", "operator", "training"),
             "parts must be among operator, inference, threads for precision u8, got training",
         ),
+        (
+            ("--device", "cuda", "--parts", "operator", "threads"),
+            "parts must be among operator, inference, training for precision float32 on cuda, got threads",
+        ),
+        (
+            ("--device", "cuda", "--precision", "float32", "u8", "--parts", "threads"),
+            "parts must be among operator, inference, training for precision float32 and u8 on cuda, got threads",
+        ),
+        (("--device", "meta"), "device must be cpu or cuda, got 'meta'"),
+        (("--device", "nonsense"), "device 'nonsense' cannot be used: "),
         (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
         (("--seconds", "nan"), "seconds must be a finite number above 0, got nan"),
         (("--chart", "chart.txt"), "chart must end in .png, .pdf, .svg, got chart.txt"),
@@ -143,6 +185,13 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
 )
 def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...], message: str) -> None:
     assert adderzoo("benchmark", *arguments).error.startswith(f"adderzoo benchmark: error: {message}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_one_line(adderzoo: Command, tmp_path: Path) -> None:
+    error = adderzoo("benchmark", "--device", "cuda", "--json", tmp_path / "b.json").error
+    assert error.startswith("adderzoo benchmark: error: device 'cuda' cannot be used: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_without_twin_is_one_line(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:

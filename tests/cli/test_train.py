@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import shutil
@@ -5,16 +6,19 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from commands import Done, run_group
 from pictures import random_images
+from PIL import Image
 from safetensors.torch import load_file
 from trainings import QUICK, metadata, rows, write_classes
 
 from adderzoo.checkpoints import load_checkpoint, save_weights
+from adderzoo.quantization import calibrate, ranges
 
 Command = Callable[..., Done]
 
@@ -167,9 +171,10 @@ def test_colour_images_of_any_size_train_a_grey_network_and_the_other_way_round(
 
 @pytest.mark.parametrize("options", [("--train-crop-mode", "rrc"), ("--train-crop-mode", "rkrr"), ("--no-aug",)])
 def test_augmentation_changes_what_is_learned(train: Command, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """From files both times, where the order of the images does not depend on it."""
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
-    for name, arguments in (("default", ()), ("other", options)):
-        done = train("--data-dir", folder, *QUICK, *arguments, "--experiment", name)
+    for name, arguments in (("default", ("--train-crop-mode", "pad")), ("other", options)):
+        done = train("--data-dir", folder, *QUICK, "--no-in-memory", *arguments, "--experiment", name)
         assert done.status == 0, done
     default, other = (load_file(tmp_path / "out" / name / "last.safetensors") for name in ("default", "other"))
     assert not torch.equal(default["conv1.weight"], other["conv1.weight"])
@@ -236,6 +241,53 @@ def test_training_starts_from_a_checkpoint_of_the_users(
     assert len(learned) - len(kept) == (0 if classes == 2 else 3)
 
 
+def test_the_files_say_what_a_training_started_from(train: Command, tmp_path: Path) -> None:
+    folder, start = write_classes(tmp_path / "data", {"a": 4, "b": 4}), tmp_path / "theirs.safetensors"
+    save_weights(timm.create_model("adder_lenet5"), start, {"license": "BSD-3-Clause"})
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+
+    def trained(name: str, *options: object) -> dict[str, str]:
+        assert train("--data-dir", folder, *QUICK, *options, "--experiment", name).status == 0
+        return metadata(tmp_path / "out" / name / "last.safetensors")
+
+    first = trained("first", "--initial-checkpoint", start)
+    assert first["license"] == "BSD-3-Clause"
+    assert first["trained_from"] == f"theirs.safetensors (SHA-256 {digest})"
+    second = trained("second", "--initial-checkpoint", tmp_path / "out" / "first" / "last.safetensors")
+    assert second["license"] == "BSD-3-Clause"
+    assert second["trained_from"].endswith(f", which was trained from {first['trained_from']}")
+
+    converted = {"source": "theirs.pth", "source_sha256": "ab12", "license": "MIT"}
+    save_weights(timm.create_model("adder_lenet5"), start, converted)
+    third = trained("third", "--initial-checkpoint", start)
+    assert (third["license"], third["trained_from"]) == ("MIT", "theirs.pth (SHA-256 ab12)")
+
+    published = trained("published", "--model", "adder_lenet5.digits", "--pretrained")
+    assert (published["license"], published["trained_from"]) == ("apache-2.0", "adder_lenet5.digits")
+    assert not {"license", "trained_from"} & trained("new").keys()
+
+
+@pytest.mark.parametrize("where", ["--in-memory", "--no-in-memory"])
+def test_ranges_of_bytes_come_from_images_as_they_are_validated(train: Command, tmp_path: Path, where: str) -> None:
+    """From all of a small data set, each but once, whatever the augmentation."""
+    name = "adder_lenet5.digits"
+    folder = write_classes(tmp_path / "data", {"a": 5, "b": 6})
+    model = timm.create_model(name, pretrained=True, num_classes=2)
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = config["mean"][0], config["std"][0]
+    pixels = [torch.from_numpy(np.array(Image.open(path))) for path in sorted(folder.rglob("*.png"))]
+    images = (torch.stack(pixels)[:, None].float() / 255 - mean) / std
+    augmentation = ("--color-jitter", 0.9, "--reprob", 1) if where == "--no-in-memory" else ("--vflip", 1)
+    options = ("--model", name, "--pretrained", "--quantize-bits", 8, where, *augmentation)
+    assert train("--data-dir", folder, *QUICK, *options).status == 0
+    got = json.loads(metadata(tmp_path / "out" / "run" / "last.safetensors")["ranges"])
+    torch.manual_seed(0)  # of the classifier, which is in float
+    expected = ranges(calibrate(model, [images]))
+    assert got["quantizers"].keys() == expected["quantizers"].keys()
+    for key, (scale, zero_point) in expected["quantizers"].items():
+        assert got["quantizers"][key] == [pytest.approx(scale, rel=1e-5), zero_point], key
+
+
 def test_images_are_what_the_checkpoint_was_trained_on(train: Command, tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     assert train("--model", "adder_lenet5.digits", "--data-dir", folder, *QUICK, "--experiment", "first").status == 0
@@ -292,6 +344,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--data-dir", "data", "--eta", "nan"), "eta must be a finite number from 0, got nan"),
         (("--data-dir", "data", "--hflip", "2"), "hflip must be from 0 to 1, got 2.0"),
         (("--data-dir", "data", "--device", "abacus"), "device 'abacus' cannot be used"),
+        (("--data-dir", "data", "--device", "meta"), "device 'meta' cannot be used"),
         (("--data-dir", "data", "--initial-checkpoint", "no.pth"), "no.pth is not a file"),
         (("--data-dir", "data", "--initial-checkpoint", "resnet.safetensors"), "is a checkpoint of another network"),
         (("--data-dir", "mnist", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'mnist' cannot be read"),
@@ -305,6 +358,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert done.error.startswith("adderzoo train: error: ")
     assert message in done.error
     assert not (scene / "out").exists()
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="is about a device that is not there")
+def test_of_what_pytorch_says_of_a_missing_device_the_first_sentence_is_shown(train: Command, scene: Path) -> None:
+    error = train("--data-dir", "data", "--device", "mps").error
+    assert re.fullmatch(r"adderzoo train: error: device 'mps' cannot be used: [^.].{10,150}", error)
 
 
 @pytest.mark.parametrize(
@@ -348,6 +407,28 @@ def test_a_loss_that_is_not_finite_keeps_the_files_of_the_epoch_before(
     a, b = (load_file(tmp_path / "out" / name / "last.safetensors") for name in ("run", "two"))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert len(rows(tmp_path / "out" / "run")) == 2
+
+
+def test_weights_that_die_in_the_last_step_of_an_epoch_are_not_written(
+    train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    step, calls = torch.optim.SGD.step, []
+
+    def diverge(self: torch.optim.SGD, *inputs: object) -> None:
+        step(self, *inputs)
+        calls.append(1)
+        if len(calls) == 4:
+            self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", diverge)
+    done = train("--data-dir", folder, "--batch-size", 4, "--epochs", 3)
+    assert done.status == 1
+    line = done.err.splitlines()[-1]
+    assert re.fullmatch(r"adderzoo train: error: \S+ is not finite at the end of epoch 2: a lower learning .*", line)
+    made = tmp_path / "out" / "run"
+    assert all(value.isfinite().all() for value in load_file(made / "last.safetensors").values())
+    assert len(torch.load(made / "state.pt", weights_only=True)["history"]) == len(rows(made)) == 1
 
 
 def test_a_training_is_never_overwritten_by_another(train: Command, tmp_path: Path) -> None:

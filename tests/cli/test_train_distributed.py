@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,23 +34,48 @@ def arguments(data: Path, output: Path, *options: object) -> list[object]:
 
 
 @pytest.mark.parametrize("options", [(), ("--no-in-memory", "--model-ema", "--grad-accum-steps", 2)])
-def test_a_group_trains_speaks_once_and_resumes(tmp_path: Path, data: Path, options: tuple[object, ...]) -> None:
-    command = arguments(data, tmp_path / "out", *options)
-    first, second = run_group([command] * 2, tmp_path)
+def test_a_group_speaks_once_and_goes_on_where_it_was_killed(
+    tmp_path: Path, data: Path, options: tuple[object, ...]
+) -> None:
+    """The first process alone has the folder, as on several machines."""
+    whole = arguments(data, tmp_path / "whole", *options)
+    first, second = run_group([whole] * 2, tmp_path)
     assert (first.status, second.status) == (0, 0), (first, second)
     assert "18 training images, 18 validation images" in first.out
     assert first.out.count("validation top-1") == 2
     assert (second.out, second.err) == ("", "")
-    folder = tmp_path / "out" / "run"
-    assert len((folder / "summary.csv").read_text().splitlines()) == 3
-    before = load_file(folder / "last.safetensors")
 
-    state = torch.load(folder / "state.pt", weights_only=True)
-    done = run_group([[*command, "--resume"]] * 2, tmp_path)
+    commands = [arguments(data, tmp_path / f"out{rank}", *options) for rank in range(2)]
+    folder, foreign = tmp_path / "out0" / "run", tmp_path / "out1" / "run" / ".adderzoo-being-written"
+    foreign.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:  # which the processes inherit
+        patch.setattr(torch.nn.CrossEntropyLoss, "forward", _killed_in_the_last_batch())
+        done = run_group(commands, tmp_path)
+    assert done[0].status != 0
+    assert len(torch.load(folder / "state.pt", weights_only=True)["history"]) == 1
+    done = run_group([[*command, "--resume"] for command in commands], tmp_path)
     assert [one.status for one in done] == [0, 0], done
-    assert "behind epoch 2" in done[0].out
-    assert state["step"] == torch.load(folder / "state.pt", weights_only=True)["step"]
-    assert all(torch.equal(value, before[key]) for key, value in load_file(folder / "last.safetensors").items())
+    assert "behind epoch 1" in done[0].out
+    assert list((tmp_path / "out1").rglob("*")) == [foreign.parent, foreign]
+    for name in ("last.safetensors", "best.safetensors"):
+        got, expected = load_file(folder / name), load_file(tmp_path / "whole" / "run" / name)
+        assert all(torch.equal(got[key], value) for key, value in expected.items())
+
+    (alone,) = run_group([[*commands[0], "--resume"]], tmp_path)
+    assert alone.error.endswith(f"the training in {folder}: there processes is 2, got 1")
+
+
+def _killed_in_the_last_batch() -> Callable[..., torch.Tensor]:
+    """A loss that ends its process in the second batch of the second epoch."""
+    forward, calls = torch.nn.CrossEntropyLoss.forward, []
+
+    def call(self: torch.nn.CrossEntropyLoss, *inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, *inputs)
+
+    return call
 
 
 def test_torchrun_trains(tmp_path: Path, data: Path) -> None:
@@ -63,6 +89,7 @@ def test_torchrun_trains(tmp_path: Path, data: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr
     assert (tmp_path / "out" / "run" / "last.safetensors").is_file()
 
 

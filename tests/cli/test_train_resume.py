@@ -120,11 +120,17 @@ OPTIONS = {
         *(0.9, "--amp", "--amp-dtype", "float16", "--grad-accum-steps", 3, "--sched-on-updates", "--opt", "adamw"),
         *("--model-kwargs", "drop_rate=0.2", "--clip-grad", 1),
     ),
+    "plateau": ("--sched", "plateau"),
+    "quantised": ("--model", "adder_lenet5.digits", "--pretrained", "--quantize-bits", 4, "--model-ema"),
 }
 
 
 @pytest.mark.parametrize(
-    ("where", "options"), [*((where, "plain") for where in MOMENTS), ("while it writes the state", "everything")]
+    ("where", "options"),
+    [
+        *((where, "plain") for where in MOMENTS),
+        *(("while it writes the state", options) for options in OPTIONS if options != "plain"),
+    ],
 )
 def test_a_killed_training_ends_as_an_uninterrupted_one(
     adderzoo: Command, data: Path, tmp_path: Path, where: str, options: str
@@ -132,6 +138,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(
     out = tmp_path / "out"
     done = run(KILLED, where, arguments(data, out, "killed", *OPTIONS[options]))
     assert done.returncode == -9, done.stdout + done.stderr
+    assert "\nepoch 2: loss " in done.stdout  # not in a buffer, which is lost
     assert len(torch.load(out / "killed" / "state.pt", weights_only=True)["history"]) == 2
     for path in (out / "killed").glob("*.safetensors"):
         load_file(path)  # whole, whenever it was killed
@@ -200,6 +207,63 @@ def test_resuming_needs_the_same_options(adderzoo: Command, data: Path, tmp_path
     done = adderzoo(*arguments(data, tmp_path / "out", "run", "--resume", "--log-tensorboard"))
     assert done.status == 0, done
     assert yaml.safe_load((folder / "args.yaml").read_text())["log_tensorboard"] is True
+
+
+def test_an_option_that_is_younger_than_a_training_has_its_default_there(
+    adderzoo: Command, data: Path, tmp_path: Path
+) -> None:
+    command, path = arguments(data, tmp_path / "out", "run"), tmp_path / "out" / "run" / "args.yaml"
+    assert adderzoo(*command).status == 0
+    written = yaml.safe_load(path.read_text())
+    for key in ("input_grad", "min_lr", "opt_kwargs", "processes"):
+        known = {other: value for other, value in written.items() if other != key}
+        assert len(known) == len(written) - 1
+        path.write_text(yaml.safe_dump(known))
+        assert adderzoo(*command, "--resume").status == 0
+        assert yaml.safe_load(path.read_text()) == written | {"resume": True}
+    path.write_text(yaml.safe_dump({key: value for key, value in written.items() if key != "input_grad"}))
+    done = adderzoo(*command, "--resume", "--input-grad", "sign")
+    assert done.error.endswith(": there input-grad is hardtanh, got sign")
+
+
+def test_resuming_needs_the_state_of_epochs_that_are_there(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    command, folder = arguments(data, tmp_path / "out", "run"), tmp_path / "out" / "run"
+    assert adderzoo(*command).status == 0
+    (folder / "state.pt").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = adderzoo(*command, "--resume")
+    expected = f"resume needs {folder / 'state.pt'}, which is missing, behind the {EPOCHS} epochs in summary.csv: "
+    assert done.error.startswith(f"adderzoo train: error: {expected}")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_training_killed_in_its_first_epoch_begins_again_with_other_options_too(
+    adderzoo: Command, data: Path, tmp_path: Path
+) -> None:
+    """It may have a line of its summary, which is written ahead of the state."""
+    folder = tmp_path / "out" / "run"
+    assert adderzoo(*arguments(data, tmp_path / "out", "run", "--lr", 0.3)).status == 0
+    (folder / "state.pt").unlink()
+    lines = (folder / "summary.csv").read_text().splitlines(keepends=True)
+    (folder / "summary.csv").write_text("".join(lines[:2]))
+    assert adderzoo(*arguments(data, tmp_path / "out", "run", "--resume")).status == 0
+    assert adderzoo(*arguments(data, tmp_path / "out", "whole")).status == 0
+    assert_equal(content(folder), content(tmp_path / "out" / "whole"))
+
+
+def test_a_state_of_other_rates_is_refused(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    """A schedule would go on with its own, and the filters of an older version had no multiple of it."""
+    command = arguments(data, tmp_path / "out", "run", "--opt", "adamw")
+    assert adderzoo(*command).status == 0
+    path = tmp_path / "out" / "run" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["initial_lr"] *= group.pop("lr_scale", 1.0)
+    torch.save(state, path)
+    done = adderzoo(*command, "--resume")
+    assert (
+        f"{path} is damaged, or of another training: its learning rates begin at [0.001, 0.0002], those" in done.error
+    )
 
 
 def test_resuming_needs_a_name(adderzoo: Command, data: Path, tmp_path: Path) -> None:

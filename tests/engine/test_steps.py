@@ -73,6 +73,7 @@ def clipped_unit(grad: Tensor, weight: Tensor, clip: float) -> Tensor:
 @pytest.mark.parametrize("mode", ["norm", "value", "agc"])
 def test_a_step_is_bounded_by_clip_grad(mode: str, accumulate: int, scaled: bool) -> None:
     model, data = tiny(nn.Conv2d), batches(accumulate, 8)
+    model.pretrained_cfg = {"classifier": "4"}
     before = weights(model)
     x, target = torch.cat([images for images, _ in data]), torch.cat([labels for _, labels in data])
     grads = gradients(model, x, target)
@@ -81,9 +82,12 @@ def test_a_step_is_bounded_by_clip_grad(mode: str, accumulate: int, scaled: bool
     expected = {
         "norm": {key: grad / 3 for key, grad in grads.items()},
         "value": {key: grad.clamp(-clip, clip) for key, grad in grads.items()},
-        "agc": {key: clipped_unit(grad, before[key], clip) for key, grad in grads.items()},
+        "agc": {
+            key: grad if key.startswith("4.") else clipped_unit(grad, before[key], clip) for key, grad in grads.items()
+        },
     }[mode]
     assert any(not torch.equal(expected[key], grad) for key, grad in grads.items())
+    assert not torch.equal(clipped_unit(grads["4.weight"], before["4.weight"], 0.02), grads["4.weight"])
     for key, weight in weights(model).items():
         torch.testing.assert_close((before[key] - weight).double(), expected[key], rtol=1e-3, atol=1e-6, msg=key)
 
@@ -267,6 +271,41 @@ def test_a_schedule_on_updates_changes_the_rate_after_every_step(accumulate: int
     list(train(Training(model, optimizer, scheduler), batches(5, 2), 3, recipe=Recipe(accumulate=accumulate)))
     total = 3 * updates
     assert rates == pytest.approx([0.01 + 0.045 * (1 + math.cos(math.pi * t / total)) for t in range(total)])
+
+
+def rates_of_parameters(sched: str, epochs: int, eta: float, **options: object) -> list[dict[str, float]]:
+    """In each epoch, the rate of each parameter."""
+    model, found = lenet(), []
+    optimizer = create_optimizer(model, "adamw", lr=1e-3, eta=eta, layer_decay=options.pop("layer_decay", None))
+    scheduler = create_scheduler(optimizer, sched, epochs, **options)  # type: ignore[arg-type]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer.register_step_pre_hook(
+        lambda optimizer, *_: found.append({names[p]: g["lr"] for g in optimizer.param_groups for p in g["params"]})
+    )
+    list(train(Training(model, optimizer, scheduler), batches(1, 2), epochs))
+    return found
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize(
+    ("sched", "options"),
+    [
+        ("cosine", {"min_lr": 5e-4}),
+        ("poly", {"min_lr": 5e-4, "warmup_epochs": 2, "warmup_lr": 4e-4}),
+        ("step", {"decay_epochs": 2, "warmup_epochs": 1, "warmup_lr": 4e-4}),
+        ("none", {}),
+    ],
+)
+def test_the_rate_of_filters_is_their_multiple_of_the_whole_schedule(
+    sched: str, options: dict[str, float], layer_decay: float | None
+) -> None:
+    """Of its least rate and of its warm-up too."""
+    plain, scaled = (rates_of_parameters(sched, 5, eta, layer_decay=layer_decay, **options) for eta in (0.0, 0.2))
+    filters = {name for name, p in lenet().named_parameters() if getattr(p, "is_adder_filter", False)}
+    assert len(filters) >= 3
+    assert max(plain[0].values()) == pytest.approx(options.get("warmup_lr", 1e-3))
+    for got, expected in zip(scaled, plain, strict=True):
+        assert got == pytest.approx({name: lr * (0.2 if name in filters else 1) for name, lr in expected.items()})
 
 
 @pytest.mark.parametrize("options", [{"filter_lr_scale": 40.0}, {"opt": "adamw", "eta": 5.0}])

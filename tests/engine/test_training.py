@@ -96,10 +96,29 @@ def test_adam_has_its_own_rule_and_its_own_default_rate() -> None:
     assert sorted({group["lr"] for group in groups}) == pytest.approx([2e-4, 1e-3])
 
 
+@pytest.mark.parametrize("opt", ["sgd", "nesterov", "sgdc", "sgdp", "sgdw", "nesterovw", "csgdw", "lookahead_sgd"])
+def test_sgd_has_the_same_default_rate_in_all_its_variants(opt: str) -> None:
+    assert {group["lr"] for group in create_optimizer(lenet(), opt).param_groups} == {0.1}
+
+
+@pytest.mark.parametrize("opt", ["lars", "madgrad", "lookahead_lars"])
+def test_an_optimiser_without_a_rule_for_filters_is_used_where_it_needs_none(opt: str) -> None:
+    with pytest.raises(ValueError, match=f"opt '{opt}' has no rule for adder filters: eta must be 0 or"):
+        create_optimizer(lenet(), opt)
+    create_optimizer(lenet("cnn_lenet5"), opt)
+    for options in ({"eta": 0.0}, {"filter_lr_scale": 10.0}):
+        list(train(training(lenet(), epochs=1, opt=opt, **options), batches(1), epochs=1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"opt": "magic"}, "opt 'magic' cannot be used: .*not found"),
+        ({"opt": "adahessian"}, "opt 'adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "adahessian", "eta": 0.0}, "opt 'adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "lookahead_adahessian"}, "opt 'lookahead_adahessian' cannot be used: it needs second derivatives"),
+        ({"opt": "adafactor"}, "lr must be given for opt 'adafactor', which has no default, got None"),
+        ({"opt": "adafactor", "eta": 0.0}, "lr must be given for opt 'adafactor', which has no default, got None"),
         ({"lr": -1.0}, "opt 'momentum' cannot be used: Invalid learning rate: -1.0"),
         ({"eta": -1.0}, "eta must be a finite number above 0, got -1.0"),
     ],
@@ -203,11 +222,60 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_batch(bad: fl
         reports += train(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["conv2.weight", "bn1.running_var"])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_network_that_dies_in_the_last_step_of_an_epoch_ends_the_training(
+    bad: float, key: str, averaged: bool
+) -> None:
+    """Every loss of the epoch comes before that step."""
+    state, steps = training(lenet(), epochs=3), []
+    # A decay of 1 keeps the weights of the first step: the average does not see the last one.
+    state.ema = ModelEmaV3(state.model, decay=1.0) if averaged else None
+
+    def die(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 6:
+            state.model.state_dict()[key].view(-1)[0] = bad
+
+    state.optimizer.register_step_post_hook(die)
+    with pytest.raises(ValueError, match=f"^{key} is not finite at the end of epoch 2: a lower learning rate may help"):
+        list(train(state, batches(3), 3, validate=lambda model: result(50.0)))
+    assert len(state.history) == 1
+
+
+def test_an_average_that_dies_ends_the_training_too() -> None:
+    state = training(lenet())
+    state.ema = ModelEmaV3(state.model)
+    state.ema.module.conv2.weight.data[0] = float("nan")
+    state.ema.update = lambda *_, **__: None  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="not finite at the end of epoch 1"):
+        list(train(state, batches(1), 2))
+    assert state.history == []
+
+
+def test_an_evaluation_loss_that_is_not_finite_ends_the_training() -> None:
+    """The weights may be finite and the logits too large."""
+    state, found = training(lenet(), epochs=3), iter((1.0, float("nan")))
+    with pytest.raises(ValueError, match=r"^the evaluation loss is nan at the end of epoch 2: a lower learning rate"):
+        list(train(state, batches(1), 3, validate=lambda model: result(50.0, next(found))))
+    assert len(state.history) == 1
+
+
 @pytest.mark.parametrize("mixup", [None, Mixup(num_classes=10)], ids=["", "mixup"])
 def test_a_label_that_the_network_does_not_know_is_a_value_error(mixup: Mixup | None) -> None:
     data = [(torch.zeros(2, 1, 32, 32), torch.tensor([0, 10]))]
     with pytest.raises(ValueError, match="among the network's 10 classes"):
         list(train(training(lenet()), data, epochs=1, recipe=Recipe(mixup=mixup)))
+
+
+def test_an_error_of_mixup_that_is_not_about_labels_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Mixup, "__call__", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        list(train(training(lenet()), batches(1), epochs=1, recipe=Recipe(mixup=Mixup(num_classes=10))))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -15,6 +15,11 @@ GEOMETRIES = {
     "depthwise": (((1, 1), (1, 1), (2, 1), 4), 4, 4, (3, 3)),
 }
 
+# Channels of input and output for which the kernels of GPUs have code of its own, in the forward pass and for the input
+# gradient, if there are 65 to 128 points: tiles of 16 to 128 outputs, fed by fours or one by one, and outputs that are
+# computed one by one.
+WIDTHS = [(8, 20), (12, 50), (52, 100), (50, 18), (9, 60), (7, 100), (24, 12), (21, 10), (3, 3)]
+
 
 def in_format(tensor: Tensor, memory_format: str) -> Tensor:
     """The same values: contiguous, channels_last, or a slice of a wider tensor, which is dense in no format."""

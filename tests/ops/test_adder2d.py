@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from reference64 import Geometry, adder2d64_with_gradients, magnitude
-from samples import DTYPES, FORMATS, GEOMETRIES, has_format_like, in_format, sample
+from samples import DTYPES, FORMATS, GEOMETRIES, WIDTHS, has_format_like, in_format, sample
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -133,6 +133,24 @@ def test_wide_layers_match_the_definition(
         expected = adder2d64_with_gradients(x, w, g, geometry, input_grad, weight_grad)
         for actual, wanted, scale in zip(results, expected, magnitude(x, w, g, geometry), strict=True):
             assert_within(actual, wanted, 1e-6 * scale)
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("in_channels", "out_channels"), WIDTHS)
+def test_layers_of_every_width_type_and_format_match_the_definition(
+    device: torch.device, in_channels: int, out_channels: int, dtype: torch.dtype, memory_format: str
+) -> None:
+    geometry = Geometry(stride=(2, 1), padding=(1, 1), groups=2)
+    x = in_format(torch.randn(3, 2 * in_channels, 8, 8, device=device).to(dtype), memory_format)
+    w = torch.randn(2 * out_channels, in_channels, 3, 2, device=device).to(dtype)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    for input_grad, weight_grad in zip(INPUT_GRADS, WEIGHT_GRADS, strict=True):
+        results = gradients(x, w, g, *geometry, input_grad, weight_grad)
+        expected = adder2d64_with_gradients(x, w, g, geometry, input_grad, weight_grad)
+        for actual, wanted, scale in zip(results, expected, magnitude(x, w, g, geometry), strict=True):
+            rounding = torch.finfo(dtype).eps if actual.dtype == dtype and dtype.itemsize == 2 else 0.0
+            assert_within(actual, wanted, 1e-6 * scale + rounding * wanted.abs())
 
 
 # --------------------------------------------------------------------------------------------------- types and formats

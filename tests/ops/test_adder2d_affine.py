@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from programs import check_compiled, check_exported, check_recorded
 from reference64 import adder2d64
-from samples import DTYPES, FORMATS, GEOMETRIES, has_format_like, in_format, sample
+from samples import DTYPES, FORMATS, GEOMETRIES, WIDTHS, has_format_like, in_format, sample
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -155,6 +155,21 @@ def test_wide_layers_match_the_definition(
         for memory_format in ("contiguous", "channels_last"):
             p = Problem(in_format(x, memory_format), w, scale, shift, addend, geometry)
             assert_matches_the_definition(p, relu=addend is not None)
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("in_channels", "out_channels"), WIDTHS)
+def test_layers_of_every_width_type_and_format_match_the_definition(
+    device: torch.device, in_channels: int, out_channels: int, dtype: torch.dtype, memory_format: str
+) -> None:
+    x = in_format(torch.randn(3, 2 * in_channels, 8, 8, device=device).to(dtype), memory_format)
+    w = torch.randn(2 * out_channels, in_channels, 3, 2, device=device).to(reference.accumulation_dtype(dtype))
+    scale, shift = torch.randn(2, 2 * out_channels, device=device).to(w)
+    geometry = ((2, 1), (1, 1), (1, 1), 2)
+    addend = in_format(torch.randn(adder2d64(x, w, *geometry).shape, device=device).to(dtype), memory_format)
+    for relu in (False, True):
+        assert_matches_the_definition(Problem(x, w, scale, shift, addend, geometry), relu)
 
 
 def test_outputs_near_minus_a_thousand_are_centred_before_they_are_rounded(device: torch.device) -> None:

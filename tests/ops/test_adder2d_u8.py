@@ -191,6 +191,20 @@ def test_wide_layers_equal_the_definition(
                 assert_equals_the_definition(replace(p, input=in_format(x, memory_format)))
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(16, 20), (32, 50), (48, 100), (20, 20), (5, 50), (24, 100), (8, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_layers_of_every_width_equal_the_definition(
+    device: torch.device, channels: int, filters: int, groups: int
+) -> None:
+    """The widths for which the kernels of GPUs have code of its own."""
+    generator = torch.Generator().manual_seed(0)
+    x = in_format(random_bytes(generator, 3, groups * channels, 8, 8).to(device), "channels_last")
+    w = random_bytes(generator, groups * filters, channels, 3, 2).to(device)
+    for addend in (None, torch.uint8):
+        options = {"zero_point": 77, "out_zero_point": 30}
+        assert_equals_the_definition(epilogue(x, w, ((2, 1), (1, 1), (1, 1), groups), addend, generator, options))
+
+
 def test_no_sum_overflows(device: torch.device) -> None:
     """The largest filter, with the largest difference in every element."""
     size = reference.LARGEST_FILTER

@@ -132,7 +132,7 @@ def test_installed_library_older_than_its_sources_is_not_used(checkout: Path, mo
     monkeypatch.setattr(_library, "PACKAGE", checkout / "adderzoo")
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is older than its sources"):
-        _library._load_installed()
+        _library._load_installed(_library._CPU)
 
 
 def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(_library, "PACKAGE", tmp_path)
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=re.escape(f"{library} does not load: ")):
-        _library._load_installed()
+        _library._load_installed(_library._CPU)
 
 
 # --------------------------------------------------------------------------------------------------- built on first use
@@ -174,7 +174,7 @@ def test_build_that_was_killed_is_made_anew(first_build: Build, tmp_path: Path) 
     """As SIGKILL leaves it while the linker writes: half a library, PyTorch's lock, objects and ninja's log of them."""
     build = first_build.copy(tmp_path / "torch_extensions")
     folder = build.library.parent
-    (folder / "complete").unlink()
+    (folder / "complete_C").unlink()
     (folder / "lock").touch()
     size = build.library.stat().st_size
     build.library.write_bytes(build.library.read_bytes()[: size // 2])
@@ -184,7 +184,7 @@ def test_build_that_was_killed_is_made_anew(first_build: Build, tmp_path: Path) 
     assert "backend: compiled on first use, " in printed
     assert "value: -27.0" in printed
     assert build.library.stat().st_size == size
-    assert (folder / "complete").exists()
+    assert (folder / "complete_C").exists()
 
 
 def test_other_sources_never_take_an_old_build(
@@ -197,8 +197,8 @@ def test_other_sources_never_take_an_old_build(
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(build.cache))
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: .*error: #error another version"):
-        _library._load_built()
-    assert not list(build.cache.glob("adderzoo_*/complete"))[1:]
+        _library._load_built(_library._CPU)
+    assert not list(build.cache.glob("adderzoo_*/complete_C"))[1:]
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
@@ -207,13 +207,13 @@ def test_other_sources_never_take_an_old_build(
 def test_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(_library.LibraryNotFoundError, match=r"no C\+\+ compiler, no-such-compiler -m64 is not found"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=r"the C\+\+ sources are not beside the package"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     file.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
     with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: Could not determine home directory"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(_library, "FileLock", fail)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: OSError\(\)"):
-        _library._load_built()
+        _library._load_built(_library._CPU)
 
 
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_why(
@@ -315,3 +315,73 @@ def test_library_takes_no_symbol_from_pytorch_that_may_change() -> None:
     ).stdout
     assert "aoti_torch_" in listed
     assert [line for line in listed.splitlines() if re.search(r"\b(at|c10|torch)::", line)] == []
+
+
+# ------------------------------------------------------------------------------------------------------ NVIDIA GPUs
+
+
+def test_installed_kernels_for_gpus_come_with_the_package() -> None:
+    if not list(_library.PACKAGE.glob("_C_cuda.*so")):
+        pytest.skip("the kernels for GPUs were not compiled at installation: there was no CUDA toolkit")
+    assert _library._Cuda.backend == "compiled at installation", _library._Cuda.reasons
+    for schema in _library.SCHEMAS:
+        name = schema.split("(")[0]
+        expected = not name.startswith("_cpu_")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"adderzoo::{name}", "CUDA") == expected
+
+
+@pytest.fixture
+def cuda_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The CUDA version that PyTorch is built for; nothing is built yet."""
+    if torch.version.cuda is None:
+        pytest.skip("this PyTorch is not built for CUDA")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch_extensions"))
+    return torch.version.cuda
+
+
+def test_pytorch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(_library.LibraryNotFoundError, match="this PyTorch is not built for CUDA"):
+        _library._load_built(_library._CUDA)
+
+
+@pytest.mark.usefixtures("cuda_pytorch")
+def test_cuda_toolkit_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    with pytest.raises(_library.LibraryNotFoundError, match="there is no CUDA toolkit: no nvcc is found"):
+        _library._load_built(_library._CUDA)
+
+
+def test_cuda_toolkit_of_another_version_is_named(
+    cuda_pytorch: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.1, V9.1.85'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
+    message = f"the CUDA toolkit in {tmp_path}/toolkit is 9.1, PyTorch is built for {cuda_pytorch}"
+    with pytest.raises(_library.LibraryNotFoundError, match=f"^{re.escape(message)}$"):
+        _library._load_built(_library._CUDA)
+
+
+def test_tensors_without_kernels_get_a_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_warned_devices", set())
+    monkeypatch.setattr(_library._Cuda, "reasons", ("the package has no compiled library", "there is no nvcc"))
+    with pytest.warns(
+        RuntimeWarning, match=r"for cuda tensors \(the package has .* library; there is no nvcc\), so its"
+    ):
+        _library._warn_about_device(torch.device("cuda"))
+
+
+def test_toolkit_behind_a_wrapper_is_found(tmp_path: Path) -> None:
+    """As compiler caches and package managers install nvcc, far from its libraries."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    wrapper = tmp_path / "bin" / "nvcc"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec "{nvcc}" "$@"\n')
+    wrapper.chmod(0o755)
+    folders = _library._build.cuda_library_folders(str(tmp_path))
+    assert any(list(Path(folder).glob("libcudart*")) for folder in folders)

@@ -87,6 +87,16 @@ def test_inductor_compiles_forward_and_backward(device: torch.device) -> None:
         torch.testing.assert_close(actual, expected)
 
 
+def test_cuda_graphs_play_what_they_have_recorded(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs are of GPUs")
+    torch.compiler.reset()
+    layer = Layer().to(device)
+    compiled = torch.compile(layer, mode="reduce-overhead")
+    for _ in range(5):  # compiles, records, plays
+        assert_same_results(compiled, layer, layer.weight, images(3, device))
+
+
 def test_exported_program_survives_a_file_and_takes_any_batch(device: torch.device, tmp_path: Path) -> None:
     layer = Layer().to(device).eval()
     dynamic_shapes = {"x": {0: torch.export.Dim("batch", min=1)}}

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
@@ -17,6 +17,7 @@ from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
 from adderzoo.ops.adder2d import full_weight_gradient
 
+from .devices import is_gpu, leave, runner
 from .timing import Local, Timing, interleave
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -99,13 +100,16 @@ def adder_layers(name: str, batch: int) -> Counter[Layer]:
     return recorder.layers
 
 
-def _ceiling(form: str) -> tuple[Local, int]:
-    """A tight loop of the same instructions on all threads, the machine's own limit, and its elements."""
+def _ceiling(form: str, device: str) -> tuple[Local, int]:
+    """A tight loop of the same instructions on all threads, the device's own limit, and its elements."""
+    loop: Any = torch.ops.adderzoo._cpu_ceiling
+    if is_gpu(device):
+        loop = partial(torch.ops.adderzoo._cuda_ceiling, torch.empty(0, device=device))
     steps = 1 << 10
     while True:
-        loop = Local(partial(torch.ops.adderzoo._cpu_ceiling, form, steps))
-        if loop.warm_up() >= _CEILING_SECONDS:
-            return loop, torch.ops.adderzoo._cpu_ceiling(form, steps)
+        timed = runner(partial(loop, form, steps), device)
+        if timed.warm_up() >= _CEILING_SECONDS:
+            return timed, loop(form, steps)
         steps *= 2
 
 
@@ -171,13 +175,13 @@ class OperatorResult:
 class _Data:
     """Tensors of normally distributed numbers, or of bytes, views of three that all layers share."""
 
-    def __init__(self, layers: Counter[Layer], precision: str) -> None:
+    def __init__(self, layers: Counter[Layer], precision: str, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
 
         def random(size: int) -> Tensor:
             if precision == "u8":
-                return torch.randint(256, (size,), generator=generator, dtype=torch.uint8)
-            return torch.randn(size, generator=generator)
+                return torch.randint(256, (size,), generator=generator, dtype=torch.uint8).to(device)
+            return torch.randn(size, generator=generator).to(device)
 
         self.precision = precision
         self.pools = {
@@ -198,7 +202,8 @@ class _Data:
         if self.precision == "u8":
             packed = pack_byte_filters(w, layer.groups)
             # The mean distance, which fits into a byte.
-            scale, shift = torch.full((len(w),), 1 / w[0].numel()), torch.zeros(len(w))
+            scale = torch.full((len(w),), 1 / w[0].numel(), device=w.device)
+            shift = torch.zeros_like(scale)
             return lambda: torch.ops.adderzoo.adder2d_u8(
                 x, packed, scale, shift, None, *layer.geometry, out_zero_point=0
             )
@@ -215,7 +220,8 @@ def measure_operator(
     batch: int,
     seconds: float,
     note: Callable[[str], object] = lambda text: None,
-    precision: str = "float32",
+    precisions: Sequence[str] = ("float32",),
+    device: str = "cpu",
 ) -> list[OperatorResult]:
     """Time the operator on the adder layers of a network, in this process and with PyTorch's threads.
 
@@ -224,25 +230,31 @@ def measure_operator(
         batch: Images of a batch.
         seconds: Time for each layer, direction and memory format.
         note: Called with what is being done, now and then.
-        precision: "float32"; "u8" for `adder2d_u8`, bytes in and out.
+        precisions: "float32"; "u8" for `adder2d_u8`, bytes in and out. Several are measured in turns as well.
+        device: "cpu", "cuda" or one of several GPUs.
     """
     layers = adder_layers(name, batch)
-    data = _Data(layers, precision)
-    compiled = ops.backend() != "PyTorch reference"
+    compiled = ops.backend(torch.device(device).type) != "PyTorch reference"
+    kinds = [(precision, *kind) for precision in precisions for kind in CEILINGS[precision]]
+    all_data = {precision: _Data(layers, precision, device) for precision in precisions}
     runners: dict[Any, Local] = {}
     ceiling_elements = {}
-    for kind, form in CEILINGS[precision].items():
+    for kind in kinds:
+        precision, memory_format, direction = kind
         if compiled:
-            runners[kind], ceiling_elements[kind] = _ceiling(form)
+            runners[kind], ceiling_elements[kind] = _ceiling(CEILINGS[precision][memory_format, direction], device)
         for layer in layers:
-            runners[*kind, layer] = Local(data.call(layer, *kind))
+            runners[*kind, layer] = runner(all_data[precision].call(layer, memory_format, direction), device)
     with torch.inference_mode():
-        timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[1]}, {key[0]}"))
+        timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[2]}, {key[1]}"))
     results = []
-    for kind in CEILINGS[precision]:
+    for kind in kinds:
         ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
         of_layers = {layer: timings[*kind, layer] for layer in layers}
-        results.append(_summary(name, batch, kind, precision, layers, of_layers, ceiling))
+        results.append(_summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling))
+    runners.clear()  # and with them the tensors, whose memory networks may need next
+    all_data.clear()
+    leave(device)
     return results
 
 

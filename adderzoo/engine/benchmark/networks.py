@@ -8,7 +8,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +24,9 @@ from adderzoo.engine.training import create_optimizer
 from adderzoo.fusion import fuse
 from adderzoo.quantization import calibrate, quantize
 
+from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
 from .layers import FORMATS
-from .memory import peak_rise
 from .timing import Local, RunError, Timing, interleave
 
 # The parts of a network's benchmark.
@@ -39,8 +38,14 @@ LIMIT = 300.0
 # Seconds for a process to end by itself.
 _PATIENCE = 5.0
 
-# After a parallel loop, OpenMP's threads wait busily for the next one, for some milliseconds.
-_OPENMP_SPINS = 0.01
+# torch.compile's modes, by what contenders call it.
+_MODES = {"default": "default", "freezing": "default", "reduce-overhead": "reduce-overhead"}
+
+# Runs before a compiled network is at its speed: with CUDA graphs, one that compiles, one that records, one that plays.
+_COMPILED_RUNS = {"default": 1, "freezing": 1, "reduce-overhead": 3}
+
+# Of images beyond 64x64, what adder layers in PyTorch's own operations fill a GPU with and still fit into its memory.
+_NAIVE_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,13 @@ class Contender:
         form: "plain" as it is; "fused" by `adderzoo.fuse`; "u8" by :mod:`adderzoo.quantization`, for adder networks;
             "int8" by torchao, for CNNs; "authors" and "cdist" with the adder layers in PyTorch's own operations
             (:mod:`.expressions`).
-        compiled: "" for not, "default" by torch.compile, "freezing" with inductor's freezing, which folds BatchNorm.
-        dtype: "float32", or "bfloat16" under autocast; what `form` has quantised is not affected.
+        compiled: "" for not, "default" by torch.compile, "freezing" with inductor's freezing, which folds BatchNorm,
+            "reduce-overhead" into CUDA graphs.
+        dtype: "float32"; "tf32", the same with PyTorch's convolutions and matrix products in TF32, on a GPU; "bfloat16"
+            under autocast; what `form` has quantised is not affected.
         memory_format: Of the images and the parameters.
         threads: PyTorch's.
+        device: "cpu", "cuda" or one of several GPUs.
     """
 
     model: str
@@ -68,14 +76,22 @@ class Contender:
     dtype: str = "float32"
     memory_format: str = "channels_last"
     threads: int = 1
+    device: str = "cpu"
 
     @property
     def label(self) -> str:
         """What a reader calls it, the memory format aside."""
         parts = ["adder network" if self.model.startswith("adder_") else "CNN"]
         forms = {"plain": "", "u8": "uint8", "authors": "authors' expression", "cdist": "unfold + cdist"}
-        parts += [forms.get(self.form, self.form), self.dtype if self.dtype != "float32" else ""]
-        parts += [{"": "", "default": "compiled", "freezing": "compiled, frozen"}[self.compiled]]
+        dtypes = {"float32": "", "tf32": "TF32"}
+        parts += [forms.get(self.form, self.form), dtypes.get(self.dtype, self.dtype)]
+        modes = {
+            "": "",
+            "default": "compiled",
+            "freezing": "compiled, frozen",
+            "reduce-overhead": "compiled, CUDA graphs",
+        }
+        parts += [modes[self.compiled]]
         return ", ".join(part for part in parts if part)
 
 
@@ -102,41 +118,51 @@ def twin_of(name: str) -> str:
     return twin
 
 
-def default_batches(name: str, part: str) -> list[int]:
+def default_batches(name: str, part: str, device: str = "cpu") -> list[int]:
     """Batch sizes that a part, or "operator", is run with if the user names none."""
+    large = 64 if is_gpu(device) else 8  # so that a run takes long enough to be timed, but not for minutes
     if part in ("operator", "inference"):
-        return [8] if part == "operator" else [1, 8, 128]
-    height = timm.get_pretrained_cfg(name).input_size[1]
-    return [8 if height > 64 else 128]  # so that a run takes long enough to be timed, but not for minutes
+        return [large] if part == "operator" else [1, 8, 128]
+    return [large if _has_large_images(name) else 128]
+
+
+def _has_large_images(name: str) -> bool:
+    return timm.get_pretrained_cfg(name).input_size[1] > 64
 
 
 def contenders(
-    name: str, part: str, batch: int, naive: bool, compiled: bool, precision: str = "float32"
+    name: str, part: str, batch: int, naive: bool, compiled: bool, precision: str = "float32", device: str = "cpu"
 ) -> list[Contender]:
     """What is compared with what.
 
-    torch.compile gets channels_last images only: on a CPU it computes convolutions in this format whatever it gets.
+    torch.compile gets channels_last images only: on a CPU it computes convolutions in this format whatever it gets, and
+    on a GPU mostly too.
 
     Args:
         name: An adder network.
         part: One of `PARTS`.
         batch: Images of a batch.
-        naive: Whether to compare with the layers in PyTorch's own operations too. They run on the smallest batch,
-            which is the best for them: their memory grows with it, and soon leaves caches and machine behind.
+        naive: Whether to compare with the layers in PyTorch's own operations too. On a CPU they run on the smallest
+            batch, which is the best for them: their memory grows with it, and soon leaves caches and machine behind.
+            A GPU has to be filled first.
         compiled: Whether to compare with what torch.compile makes of the networks too.
-        precision: "float32"; "u8" for the adder network in bytes, which is not trained, and the CNN in int8.
+        precision: "float32"; "u8" for the adder network in bytes, which is not trained, and on a CPU the CNN in int8.
+        device: "cpu", "cuda" or one of several GPUs.
     """
     twin, threads, training = twin_of(name), torch.get_num_threads(), part == "training"
 
     def make(model: str, form: str = "plain", compiled: str = "", dtype: str = "float32", **others: Any) -> Contender:
         return Contender(**{
             "model": model, "batch": batch, "training": training, "form": form, "compiled": compiled, "dtype": dtype,
-            "threads": threads, **others,
+            "threads": threads, "device": device, **others,
         })  # fmt: skip
 
-    def both(model: str, form: str = "plain") -> list[Contender]:
-        return [make(model, form, memory_format=memory_format) for memory_format in FORMATS]
+    def both(model: str, form: str = "plain", dtype: str = "float32") -> list[Contender]:
+        return [make(model, form, dtype=dtype, memory_format=memory_format) for memory_format in FORMATS]
 
+    if is_gpu(device):
+        found = _contenders_on_gpu(name, part, batch, naive, precision, make, both)
+        return [contender for contender in found if compiled or not contender.compiled]
     if part == "threads":
         counts = sorted({1, 2, threads} & set(range(1, usable_cores() + 1)))
         return [make(name, "u8" if precision == "u8" else "fused", threads=count) for count in counts]
@@ -160,6 +186,41 @@ def contenders(
     return [contender for contender in found if compiled or not contender.compiled]
 
 
+def _contenders_on_gpu(
+    name: str,
+    part: str,
+    batch: int,
+    naive: bool,
+    precision: str,
+    make: Callable[..., Contender],
+    both: Callable[..., list[Contender]],
+) -> list[Contender]:
+    """Beside float32 the CNN in TF32, which PyTorch computes convolutions in unless it is told not to."""
+    twin, modes = twin_of(name), ("default", "reduce-overhead")
+    found = [*both(twin), *both(twin, dtype="tf32"), make(twin, dtype="bfloat16")]
+    if part == "training":
+        found += [make(twin, compiled=mode) for mode in modes]
+        found += [make(twin, compiled="reduce-overhead", dtype=dtype) for dtype in ("tf32", "bfloat16")]
+        # In TF32 and bfloat16, an adder network's first layer and the gradients of its filters.
+        found += [*both(name), make(name, dtype="tf32"), make(name, dtype="bfloat16")]
+        found += [make(name, compiled=mode) for mode in modes]
+        expressions = [("authors", ""), ("authors", "default")]
+    else:
+        found += [*both(twin, "fused"), *(make(twin, "fused", mode) for mode in modes)]
+        found += [make(twin, "fused", "reduce-overhead", dtype) for dtype in ("tf32", "bfloat16")]
+        if precision == "u8":
+            found += [*both(name, "fused"), make(name, "u8"), *(make(name, "u8", mode) for mode in modes)]
+            return found
+        found += [*both(name), *both(name, "fused"), make(name, "fused", dtype="bfloat16")]
+        found += [make(name, "fused", mode) for mode in modes]
+        found += [make(name, "fused", "reduce-overhead", "bfloat16")]
+        expressions = [("cdist", ""), ("authors", ""), ("authors", "default")]
+    images = min(batch, _NAIVE_IMAGES) if _has_large_images(name) else batch
+    for form, how in expressions if naive else ():
+        found.append(make(name, form, how, memory_format="contiguous", batch=images))
+    return found
+
+
 @dataclass
 class _Built:
     """A contender, ready to run (to logits, or the loss), and the bytes of what it keeps between runs."""
@@ -169,15 +230,18 @@ class _Built:
 
 
 def build(contender: Contender) -> _Built:
-    """Random weights, random images. What it sets for torch.compile holds for the whole process."""
+    """Random weights, random images. What it sets for torch.compile, and of TF32, holds for the whole process."""
     torch.manual_seed(0)
-    memory_format = FORMATS[contender.memory_format]
+    memory_format, device = FORMATS[contender.memory_format], torch.device(contender.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = contender.dtype == "tf32"
     model: Any = timm.create_model(contender.model)
     size = model.pretrained_cfg["input_size"]
-    images = torch.randn(contender.batch, *size).contiguous(memory_format=memory_format)
+    images = torch.randn(contender.batch, *size).to(device).contiguous(memory_format=memory_format)
     context: AbstractContextManager[Any] = nullcontext()
-    if contender.dtype != "float32":
-        context = torch.autocast("cpu", getattr(torch, contender.dtype))
+    if contender.dtype not in ("float32", "tf32"):
+        context = torch.autocast(device.type, getattr(torch, contender.dtype))
     samples = torch.randn(4, *size)
     if not contender.training:
         _settle(model, samples)
@@ -190,14 +254,14 @@ def build(contender: Contender) -> _Built:
         model = quantize(calibrate(model, [(samples,)], bits=8))
     elif contender.form == "int8":
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
-    called = model
+    called = model = model.to(device)
     if contender.compiled:
         from torch._inductor import config  # slow to import
 
         # As an option of torch.compile it comes too late: the parameters are no constants by then.
         config.freezing = contender.compiled == "freezing"
         config.compile_threads = 1  # several contenders are built at once
-        called = torch.compile(model, dynamic=False)
+        called = torch.compile(model, dynamic=False, mode=_MODES[contender.compiled])
 
     if not contender.training:
 
@@ -208,7 +272,7 @@ def build(contender: Contender) -> _Built:
         return _Built(infer, lambda: _bytes(images, *model.parameters(), *model.buffers()))
 
     optimizer = create_optimizer(model, lr=1e-3)
-    labels = torch.randint(model.num_classes, (contender.batch,))
+    labels = torch.randint(model.num_classes, (contender.batch,)).to(device)
 
     def step() -> Tensor:
         with context:
@@ -284,17 +348,18 @@ def _serve(connection: Connection, contender: Contender) -> None:
             request, *arguments = connection.recv()
             if request == "build":
                 built = build(contender)
-                local = Local(built.run)
-                if contender.compiled:
+                local = runner(built.run, contender.device)
+                for _ in range(_COMPILED_RUNS.get(contender.compiled, 0)):
                     built.run()
                 answer: Any = None
             elif request == "memory":
                 assert built is not None
-                rise = peak_rise(built.run)
+                # A CUDA graph's memory is its own, and does not rise.
+                rise = None if contender.compiled == "reduce-overhead" else peak_rise(built.run, contender.device)
                 answer = None if rise is None else built.kept() + rise
             else:
                 answer = getattr(local, request)(*arguments)
-                time.sleep(_OPENMP_SPINS)
+            leave(contender.device)
             connection.send((None, answer))
     except EOFError:
         pass
@@ -416,6 +481,7 @@ def measure_networks(
     seconds: float,
     note: Callable[[str], object] = lambda text: None,
     precision: str = "float32",
+    device: str = "cpu",
 ) -> Section:
     """Time the contenders of :func:`contenders`, `seconds` each, and take their peak memory.
 
@@ -428,9 +494,10 @@ def measure_networks(
         seconds: Time for each.
         note: Called with what is being done, now and then.
         precision: "float32" or "u8".
+        device: "cpu", "cuda" or one of several GPUs.
     """
     title = f"{name}, {part}, batch {batch}"
-    keys = contenders(name, part, batch, naive, compiled, precision)
+    keys = contenders(name, part, batch, naive, compiled, precision, device)
     remotes: dict[Contender, Remote] = {}
     try:
         for key in keys:

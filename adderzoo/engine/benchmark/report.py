@@ -16,6 +16,7 @@ import torch
 
 from adderzoo import ops
 
+from .devices import Gpu, describe_gpu, is_gpu
 from .layers import OperatorResult
 from .networks import Row, Section, usable_cores
 
@@ -50,6 +51,7 @@ class Machine:
         torch_capability: Instruction set that PyTorch uses.
         operator: How `adder2d` was found, and the instruction set that it uses.
         settings: Environment variables that limit those.
+        gpu: What was measured, if not the processor.
     """
 
     processor: str
@@ -63,15 +65,19 @@ class Machine:
     torch_capability: str
     operator: str
     settings: dict[str, str]
+    gpu: Gpu | None = None
 
     def __str__(self) -> str:
+        if self.gpu:
+            return f"{self.gpu}; PyTorch {self.torch}; on {self.cores} cores of {self.processor}"
         return (
             f"{self.processor}, {self.threads} of {self.cores} cores; PyTorch {self.torch}, {self.torch_capability}, "
             f"oneDNN {self.onednn}; adder operator: {self.operator}"
         )
 
 
-def describe_machine() -> Machine:
+def describe_machine(device: str = "cpu") -> Machine:
+    """The machine, with the GPU if `device` is one. Its kernels of the operator are compiled then, if they are not."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = [line.partition(":") for line in (cpuinfo.read_text() if cpuinfo.exists() else "").splitlines()]
     facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
@@ -93,6 +99,7 @@ def describe_machine() -> Machine:
             for name in ("ADDERZOO_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
             if name in os.environ
         },
+        gpu=describe_gpu(device) if is_gpu(device) else None,
     )
 
 

@@ -89,6 +89,38 @@ class Local:
         return times
 
 
+class Queued(Local):
+    """A function that only tells a GPU what to do, timed by when all of it is done.
+
+    Runs are timed together: waiting for each one would leave the GPU idle between them.
+    """
+
+    def __init__(self, run: Callable[[], object], synchronize: Callable[[], object]) -> None:
+        super().__init__(run)
+        self.synchronize = synchronize
+
+    def warm_up(self) -> float:
+        self.run()  # libraries are loaded for the first run of a kind, which can take seconds
+        return self._together(1)
+
+    def visit(self, seconds: float) -> list[float]:
+        first = self._together(1)
+        if first < _LONGER_THAN_A_CACHE_MISS:
+            first = self._together(1)
+        elif first >= seconds:
+            return [first]
+        runs = max(1, int(seconds / first))
+        return [self._together(runs) / runs] * runs
+
+    def _together(self, runs: int) -> float:
+        self.synchronize()
+        started = time.perf_counter()
+        for _ in range(runs):
+            self.run()
+        self.synchronize()
+        return time.perf_counter() - started
+
+
 Key = TypeVar("Key", bound=Hashable)
 
 

@@ -19,10 +19,10 @@ GEOMETRIES = [
 ]
 
 
-def layer_and_input(index: int) -> tuple[Adder2d, Tensor]:
+def layer_and_input(index: int, device: torch.device) -> tuple[Adder2d, Tensor]:
     torch.manual_seed(index)
     kernel, geometry, shape = GEOMETRIES[index]
-    return Adder2d(3, 4, kernel, bias=False, **geometry), torch.randn(shape)
+    return Adder2d(3, 4, kernel, bias=False, **geometry).to(device), torch.randn(shape).to(device)
 
 
 def expected(layer: Adder2d, x: Tensor) -> Tensor:
@@ -32,15 +32,15 @@ def expected(layer: Adder2d, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("index", range(len(GEOMETRIES)))
-def test_forward(index: int, expression: str, training: bool) -> None:
-    layer, x = layer_and_input(index)
+def test_forward(device: torch.device, index: int, expression: str, training: bool) -> None:
+    layer, x = layer_and_input(index, device)
     output = EXPRESSIONS[expression](layer).train(training)(x)
     torch.testing.assert_close(output.double(), expected(layer, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(len(GEOMETRIES)))
-def test_the_authors_gradients(index: int) -> None:
-    layer, x = layer_and_input(index)
+def test_the_authors_gradients(device: torch.device, index: int) -> None:
+    layer, x = layer_and_input(index, device)
     x.requires_grad_()
     output = Authors(layer).train()(x)
     g = torch.randn_like(output)
@@ -51,8 +51,8 @@ def test_the_authors_gradients(index: int) -> None:
     torch.testing.assert_close((of_input.double(), of_weight.double()), values, rtol=1e-5, atol=1e-5)
 
 
-def test_the_compiled_expression() -> None:
-    layer, x = layer_and_input(2)
+def test_the_compiled_expression(device: torch.device) -> None:
+    layer, x = layer_and_input(2, device)
     compiled = torch.compile(Authors(layer).eval(), dynamic=False)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(x).double(), expected(layer, x), rtol=1e-5, atol=1e-5)

@@ -86,8 +86,8 @@ def test_output_and_elements_are_a_convolutions(
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_what_is_timed_is_the_operator(layer: Layer, memory_format: str) -> None:
-    data = _Data(Counter(LAYERS), "float32")
+def test_what_is_timed_is_the_operator(device: torch.device, layer: Layer, memory_format: str) -> None:
+    data = _Data(Counter(LAYERS), "float32", str(device))
     x, w = data.get(layer, "input", memory_format), data.get(layer, "weight")
     g = data.get(layer, "output", memory_format)
     assert x.is_contiguous(memory_format=FORMATS[memory_format])
@@ -101,8 +101,10 @@ def test_what_is_timed_is_the_operator(layer: Layer, memory_format: str) -> None
 
 
 @pytest.mark.parametrize("layer", [*LAYERS, Layer((1, 4, 5, 5), (6, 2, 3, 3), groups=2)], ids=str)
-def test_what_is_timed_in_bytes_is_the_operator_and_its_bytes_are_mean_distances(layer: Layer) -> None:
-    data = _Data(Counter([layer]), "u8")
+def test_what_is_timed_in_bytes_is_the_operator_and_its_bytes_are_mean_distances(
+    device: torch.device, layer: Layer
+) -> None:
+    data = _Data(Counter([layer]), "u8", str(device))
     x, w = data.get(layer, "input", "channels_last"), data.get(layer, "weight")
     output = data.call(layer, "channels_last", "forward")()
     assert (x.dtype, output.dtype, output.shape) == (torch.uint8, torch.uint8, layer.output)
@@ -136,9 +138,9 @@ def test_without_compiled_loops_there_is_no_share() -> None:
 
 
 @pytest.mark.parametrize("precision", CEILINGS)
-def test_measurement_has_every_layer_direction_and_format(precision: str) -> None:
+def test_measurement_has_every_layer_direction_and_format(device: torch.device, precision: str) -> None:
     notes: list[str] = []
-    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, precision)
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, [precision], str(device))
     kinds = [(memory_format, direction) for memory_format in FORMATS for direction in DIRECTIONS]
     found = [(result.memory_format, result.direction) for result in results]
     assert found == (kinds if precision == "float32" else [("channels_last", "forward")])
@@ -151,3 +153,13 @@ def test_measurement_has_every_layer_direction_and_format(precision: str) -> Non
         numbers = [result.rate, result.ceiling, result.share, *(row.share for row in result.layers)]
         assert all(number is not None and 0 < number < math.inf for number in numbers)
     assert notes[0] == "adder_lenet5, batch 2: forward, channels_last"
+
+
+def test_precisions_are_measured_in_turns() -> None:
+    notes: list[str] = []
+    results = measure_operator("adder_lenet5", 2, 0.001, notes.append, ["float32", "u8"])
+    assert [result.precision for result in results] == ["float32"] * 6 + ["u8"]
+    turn = 1 + len(adder_layers("adder_lenet5", 2))  # the ceiling, and every layer
+    first_round = notes[: 7 * turn]
+    assert first_round.count("adder_lenet5, batch 2: forward, channels_last") == 2 * turn
+    assert first_round.count("adder_lenet5, batch 2: weight gradient, contiguous") == turn

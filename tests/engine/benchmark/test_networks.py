@@ -28,8 +28,10 @@ from adderzoo.engine.benchmark.timing import RunError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def inference(name: str = "adder_lenet5", batch: int = 2, compiled: bool = False) -> list[Contender]:
-    return contenders(name, "inference", batch, True, compiled)
+def inference(
+    name: str = "adder_lenet5", batch: int = 2, compiled: bool = False, device: str = "cpu"
+) -> list[Contender]:
+    return contenders(name, "inference", batch, True, compiled, device=device)
 
 
 def test_every_adder_network_has_its_twin() -> None:
@@ -57,6 +59,13 @@ def test_default_batches() -> None:
     assert default_batches("adder_resnet20", "inference") == [1, 8, 128]
     assert default_batches("adder_resnet20", "training") == default_batches("adder_lenet5", "threads") == [128]
     assert default_batches("adder_resnet18", "training") == default_batches("adder_lenet5", "operator") == [8]
+
+
+def test_default_batches_of_a_gpu() -> None:
+    assert default_batches("adder_resnet50", "operator", "cuda") == [64]
+    assert default_batches("adder_resnet50", "training", "cuda:1") == [64]
+    assert default_batches("adder_resnet20", "training", "cuda") == [128]
+    assert default_batches("adder_resnet20", "inference", "cuda") == [1, 8, 128]
 
 
 def test_contenders_of_inference() -> None:
@@ -123,8 +132,66 @@ def test_contenders_of_byte_networks() -> None:
     assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
 
 
-def test_the_byte_network_computes_similar_logits() -> None:
-    bytes_, plain = (build(Contender("adder_resnet20", 2, form=form)) for form in ("u8", "plain"))
+def of_gpu(
+    part: str, naive: bool = True, compiled: bool = True, precision: str = "float32", name: str = "adder_resnet20"
+) -> dict[str, list[Contender]]:
+    """By label."""
+    found = contenders(name, part, 64, naive, compiled, precision, "cuda")
+    assert len(set(found)) == len(found)
+    assert {contender.device for contender in found} == {"cuda"}
+    labels: dict[str, list[Contender]] = {}
+    for contender in found:
+        labels.setdefault(contender.label, []).append(contender)
+    return labels
+
+
+CNNS = ["CNN", "CNN, TF32", "CNN, bfloat16"]
+COMPILED = ["compiled", "compiled, CUDA graphs"]
+
+
+def test_contenders_of_inference_on_a_gpu() -> None:
+    labels = of_gpu("inference")
+    cnns = {*CNNS, "CNN, fused", *(f"CNN, fused, {how}" for how in COMPILED)}
+    cnns |= {f"CNN, fused, {dtype}, compiled, CUDA graphs" for dtype in ("TF32", "bfloat16")}
+    expressions = {
+        "adder network, unfold + cdist",
+        "adder network, authors' expression",
+        "adder network, authors' expression, compiled",
+    }
+    fused = {
+        "adder network, fused",
+        "adder network, fused, bfloat16",
+        *(f"adder network, fused, {h}" for h in COMPILED),
+    }
+    fused |= {"adder network, fused, bfloat16, compiled, CUDA graphs"}
+    assert set(labels) == cnns | expressions | fused | {"adder network"}
+    for label in ("CNN", "CNN, TF32", "CNN, fused", "adder network", "adder network, fused"):
+        assert {contender.memory_format for contender in labels[label]} == {"contiguous", "channels_last"}
+    assert {contender.batch for found in labels.values() for contender in found} == {64}
+    assert set(of_gpu("inference", naive=False)) == set(labels) - expressions
+    assert set(of_gpu("inference", compiled=False)) == {label for label in labels if "compiled" not in label}
+    large = of_gpu("inference", name="adder_resnet18")
+    assert {contender.batch for label in expressions for contender in large[label]} == {8}
+    bytes_ = of_gpu("inference", precision="u8")
+    of_bytes = {"adder network, uint8", *(f"adder network, uint8, {how}" for how in COMPILED)}
+    assert set(bytes_) == cnns | of_bytes | {"adder network, fused"}
+
+
+def test_contenders_of_training_on_a_gpu() -> None:
+    labels = of_gpu("training")
+    assert set(labels) == {
+        *CNNS, *(f"CNN, {how}" for how in COMPILED), "CNN, TF32, compiled, CUDA graphs",
+        "CNN, bfloat16, compiled, CUDA graphs", "adder network", "adder network, TF32", "adder network, bfloat16",
+        *(f"adder network, {how}" for how in COMPILED), "adder network, authors' expression",
+        "adder network, authors' expression, compiled",
+    }  # fmt: skip
+    assert all(contender.training for found in labels.values() for contender in found)
+    large = of_gpu("training", name="adder_resnet18")
+    assert [contender.batch for contender in large["adder network, authors' expression"]] == [8]
+
+
+def test_the_byte_network_computes_similar_logits(device: torch.device) -> None:
+    bytes_, plain = (build(Contender("adder_resnet20", 2, form=form, device=str(device))) for form in ("u8", "plain"))
     logits, expected = bytes_.run(), plain.run()
     assert 0 < (logits - expected).abs().mean() < 0.3 * expected.std()
     assert bytes_.kept() < 0.5 * plain.kept()
@@ -157,15 +224,17 @@ def test_without_torchao_the_cnn_in_int8_says_what_to_install(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", ["adder_lenet5", "adder_resnet20"])
-def test_contenders_compute_the_same_logits(name: str) -> None:
-    found = [replace(contender, batch=2) for contender in inference(name)]
+def test_contenders_compute_the_same_logits(device: torch.device, name: str) -> None:
+    found = [replace(contender, batch=2) for contender in inference(name, device=str(device))]
     outputs = {contender: build(contender).run() for contender in found}
     for contender, logits in outputs.items():
         same = replace(contender, form="plain", dtype="float32", memory_format="contiguous")
-        rounding = 0.1 if contender.dtype == "bfloat16" else 1e-4
+        rounding = {"bfloat16": 0.1, "tf32": 0.02}.get(contender.dtype, 1e-4)
         difference = (logits - outputs[same]).abs().mean()
         assert difference < rounding * outputs[same].std(), contender.label
-    adder, cnn = (outputs[Contender(model, 2, memory_format="contiguous")] for model in (name, twin_of(name)))
+    adder, cnn = (
+        outputs[Contender(model, 2, memory_format="contiguous", device=str(device))] for model in (name, twin_of(name))
+    )
     assert not torch.allclose(adder, cnn, atol=0.1)
     assert adder.std() > 0.1  # something passes BatchNorm and ReLU
 
@@ -189,8 +258,8 @@ def test_a_frozen_network_has_its_parameters_folded_in(how: str, monkeypatch: py
         assert torch.equal(built.run(), before) == (how == "freezing")
 
 
-def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> None:
-    for contender in contenders("adder_lenet5", "training", 8, True, False):
+def test_training_steps_train_and_keep_parameters_gradients_and_momentum(device: torch.device) -> None:
+    for contender in contenders("adder_lenet5", "training", 8, True, False, device=str(device)):
         built = build(contender)
         losses = [float(built.run()) for _ in range(40)]
         assert losses[-1] < losses[0], contender.label
@@ -200,11 +269,12 @@ def test_training_steps_train_and_keep_parameters_gradients_and_momentum() -> No
         assert built.kept() == images + sum(tensor.nbytes for tensor in tensors)
 
 
-def test_a_section() -> None:
+def test_a_section(device: torch.device) -> None:
     notes: list[str] = []
-    section = measure_networks("adder_lenet5", "training", 8, False, False, 0.01, notes.append)
+    section = measure_networks("adder_lenet5", "training", 8, False, False, 0.01, notes.append, device=str(device))
     assert (section.model, section.part, section.batch) == ("adder_lenet5", "training", 8)
-    assert [row.contender for row in section.rows] == contenders("adder_lenet5", "training", 8, False, False)
+    expected = contenders("adder_lenet5", "training", 8, False, False, device=str(device))
+    assert [row.contender for row in section.rows] == expected
     assert not any(row.error for row in section.rows)
     assert section.reference is not None
     reference = section.rows[section.reference]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from adderzoo.engine.benchmark import Report, describe_machine, draw, operator_table, section_table
+from adderzoo.engine.benchmark.devices import Gpu
 from adderzoo.engine.benchmark.layers import Layer, LayerResult, OperatorResult
 from adderzoo.engine.benchmark.networks import Contender, Row, Section
 
@@ -106,6 +107,14 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.processor
     assert machine.cores >= 1
     assert f"PyTorch {machine.torch}" in str(machine)
+
+
+def test_a_machine_that_was_measured_on_its_gpu_names_that_first() -> None:
+    gpu = Gpu("NVIDIA X", "9.0", 132, 1.98e9, 80 << 30, "13.0", "91002", "compiled on first use", 16.7e12)
+    machine = replace(describe_machine(), gpu=gpu)
+    assert str(machine).startswith(f"{gpu}; PyTorch {machine.torch}; on ")
+    assert json.loads(replace(report(), machine=machine).to_json())["machine"]["gpu"]["multiprocessors"] == 132
+    assert json.loads(report().to_json())["machine"]["gpu"] is None
 
 
 def test_the_chart(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 
-from adderzoo.engine.benchmark.timing import ROUNDS, Local, RunError, Timing, interleave
+from adderzoo.engine.benchmark import timing
+from adderzoo.engine.benchmark.timing import ROUNDS, Local, Queued, RunError, Timing, interleave
 
 
 class Scripted:
@@ -73,3 +76,56 @@ def test_a_visit_runs_what_fits_and_does_not_count_the_first() -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_a_visit_has_a_run_at_least(seconds: float) -> None:
     assert len(Local(lambda: None).visit(seconds)) == 1
+
+
+class Later:
+    """A device that does what it was told when it is waited for, and the clock on which a piece of it takes so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now, self.queue, self.done = seconds, 0.0, 0, 0
+        self.waits: list[int] = []
+
+    def run(self) -> None:
+        self.queue += 1
+
+    def synchronize(self) -> None:
+        self.now += self.seconds * self.queue
+        self.waits.append(self.queue)
+        self.done += self.queue
+        self.queue = 0
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], tuple[Later, Queued]]:
+    def make(seconds: float) -> tuple[Later, Queued]:
+        device = Later(seconds)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: device.now)
+        return device, Queued(device.run, device.synchronize)
+
+    return make
+
+
+def test_queued_runs_are_timed_when_they_are_done(later: Callable[[float], tuple[Later, Queued]]) -> None:
+    device, queued = later(0.25)
+    device.queue = 3  # of another, before
+    assert queued.warm_up() == 0.25
+    assert (device.queue, device.done) == (0, 3 + 2)  # one, that may load libraries, and the one that counts
+
+
+def test_queued_runs_of_a_visit_follow_one_another_without_waiting(
+    later: Callable[[float], tuple[Later, Queued]],
+) -> None:
+    device, queued = later(0.0625)
+    assert queued.visit(1.0) == [0.0625] * 16
+    assert [count for count in device.waits if count] == [1, 1, 16]  # two to see how long one takes
+    device, queued = later(0.5)
+    assert queued.visit(1.0) == [0.5] * 2
+    assert [count for count in device.waits if count] == [1, 2]
+
+
+def test_a_long_queued_run_is_not_repeated(later: Callable[[float], tuple[Later, Queued]]) -> None:
+    device, queued = later(3.0)
+    assert queued.visit(1.0) == [3.0]
+    assert device.done == 1
+    device, queued = later(0.125)
+    assert queued.visit(0.0) == [0.125]

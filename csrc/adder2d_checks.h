@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "adder2d_loops.h"
+#include "adder2d_geometry.h"
 
-namespace adderzoo::cpu {
+namespace adderzoo {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -51,4 +51,4 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
                   const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding, const Pair& dilation,
                   int64_t groups, int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max);
 
-}  // namespace adderzoo::cpu
+}  // namespace adderzoo

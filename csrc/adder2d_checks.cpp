@@ -1,6 +1,6 @@
 #include "adder2d_checks.h"
 
-namespace adderzoo::cpu {
+namespace adderzoo {
 namespace {
 
 constexpr const char* kAdder2d = "adder2d";
@@ -247,4 +247,4 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   return g;
 }
 
-}  // namespace adderzoo::cpu
+}  // namespace adderzoo

@@ -1,0 +1,27 @@
+// What the operators are called with, and how packed filters lie in memory: for all devices.
+#pragma once
+
+#include <cstdint>
+
+namespace adderzoo {
+
+// One call of an operator.
+struct Geometry {
+  int64_t batch, groups, channels, filters;  // channels and filters of one group
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+};
+
+// Channels of a panel of packed filters: the same on all processors, because networks are saved with packed filters.
+constexpr int64_t kPanel = 16;
+
+// Bytes of successive source channels that are one step, and lie side by side in a lane of a panel. Where channels have
+// their own copies of the source, a step is one channel.
+constexpr int64_t kByteStep = 8;
+
+// Elements of a filter of bytes, whose differences of at most 255 add up to a signed integer of 32 bits.
+constexpr int64_t kLargestByteFilter = ((int64_t{1} << 31) - 1) / 255;
+
+}  // namespace adderzoo

@@ -1,0 +1,152 @@
+// The gradients on NVIDIA GPUs.
+#include "adder2d_launch.h"
+#include "adder2d_packing.h"
+#include "adder2d_slopes.h"
+
+namespace adderzoo::cuda {
+namespace {
+
+// The taps that reach an axis' positions that leave `phase` modulo the stride: kernel taps first, first + period, ...;
+// position phase + stride * y is reached by the gradient's y + reach0 - i * reach_step.
+struct Phase {
+  int64_t taps = 0, first = 0, period = 1, reach0 = 0, reach_step = 0, positions = 0;
+
+  Phase(int64_t size, int64_t phase, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    positions = phase < size ? divide_up(size - phase, stride) : 0;
+    std::vector<int64_t> reaching;
+    for (int64_t k = 0; k < kernel; ++k) {
+      if ((phase + padding - k * dilation) % stride == 0) reaching.push_back(k);
+    }
+    taps = static_cast<int64_t>(reaching.size());
+    if (taps == 0) return;
+    first = reaching[0];
+    period = taps > 1 ? reaching[1] - reaching[0] : 1;
+    reach0 = (phase + padding - first * dilation) / stride;
+    reach_step = period * dilation / stride;
+  }
+};
+
+Walk backward_walk(const Geometry& g, const Phase& rows, const Phase& columns, int64_t row, int64_t column,
+                   const Strides& grad, const Strides& input, const Strides& output) {
+  return {
+      .points = g.batch * rows.positions * columns.positions,
+      .rows = number(rows.positions),
+      .columns = number(columns.positions),
+      .step_h = 1,
+      .step_w = 1,
+      .tap_rows = number(columns.taps > 0 ? rows.taps : 0),
+      .tap_row0 = number(rows.reach0),
+      .tap_row_step = -number(rows.reach_step),
+      .tap_columns = number(columns.taps),
+      .tap_column0 = number(columns.reach0),
+      .tap_column_step = -number(columns.reach_step),
+      .groups = number(g.groups),
+      .channels = number(g.filters),
+      .outputs = number(g.channels),
+      .source_height = number(g.out_height),
+      .source_width = number(g.out_width),
+      .source = grad,
+      .filter_taps = number(g.taps()),
+      .filter_tap0 = number(rows.first * g.kernel_w + columns.first),
+      .filter_tap_row_step = number(rows.period * g.kernel_w),
+      .filter_tap_column_step = number(columns.period),
+      .out_step_h = number(g.stride_h),
+      .out_step_w = number(g.stride_w),
+      .out_row0 = number(row),
+      .out_column0 = number(column),
+      .output = output,
+      .input = input,
+  };
+}
+
+using Square = Tile<64, 64, 8, 4, 16>;
+using Slim = Tile<128, 32, 8, 4, 16>;
+using Thin = Tile<128, 16, 4, 4, 16>;
+
+template <typename In>
+void run_backward(const Queue& queue, const Walk& w, bool sign, const float* grad, const float* filters,
+                  const In* input, In* output) {
+  if (w.points == 0) return;
+  if (sign || w.outputs < kNarrow || !fits_tiles<Square, Slim, Thin>(w)) {
+    const auto kernel = sign ? direct<SignSlope, float, float, In, In> : direct<ClippedSlope, float, float, In, In>;
+    queue.run(kernel, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w, grad, filters, input, Affine{},
+              output, w.output.channel == 1);
+    return;
+  }
+  with_best_tile<Square, Slim, Thin>(w, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = by_fours(w, grad) ? slopes<T, float, true, In, In> : slopes<T, float, false, In, In>;
+    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, grad, filters, input, output);
+  });
+}
+
+// Input pixels that leave the same remainders modulo the stride are reached by the same taps: one launch for each pair.
+Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
+                              Pair dilation, int64_t groups, std::string input_grad) {
+  check_mode("input_grad", input_grad, "hardtanh", "sign");
+  const Geometry g = check(input, weight, stride, padding, dilation, groups);
+  check_grad(grad, g);
+  const Queue queue(input);
+  const bool sign = input_grad == "sign";
+  const ScalarType type = accumulation_type(input);
+  const MemoryFormat format = format_like(input);
+  Tensor grad_input = new_empty(input, {g.batch, input.size(1), g.height, g.width}, input.scalar_type(), format);
+  const Dense x(input, format), dy(torch::stable::to(grad, type), format);
+  const Tensor filters = packed_filters(queue, g, torch::stable::contiguous(weight), type, true);
+  const Strides strides = dense_strides(grad_input, format);
+  for (int64_t row = 0; row < std::min(g.stride_h, g.height); ++row) {
+    const Phase rows(g.height, row, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+    for (int64_t column = 0; column < std::min(g.stride_w, g.width); ++column) {
+      const Phase columns(g.width, column, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+      const Walk walk = backward_walk(g, rows, columns, row, column, dy.strides, x.strides, strides);
+      if (walk.points == 0) continue;
+      if (type == ScalarType::Double) {
+        const auto kernel = sign ? direct<SignSlope, double, double, double, double>
+                                 : direct<ClippedSlope, double, double, double, double>;
+        queue.run(kernel, blocks_of_outputs(walk.points * input.size(1)), kThreads, walk,
+                  dy.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(),
+                  x.tensor.const_data_ptr<double>(), AffineOf<double>{}, grad_input.mutable_data_ptr<double>(),
+                  walk.output.channel == 1);
+        continue;
+      }
+      with_pointer(x.tensor, [&]<typename S>(S* source) {
+        run_backward<S>(queue, walk, sign, dy.tensor.const_data_ptr<float>(), filters.const_data_ptr<float>(), source,
+                        static_cast<S*>(grad_input.mutable_data_ptr()));
+      });
+    }
+  }
+  return grad_input;
+}
+
+Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
+                               Pair dilation, int64_t groups) {
+  const Geometry g = check(input, weight, stride, padding, dilation, groups);
+  check_grad(grad, g);
+  const Queue queue(input);
+  const ScalarType type = accumulation_type(input);
+  Tensor grad_weight = new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, weight.scalar_type(),
+                                 MemoryFormat::Contiguous);
+  const Dense x(input), dy(torch::stable::to(grad, type));
+  const Tensor filters = torch::stable::contiguous(weight);
+  const Walk walk = forward_walk(g, x.strides, dy.strides);
+  const dim3 blocks(static_cast<unsigned>(std::min(kMaxBlocks, filters.numel())));
+  if (type == ScalarType::Double) {
+    queue.run(filter_signs<double, double, double, double>, blocks, kSignThreads, walk,
+              x.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(), dy.strides,
+              dy.tensor.const_data_ptr<double>(), grad_weight.mutable_data_ptr<double>());
+    return grad_weight;
+  }
+  with_pointer(x.tensor, [&]<typename S>(S* source) {
+    queue.run(filter_signs<float, S, S, S>, blocks, kSignThreads, walk, static_cast<const S*>(source),
+              static_cast<const S*>(filters.mutable_data_ptr()), dy.strides, dy.tensor.const_data_ptr<float>(),
+              static_cast<S*>(grad_weight.mutable_data_ptr()));
+  });
+  return grad_weight;
+}
+
+}  // namespace
+}  // namespace adderzoo::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(adderzoo, ADDERZOO_DEVICE, m) {
+  m.impl("_adder2d_backward_input", TORCH_BOX(&adderzoo::cuda::adder2d_backward_input));
+  m.impl("_adder2d_backward_weight", TORCH_BOX(&adderzoo::cuda::adder2d_backward_weight));
+}

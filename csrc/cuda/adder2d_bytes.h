@@ -1,0 +1,196 @@
+// The forward pass on bytes.
+#pragma once
+
+#include "adder2d_tiles.h"
+
+namespace adderzoo::cuda {
+
+// What a sum of bytes becomes.
+__device__ inline void write(const ByteAffine& a, uint32_t sum, int channel, int64_t offset) {
+  float y = add(multiply(static_cast<float>(static_cast<int32_t>(sum)), a.scale[channel]), a.shift[channel]);
+  if (a.byte_addend) y = add(y, multiply(static_cast<float>(a.byte_addend[offset]), a.addend_scale));
+  if (a.float_addend) y = add(y, multiply(a.float_addend[offset], a.addend_scale));
+  if (a.floats) {
+    a.floats[offset] = y < a.lowest ? a.lowest : y;
+  } else {
+    y = y > a.lowest ? y : a.lowest;  // NaN becomes the lowest
+    y = y < a.highest ? y : a.highest;
+    a.bytes[offset] = static_cast<uint8_t>(static_cast<int>(round_to_even(y)) + a.zero_point);
+  }
+}
+
+// Packed filters of bytes: (panels, taps, rows, lanes, `lane_bytes` successive channels).
+__device__ inline uint8_t filter_byte(const Walk& w, const uint8_t* filters, int lane_bytes, int output,
+                                      const Step& s) {
+  const int rows = (w.channels + lane_bytes - 1) / lane_bytes;
+  const int tap = s.tap_row * w.tap_columns + s.tap_column;
+  const int64_t row = (static_cast<int64_t>(output / kLanes) * w.filter_taps + tap) * rows + s.channel / lane_bytes;
+  return filters[(row * kLanes + output % kLanes) * lane_bytes + s.channel % lane_bytes];
+}
+
+__global__ void direct_bytes(Walk w, const uint8_t* source, const uint8_t* filters, int lane_bytes, ByteAffine affine) {
+  const int64_t outputs = static_cast<int64_t>(w.groups) * w.outputs, total = w.points * outputs;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int channel = static_cast<int>(i % outputs);
+    const Reach reach = Reach::of(w, i / outputs, channel / w.outputs);
+    uint32_t sum = 0;
+    for (Step step{0, 0, 0}; !step.ended(w); step.advance(w, 1)) {
+      const int x = reach.inside(w, step) ? source[reach.at(w, step)] : affine.padding;
+      const int f = filter_byte(w, filters, lane_bytes, channel, step);
+      sum += x > f ? x - f : f - x;
+    }
+    write(affine, sum, channel, offset_at(w, find_point(w, i / outputs), w.output) + channel * w.output.channel);
+  }
+}
+
+// Four successive channels in a word; those behind the last are zero, as they are in the filters.
+template <typename T>
+struct alignas(16) SharedWords {
+  uint32_t points[2][T::kSteps][T::kPitch];
+  uint32_t filters[2][T::kSteps][T::kFilters];
+};
+
+// What brings bytes into shared memory. Channels of the source in words, a tap having an even number of them, as the
+// filters have; filters with eight bytes a lane. VECTOR: four words of a pixel, and two lanes, are fetched at once.
+template <typename T, bool VECTOR>
+struct FetchBytes {
+  static constexpr int kWords = T::kPoints * T::kSteps / T::kThreads;
+  static constexpr int kFilterWords = T::kFilters * T::kSteps / T::kThreads;
+  static constexpr int kTogether = VECTOR ? 4 : 1;
+  static constexpr int kThreadsOfPoint = T::kSteps / kTogether;
+  static constexpr int kReaches = kWords / kTogether;
+  static constexpr int kThreadsOfRow = T::kFilters * 2 / kTogether;  // a row of lanes: two words each
+  static_assert(T::kThreads % kThreadsOfPoint == 0 && T::kThreads % kThreadsOfRow == 0);
+  static_assert(kWords % kTogether == 0 && kFilterWords % kTogether == 0);
+
+  const Walk& w;
+  const uint8_t* source;
+  const uint8_t* filters;
+  int padding, first_filter, panels, words_of_tap;
+  int64_t words;
+  Reach reach[kReaches];
+  Step step;
+  uint32_t values[kWords], filter_words[kFilterWords];
+
+  static __device__ int point(int i) { return threadIdx.x / kThreadsOfPoint + i * (T::kThreads / kThreadsOfPoint); }
+  static __device__ int word() { return threadIdx.x % kThreadsOfPoint * kTogether; }
+  static __device__ int filter_row(int i) { return threadIdx.x / kThreadsOfRow + i * (T::kThreads / kThreadsOfRow); }
+  static __device__ int filter_word() { return threadIdx.x % kThreadsOfRow * kTogether; }
+
+  __device__ FetchBytes(const Walk& w, const uint8_t* source, const uint8_t* filters, int padding, int64_t point0,
+                        int group, int first_filter)
+      : w(w), source(source), filters(filters), padding(padding), first_filter(first_filter) {
+    panels = static_cast<int>((static_cast<int64_t>(w.groups) * w.outputs + kLanes - 1) / kLanes);
+    words_of_tap = (w.channels + 7) / 8 * 2;
+    words = static_cast<int64_t>(w.tap_rows) * w.tap_columns * words_of_tap;
+#pragma unroll
+    for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(w, point0 + point(i), group);
+    step = {0, 0, 0};
+    if (VECTOR) step.advance(w, word() * 4);
+  }
+
+  // The words from `word0` on; chunk by chunk.
+  __device__ void load(int64_t word0) {
+    if constexpr (VECTOR) {
+#pragma unroll
+      for (int i = 0; i < kReaches; ++i) {
+        if (!step.ended(w) && reach[i].inside(w, step)) {
+          load_four(reinterpret_cast<const uint32_t*>(source + reach[i].at(w, step)), values + 4 * i);
+        } else {
+          const uint32_t word = step.ended(w) ? 0 : 0x01010101u * static_cast<uint32_t>(padding);
+          for (int j = 0; j < 4; ++j) values[4 * i + j] = word;
+        }
+      }
+      step.advance(w, T::kSteps * 4);
+    } else {
+      const int64_t at = word0 + word();
+      const int tap = static_cast<int>(at / words_of_tap), channel = static_cast<int>(at % words_of_tap) * 4;
+      const Step place{channel, tap / w.tap_columns, tap % w.tap_columns};
+      const int there = w.channels - channel < 4 ? w.channels - channel : 4;
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        values[i] = 0;
+        if (at >= words || there <= 0) continue;
+        const bool inside = reach[i].inside(w, place);
+        for (int j = 0; j < there; ++j) {
+          const uint32_t byte = inside ? source[reach[i].at(w, place) + j] : static_cast<uint32_t>(padding);
+          values[i] |= byte << (8 * j);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kFilterWords / kTogether; ++i) {
+      const int64_t row = word0 / 2 + filter_row(i);
+      const int filter = first_filter + filter_word() / 2;
+      const int64_t at = ((filter / kLanes * (words / 2) + row) * kLanes + filter % kLanes) * 8 + filter_word() % 2 * 4;
+      const bool valid = 2 * row < words && filter / kLanes < panels;
+      if constexpr (VECTOR) {
+        for (int j = 0; j < 4; ++j) filter_words[4 * i + j] = 0;
+        if (valid) load_four(reinterpret_cast<const uint32_t*>(filters + at), filter_words + 4 * i);
+      } else {
+        filter_words[i] = valid ? load_word(filters + at) : 0;
+      }
+    }
+  }
+
+  __device__ void store(SharedWords<T>& shared, int stage) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      shared.points[stage][word() + i % kTogether][point(i / kTogether)] = values[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kFilterWords; ++i) {
+      const int in_row = filter_word() + i % kTogether;
+      shared.filters[stage][2 * filter_row(i / kTogether) + in_row % 2][in_row / 2] = filter_words[i];
+    }
+  }
+};
+
+// One instruction takes four differences and adds them up.
+template <typename T, bool VECTOR>
+__global__ void __launch_bounds__(T::kThreads)
+    byte_distances(Walk w, const uint8_t* source, const uint8_t* filters, ByteAffine affine) {
+  __shared__ SharedWords<T> shared;
+  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
+  const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
+  FetchBytes<T, VECTOR> fetch(w, source, filters, affine.padding, point0, group, group * w.outputs + filter0);
+
+  uint32_t sums[T::kThreadPoints][T::kThreadFilters] = {};
+  const int64_t chunks = (fetch.words + T::kSteps - 1) / T::kSteps;
+  fetch.load(0);
+  fetch.store(shared, 0);
+  __syncthreads();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int stage = chunk % 2;
+    if (chunk + 1 < chunks) fetch.load((chunk + 1) * T::kSteps);
+#pragma unroll
+    for (int k = 0; k < T::kSteps; ++k) {
+      uint32_t points[T::kThreadPoints], fs[T::kThreadFilters];
+#pragma unroll
+      for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
+#pragma unroll
+      for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], fs + j);
+#pragma unroll
+      for (int i = 0; i < T::kThreadPoints; ++i) {
+#pragma unroll
+        for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] = add_byte_distances(points[i], fs[j], sums[i][j]);
+      }
+    }
+    if (chunk + 1 < chunks) fetch.store(shared, 1 - stage);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < T::kThreadPoints; ++i) {
+    const int64_t point = point0 + T::thread_point(i);
+    if (point >= w.points) continue;
+    const int64_t offset = offset_at(w, find_point(w, point), w.output);
+#pragma unroll
+    for (int j = 0; j < T::kThreadFilters; ++j) {
+      const int filter = filter0 + T::thread_filter(j), channel = group * w.outputs + filter;
+      if (filter < w.outputs) write(affine, sums[i][j], channel, offset + channel * w.output.channel);
+    }
+  }
+}
+
+}  // namespace adderzoo::cuda

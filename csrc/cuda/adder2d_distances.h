@@ -1,0 +1,56 @@
+// The forward pass by tiles.
+#pragma once
+
+#include "adder2d_tiles.h"
+
+namespace adderzoo::cuda {
+
+// Forward: two additions an element, |.| and - being free on operands.
+template <typename T, typename S, bool VECTOR, typename Out>
+__global__ void __launch_bounds__(T::kThreads)
+    distances(Walk w, const S* source, const float* filters, Affine affine, Out* output) {
+  __shared__ Shared<T> shared;
+  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
+  const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
+  Fetch<T, S, VECTOR> fetch(w, source, filters, point0, group, group * w.outputs + filter0);
+  float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
+
+  const int64_t chunks = chunks_of<T>(w);
+  fetch.load();
+  fetch.store(shared, 0, 1.0f);
+  __syncthreads();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int stage = chunk % 2;
+    if (chunk + 1 < chunks) fetch.load();
+#pragma unroll
+    for (int k = 0; k < T::kSteps; ++k) {
+      float points[T::kThreadPoints], fs[T::kThreadFilters];
+#pragma unroll
+      for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
+#pragma unroll
+      for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], fs + j);
+#pragma unroll
+      for (int i = 0; i < T::kThreadPoints; ++i) {
+#pragma unroll
+        for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] += magnitude(points[i] - fs[j]);
+      }
+    }
+    if ((chunk + 1) % (kBlock / T::kSteps) == 0) add_up<T>(totals, sums);
+    if (chunk + 1 < chunks) fetch.store(shared, 1 - stage, 1.0f);
+    __syncthreads();
+  }
+  add_up<T>(totals, sums);
+#pragma unroll
+  for (int i = 0; i < T::kThreadPoints; ++i) {
+    const int64_t point = point0 + T::thread_point(i);
+    if (point >= w.points) continue;
+    const int64_t offset = offset_at(w, find_point(w, point), w.output);
+#pragma unroll
+    for (int j = 0; j < T::kThreadFilters; ++j) {
+      const int filter = filter0 + T::thread_filter(j), channel = group * w.outputs + filter;
+      if (filter < w.outputs) write(affine, -totals[i][j], channel, offset + channel * w.output.channel, output);
+    }
+  }
+}
+
+}  // namespace adderzoo::cuda

@@ -1,0 +1,70 @@
+// Filters: how they are packed, and their gradient from signs.
+#pragma once
+
+#include "adder2d_direct.h"
+
+namespace adderzoo::cuda {
+
+// Packs filters, as packing.py does, or for the input gradient with input channels as lanes. A lane is an output, a row
+// of lanes a tap and a source channel.
+struct Packing {
+  int taps, channels, outputs, panels;  // channels of a group, outputs of all groups
+  int group_outputs;
+  int64_t group_stride, output_stride, channel_stride;  // in elements of the filters; taps are adjacent
+};
+
+template <typename T, typename W>
+__global__ void pack(Packing p, const W* filters, T* packed) {
+  const int64_t total = static_cast<int64_t>(p.panels) * p.taps * p.channels * kLanes;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int64_t row = i / kLanes;
+    const int channel = static_cast<int>(row % p.channels), tap = static_cast<int>(row / p.channels % p.taps);
+    const int output = static_cast<int>(row / p.channels / p.taps * kLanes + i % kLanes);
+    const int64_t at = output / p.group_outputs * p.group_stride + output % p.group_outputs * p.output_stride +
+                       channel * p.channel_stride + tap;
+    packed[i] = output < p.outputs ? static_cast<T>(to_number(filters[at])) : T(0);
+  }
+}
+
+// The gradient of the filters from signs (eq. 4): a block of threads sums up one element over all points, in an order
+// that does not depend on the device.
+constexpr int kSignThreads = 128;
+
+template <typename T, typename S, typename W, typename Out>
+__global__ void filter_signs(Walk w, const S* source, const W* filters, Strides grad_strides, const T* grad,
+                             Out* output) {
+  __shared__ T partial[kSignThreads];
+  const int64_t elements = static_cast<int64_t>(w.groups) * w.outputs * w.channels * w.filter_taps;
+  for (int64_t e = blockIdx.x; e < elements; e += gridDim.x) {  // dense OIHW
+    const int tap = static_cast<int>(e % w.filter_taps), channel = static_cast<int>(e / w.filter_taps % w.channels);
+    const int output_channel = static_cast<int>(e / w.filter_taps / w.channels);
+    const Step step{channel, tap / w.tap_columns, tap % w.tap_columns};
+    const T f = static_cast<T>(to_number(filters[e]));
+    T total = 0, sum = 0;
+    int terms = 0;
+    for (int64_t point = threadIdx.x; point < w.points; point += kSignThreads) {
+      const Reach reach = Reach::of(w, point, output_channel / w.outputs);
+      const Point p = find_point(w, point);
+      const T x = reach.inside(w, step) ? static_cast<T>(to_number(source[reach.at(w, step)])) : T(0);
+      const T g = grad[p.image * grad_strides.image + p.row * grad_strides.row + p.column * grad_strides.column +
+                       output_channel * grad_strides.channel];
+      sum += SignSlope::term(g, x, f);
+      if (++terms == kBlock) {
+        total += sum;
+        sum = 0;
+        terms = 0;
+      }
+    }
+    partial[threadIdx.x] = total + sum;
+    __syncthreads();
+    for (int half = kSignThreads / 2; half > 0; half /= 2) {
+      if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) from_number(partial[0], output[e]);
+    __syncthreads();
+  }
+}
+
+}  // namespace adderzoo::cuda

@@ -1,0 +1,208 @@
+// What the operators on NVIDIA GPUs have in common: memory, walks, launches. With __CUDACC__ undefined it compiles with
+// the shim of tests/ops/cuda_on_cpu.h, which runs the same kernels on the CPU, in the place of the CPU's own.
+#pragma once
+
+#ifdef __CUDACC__
+#define USE_CUDA  // for the current stream
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#define ADDERZOO_DEVICE CUDA
+#else
+#define ADDERZOO_DEVICE CPU
+#endif
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../adder2d_checks.h"
+#include "adder2d_numbers.h"
+#include "adder2d_walk.h"
+
+namespace adderzoo::cuda {
+
+using torch::headeronly::MemoryFormat;
+
+// Blocks of threads of a kernel in which each thread takes one output after another.
+constexpr int64_t kMaxBlocks = 1 << 16;
+constexpr int kThreads = 256;
+
+// The current device and stream, as long as this lives: PyTorch's conventions.
+#ifdef __CUDACC__
+class Queue {
+ public:
+  explicit Queue(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+    check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, tensor.get_device_index()));
+  }
+  int processors() const { return processors_; }
+  template <typename... Parameters, typename... Arguments>
+  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
+    kernel<<<blocks, threads, 0, stream_>>>(arguments...);
+    check(cudaGetLastError());
+  }
+
+ private:
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) fail("adder2d", "the kernel cannot be launched: ", cudaGetErrorString(error));
+  }
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+  int processors_;
+};
+#else
+struct Queue {
+  explicit Queue(const Tensor&) {}
+  int processors() const { return 1; }
+  template <typename... Parameters, typename... Arguments>
+  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
+    cuda_on_cpu::run(reinterpret_cast<void*>(kernel), blocks, threads, [&] { kernel(arguments...); });
+  }
+};
+#endif
+
+// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
+inline MemoryFormat format_like(const Tensor& input) {
+  return is_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
+  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
+// Strides by index, whatever a tensor has in the dimensions of size one.
+inline Strides dense_strides(const Tensor& tensor, MemoryFormat format) {
+  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
+  if (format == MemoryFormat::ChannelsLast) return {height * width * channels, width * channels, channels, 1};
+  return {channels * height * width, width, 1, height * width};
+}
+
+// A dense tensor and its strides.
+struct Dense {
+  Dense(const Tensor& given, MemoryFormat format)
+      : tensor(torch::stable::contiguous(given, format)), strides(dense_strides(tensor, format)) {}
+  explicit Dense(const Tensor& given) : Dense(given, format_like(given)) {}
+  Tensor tensor;
+  Strides strides;
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int number(int64_t n) {
+  if (n > std::numeric_limits<int>::max()) fail("adder2d", "a dimension must be less than 2^31 on a GPU, got ", n);
+  return static_cast<int>(n);
+}
+
+// Calls `f` with a pointer of the tensor's type in memory.
+template <typename F>
+void with_pointer(const Tensor& tensor, F f) {
+  void* const data = tensor.mutable_data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return f(static_cast<Half*>(data));
+    case ScalarType::BFloat16:
+      return f(static_cast<BFloat16*>(data));
+    default:
+      return f(static_cast<float*>(data));
+  }
+}
+
+inline Walk forward_walk(const Geometry& g, const Strides& source, const Strides& output) {
+  return {
+      .points = g.batch * g.out_height * g.out_width,
+      .rows = number(g.out_height),
+      .columns = number(g.out_width),
+      .step_h = number(g.stride_h),
+      .step_w = number(g.stride_w),
+      .tap_rows = number(g.kernel_h),
+      .tap_row0 = -number(g.padding_h),
+      .tap_row_step = number(g.dilation_h),
+      .tap_columns = number(g.kernel_w),
+      .tap_column0 = -number(g.padding_w),
+      .tap_column_step = number(g.dilation_w),
+      .groups = number(g.groups),
+      .channels = number(g.channels),
+      .outputs = number(g.filters),
+      .source_height = number(g.height),
+      .source_width = number(g.width),
+      .source = source,
+      .filter_taps = number(g.taps()),
+      .filter_tap0 = 0,
+      .filter_tap_row_step = number(g.kernel_w),
+      .filter_tap_column_step = 1,
+      .out_step_h = 1,
+      .out_step_w = 1,
+      .out_row0 = 0,
+      .out_column0 = 0,
+      .output = output,
+      .input = output,
+  };
+}
+
+inline dim3 blocks_of_outputs(int64_t outputs) {
+  return dim3(static_cast<unsigned>(std::min(kMaxBlocks, divide_up(outputs, kThreads))));
+}
+
+// Groups narrower than this have a tile mostly to themselves: their outputs are computed one by one.
+constexpr int kNarrow = 4;
+
+template <typename T>
+dim3 blocks_of_tiles(const Walk& w) {
+  return dim3(static_cast<unsigned>(divide_up(w.points, T::kPoints)),
+              static_cast<unsigned>(divide_up(w.outputs, T::kFilters)), static_cast<unsigned>(w.groups));
+}
+
+// What a grid of blocks can count.
+template <typename... Tiles>
+bool fits_tiles(const Walk& w) {
+  return ((divide_up(w.points, Tiles::kPoints) < (int64_t{1} << 31) &&
+           divide_up(w.outputs, Tiles::kFilters) < (1 << 16)) &&
+          ...) &&
+         w.groups < (1 << 16);
+}
+
+// Instructions of the processor that gets most blocks: tiles that are cut off, and processors left without one, count.
+template <typename T>
+double cost_of(const Walk& w, int processors) {
+  const int64_t blocks = divide_up(w.points, T::kPoints) * divide_up(w.outputs, T::kFilters) * w.groups;
+  return T::kInstructions * T::kPoints * T::kFilters * static_cast<double>(divide_up(blocks, processors));
+}
+
+// Calls `run` with the tile, among these, that costs least.
+template <typename... Tiles, typename F>
+void with_best_tile(const Walk& w, int processors, F run) {
+  const double least = std::min({cost_of<Tiles>(w, processors)...});
+  bool done = false;
+  const auto consider = [&]<typename T>(T tile) {
+    if (done || cost_of<T>(w, processors) > least) return;
+    run(tile);
+    done = true;
+  };
+  (consider(Tiles{}), ...);
+}
+
+// Whether four channels of a pixel can be fetched at once, wherever the pixel is.
+template <typename S>
+bool by_fours(const Walk& w, const S* source) {
+  const Strides& s = w.source;
+  return s.channel == 1 && w.channels % 4 == 0 && s.image % 4 == 0 && s.row % 4 == 0 && s.column % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(source) % (4 * sizeof(S)) == 0;
+}
+
+}  // namespace adderzoo::cuda

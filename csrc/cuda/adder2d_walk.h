@@ -1,0 +1,69 @@
+// What the kernels are told: pointers and numbers, by value.
+//
+// As on the CPU, forward pass and input gradient are one walk: for every point of a lattice, for every tap of the
+// filter, fetch one pixel of a source and add a function of its channels and the filter's to the outputs at the point.
+// It is done as a matrix product would be, points times filters, without im2col: a block of threads fetches the pixels
+// that a tap reaches for all its points into shared memory, some channels at a time.
+#pragma once
+
+#include <cstdint>
+
+namespace adderzoo::cuda {
+
+// Filters of a panel of packed filters (packing.py).
+constexpr int kLanes = 16;
+
+// Terms of a partial sum: longer float32 sums lose the precision that the operator promises.
+constexpr int kBlock = 128;
+
+struct Strides {
+  int64_t image, row, column, channel;
+};
+
+// A lattice of points, and the pixels of the source that the taps reach from a point (y, x): row
+// y * step_h + tap_row0 + i * tap_row_step for tap i, and the column likewise. Those outside the source are zero.
+struct Walk {
+  int64_t points;  // of all images
+  int rows, columns;
+  int step_h, step_w;
+  int tap_rows, tap_row0, tap_row_step;
+  int tap_columns, tap_column0, tap_column_step;
+
+  // Of one group: channels of the source, and what is computed at each point.
+  int groups, channels, outputs;
+  int source_height, source_width;
+  Strides source;
+
+  // The filters' taps in the same order: number filter_tap0 + i * filter_tap_row_step + j * filter_tap_column_step of
+  // `filter_taps`. Filters are packed: (panels, taps, channels, lanes), a lane being an output.
+  int filter_taps, filter_tap0, filter_tap_row_step, filter_tap_column_step;
+
+  // The outputs, and the inputs of a slope: pixel (y * out_step_h + out_row0, ...) of theirs.
+  int out_step_h, out_step_w, out_row0, out_column0;
+  Strides output, input;
+};
+
+// What becomes of a sum: sum * scale + shift + addend, then max(0, that). Without scale, the sum itself.
+template <typename T>
+struct AffineOf {
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  const T* addend = nullptr;  // with the output's strides, or null
+  bool relu = false;
+};
+using Affine = AffineOf<float>;
+
+// Of bytes, every operation rounded to float32, as on the CPU.
+struct ByteAffine {
+  const float* scale;
+  const float* shift;
+  const uint8_t* byte_addend;  // with the output's strides; one of the two at most
+  const float* float_addend;
+  float addend_scale, lowest, highest;
+  int zero_point;
+  int padding;     // what the bytes of a padded pixel are
+  uint8_t* bytes;  // one of the two
+  float* floats;
+};
+
+}  // namespace adderzoo::cuda

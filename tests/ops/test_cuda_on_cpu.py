@@ -1,0 +1,105 @@
+"""The kernels for GPUs, compiled for the CPU by means of cuda_on_cpu.h, in the tests of the operators."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes import CHECKOUT
+
+import adderzoo
+from adderzoo.ops import _build
+
+TESTS = ["test_adder2d.py", "test_adder2d_affine.py", "test_adder2d_u8.py"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    path = tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so"
+    root = Path(torch.__file__).parent
+    command = [compiler, "-shared", "-fPIC", "-std=c++20", "-O2", "-Wno-unknown-pragmas", *_build.CXX_FLAGS[1:]]
+    command += ["-fvisibility=default", "-Wno-attributes"]  # kernels with names
+    command += [f"-I{root / 'include'}", f"-I{CHECKOUT / 'tests' / 'ops'}", "-x", "c++"]
+    command += [*map(str, _build.cuda_source_files()), "-o", str(path), f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+# Where a barrier is missing, the result depends on which thread of a block comes first.
+@pytest.mark.parametrize("order", ["first thread first", "last thread first"])
+@pytest.mark.parametrize("tests", TESTS)
+def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str, order: str) -> None:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(adderzoo.__file__).parent.parent),
+        "ADDERZOO_REVERSED": str(int(order == "last thread first")),
+        "ADDERZOO_KERNELS": str(library.parent / f"{tests}, {order}"),
+    }
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--library", str(library), f"tests/ops/{tests}"]
+    done = subprocess.run(
+        [sys.executable, *command, "-k", "not million"],  # too much for this; a GPU takes them
+        cwd=CHECKOUT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+CEILINGS = """
+import sys
+import torch
+from adderzoo.ops import _library
+torch.ops.load_library(sys.argv[1])
+ceiling = torch.ops.adderzoo._cuda_ceiling
+for form in ("multiply_add", "distance", "slope", "byte_distance"):
+    counts = [ceiling(torch.empty(0), form, steps) for steps in (16, 64)]
+    print(form, *counts)
+try:
+    ceiling(torch.empty(0), "cosine", 1)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_the_loops_that_bound_the_kernels_count_their_elements(library: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ceilings.py"
+    script.write_text(CEILINGS)
+    environment = os.environ | {"PYTHONPATH": str(Path(adderzoo.__file__).parent.parent), "PYTHONWARNINGS": "ignore"}
+    environment["ADDERZOO_KERNELS"] = str(library.parent / "test_ceilings")
+    command = [sys.executable, str(script), str(library)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *lines, error = done.stdout.splitlines()
+    counts = {form: [int(count) for count in numbers] for form, *numbers in map(str.split, lines)}
+    floats = counts.pop("distance")
+    assert floats[1] == 4 * floats[0] > 0  # in proportion to the steps
+    assert counts.pop("byte_distance") == [4 * count for count in floats]  # four in a word
+    assert set(map(tuple, counts.values())) == {tuple(floats)}
+    assert error.endswith("form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got 'cosine'")
+
+
+def test_every_kernel_has_run(library: Path) -> None:
+    """In the tests above."""
+    lists = list(library.parent.glob("test_*"))
+    if len(lists) < 2 * len(TESTS) + 1:
+        pytest.skip("the tests above have not all run")
+    text = "".join(path.read_text() for path in _build.SOURCES.rglob("cuda/*.h"))
+    names = re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", text)
+    assert "distances" in names
+    symbols = subprocess.run(["nm", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
+    mangled = "|".join(f"{len(name)}{name}" for name in names)
+    compiled = set(re.findall(rf"\b_ZN8adderzoo4cuda(?:{mangled})[IE]\w*", symbols))
+    assert len(compiled) > 50
+    assert compiled <= {line for path in lists for line in path.read_text().splitlines()}
