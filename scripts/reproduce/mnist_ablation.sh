@@ -23,7 +23,6 @@ train sign_x100 --filter-grad sign --filter-lr-scale 100
 train full_unchanged --eta 0
 train sign_unchanged --filter-grad sign --eta 0
 train signs_adaptive --filter-grad sign --input-grad sign --eta 0.1
-train signs_x100 --filter-grad sign --input-grad sign --filter-lr-scale 100
 train signs_unchanged --filter-grad sign --input-grad sign --eta 0
 for eta in 1 0.5 0.2 0.05; do
     train eta_$eta --eta $eta
