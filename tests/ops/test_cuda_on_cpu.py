@@ -96,7 +96,7 @@ def test_every_kernel_has_run(library: Path) -> None:
     if len(lists) < 2 * len(TESTS) + 1:
         pytest.skip("the tests above have not all run")
     text = "".join(path.read_text() for path in _build.SOURCES.rglob("cuda/*.h"))
-    names = re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", text)
+    names = re.findall(r"__global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)\(", text)
     assert "distances" in names
     symbols = subprocess.run(["nm", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
     mangled = "|".join(f"{len(name)}{name}" for name in names)
