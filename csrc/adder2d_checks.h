@@ -1,5 +1,6 @@
 // What the operators take: the same checks, in the same words, as adderzoo/ops/reference.py makes. That of the devices
-// is made there alone, because the dispatcher calls these kernels for tensors that are all on the CPU.
+// is made there and by the kernels for GPUs, since the dispatcher calls those for the CPU only when all tensors are
+// there.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

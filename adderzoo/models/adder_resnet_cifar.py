@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
+from ._builder import weights_file
 from .adder_resnet import ResNet, create_resnet
 
 
@@ -29,17 +30,26 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def _cifar10(tag: str) -> dict[str, Any]:
+    # Trained by scripts/reproduce/cifar10.sh.
+    return _cfg(file=weights_file(tag), license="apache-2.0", label_names=_NAMES)
+
+
 default_cfgs = generate_default_cfgs(
     {
+        "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
         "adder_resnet20.huawei_cifar10": _cfg(
             # The authors' own file, at the last commit before they removed it.
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
             license="bsd-3-clause",
             origin_url="https://github.com/huawei-noah/AdderNet",
-            label_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+            label_names=_NAMES,
         ),
         "adder_resnet32.untrained": _cfg(),
-        "cnn_resnet20.untrained": _cfg(),
+        "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),
         "cnn_resnet32.untrained": _cfg(),
     }
 )

@@ -100,9 +100,7 @@ def _cuda_link_flags(cuda_home: str | None) -> list[str]:
         raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, and CUDA_HOME is not set")
     version, wanted = _build.cuda_version(cuda_home), str(torch.version.cuda)
     if version.split(".")[0] != wanted.split(".")[0]:  # other minor versions go together
-        raise LibraryNotFoundError(
-            f"the CUDA toolkit in {cuda_home} is version {version}, PyTorch was built for {wanted}"
-        )
+        raise LibraryNotFoundError(f"the CUDA toolkit in {cuda_home} is {version}, PyTorch is built for {wanted}")
     return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
 
 

@@ -11,12 +11,11 @@
 #include <vector>
 
 #include "../adder2d_checks.h"
+#include "../adder2d_formats.h"
 #include "adder2d_plan.h"
 
 namespace adderzoo::cpu {
 namespace {
-
-using torch::headeronly::MemoryFormat;
 
 // Work that is worth waking a thread for, in steps of the loops: some ten microseconds.
 constexpr int64_t kGrainSteps = 1 << 15;
@@ -27,25 +26,6 @@ constexpr int64_t kStepsOfPackedStep = 16;
 constexpr int64_t kStepsOfPixel = 8;
 
 int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / std::max<int64_t>(1, item_steps)); }
-
-// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
-bool is_channels_last(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int64_t d : {1, 3, 2, 0}) {
-    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
-    expected *= tensor.size(d);
-  }
-  return true;
-}
-
-MemoryFormat format_like(const Tensor& input) {
-  return is_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
-}
 
 Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format) {
   return torch::stable::contiguous(torch::stable::to(tensor, type), format);

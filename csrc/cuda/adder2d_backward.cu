@@ -85,6 +85,7 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
   check_mode("input_grad", input_grad, "hardtanh", "sign");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, g);
+  check_devices("adder2d", input, {{"weight", &weight}, {"grad", &grad}});
   const Queue queue(input);
   const bool sign = input_grad == "sign";
   const ScalarType type = accumulation_type(input);
@@ -121,6 +122,7 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
                                Pair dilation, int64_t groups) {
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, g);
+  check_devices("adder2d", input, {{"weight", &weight}, {"grad", &grad}});
   const Queue queue(input);
   const ScalarType type = accumulation_type(input);
   Tensor grad_weight = new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, weight.scalar_type(),

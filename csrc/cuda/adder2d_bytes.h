@@ -166,16 +166,8 @@ __global__ void __launch_bounds__(T::kThreads)
     if (chunk + 1 < chunks) fetch.load((chunk + 1) * T::kSteps);
 #pragma unroll
     for (int k = 0; k < T::kSteps; ++k) {
-      uint32_t points[T::kThreadPoints], fs[T::kThreadFilters];
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
-#pragma unroll
-      for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], fs + j);
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; ++i) {
-#pragma unroll
-        for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] = add_byte_distances(points[i], fs[j], sums[i][j]);
-      }
+      take_step<T>(shared, stage, k, sums,
+                   [](uint32_t sum, uint32_t x, uint32_t f, int, int) { return add_byte_distances(x, f, sum); });
     }
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage);
     __syncthreads();

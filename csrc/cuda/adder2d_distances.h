@@ -24,16 +24,8 @@ __global__ void __launch_bounds__(T::kThreads)
     if (chunk + 1 < chunks) fetch.load();
 #pragma unroll
     for (int k = 0; k < T::kSteps; ++k) {
-      float points[T::kThreadPoints], fs[T::kThreadFilters];
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
-#pragma unroll
-      for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], fs + j);
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; ++i) {
-#pragma unroll
-        for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] += magnitude(points[i] - fs[j]);
-      }
+      take_step<T>(shared, stage, k, sums,
+                   [](float sum, float x, float f, int, int) { return sum + magnitude(x - f); });
     }
     if ((chunk + 1) % (kBlock / T::kSteps) == 0) add_up<T>(totals, sums);
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage, 1.0f);

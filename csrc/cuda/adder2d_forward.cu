@@ -31,6 +31,7 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   check_mode("input_grad", input_grad, "hardtanh", "sign");
   check_mode("weight_grad", weight_grad, "full", "sign");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
+  check_devices("adder2d", input, {{"weight", &weight}});
   const Queue queue(input);
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
@@ -56,6 +57,8 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
                       std::optional<Tensor> addend, Pair stride, Pair padding, Pair dilation, int64_t groups,
                       bool relu) {
   const Geometry g = check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups);
+  check_devices("adder2d_affine", input,
+                {{"weight", &weight}, {"scale", &scale}, {"shift", &shift}, {"addend", addend ? &*addend : nullptr}});
   const Queue queue(input);
   const MemoryFormat format = format_like(input);
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, input.scalar_type(), format);

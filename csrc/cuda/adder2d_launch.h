@@ -14,22 +14,38 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../adder2d_checks.h"
+#include "../adder2d_formats.h"
 #include "adder2d_numbers.h"
 #include "adder2d_walk.h"
 
 namespace adderzoo::cuda {
 
-using torch::headeronly::MemoryFormat;
-
 // Blocks of threads of a kernel in which each thread takes one output after another.
 constexpr int64_t kMaxBlocks = 1 << 16;
 constexpr int kThreads = 256;
+
+inline std::string name(const torch::stable::Device& device) {
+  if (!device.is_cuda()) return device.is_cpu() ? "cpu" : "another device";
+  return "cuda:" + std::to_string(device.index());
+}
+
+// The dispatcher calls these kernels when one of the tensors is on a GPU, wherever the others are.
+inline void check_devices(const char* op, const Tensor& input,
+                          std::initializer_list<std::pair<const char*, const Tensor*>> others) {
+  for (const auto& [argument, tensor] : others) {
+    if (tensor && !(tensor->device() == input.device())) {
+      fail(op, argument, " must be on the device of input, ", name(input.device()), ", got ", name(tensor->device()));
+    }
+  }
+}
 
 // The current device and stream, as long as this lives: PyTorch's conventions.
 #ifdef __CUDACC__
@@ -66,25 +82,6 @@ struct Queue {
   }
 };
 #endif
-
-// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
-inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int64_t d : {1, 3, 2, 0}) {
-    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
-    expected *= tensor.size(d);
-  }
-  return true;
-}
-
-inline MemoryFormat format_like(const Tensor& input) {
-  return is_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
-}
 
 // Strides by index, whatever a tensor has in the dimensions of size one.
 inline Strides dense_strides(const Tensor& tensor, MemoryFormat format) {

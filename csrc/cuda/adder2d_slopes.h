@@ -50,18 +50,9 @@ __global__ void __launch_bounds__(T::kThreads)
     }
 #pragma unroll
     for (int k = 0; k < T::kSteps; ++k) {
-      float points[T::kThreadPoints], fs[T::kThreadFilters];
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
-#pragma unroll
-      for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], fs + j);
-#pragma unroll
-      for (int i = 0; i < T::kThreadPoints; ++i) {
-#pragma unroll
-        for (int j = 0; j < T::kThreadFilters; ++j) {
-          sums[i][j] = multiply_add(points[i], saturating_add(fs[j], inputs[i][j]), sums[i][j]);
-        }
-      }
+      take_step<T>(shared, stage, k, sums, [&](float sum, float g, float f, int i, int j) {
+        return multiply_add(g, saturating_add(f, inputs[i][j]), sum);
+      });
     }
     if ((chunk + 1) % (kBlock / T::kSteps) == 0) {
       add_up<T>(totals, sums);

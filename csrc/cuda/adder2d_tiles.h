@@ -159,6 +159,22 @@ __device__ int64_t chunks_of(const Walk& w) {
   return (static_cast<int64_t>(w.tap_rows) * w.tap_columns * w.channels + T::kSteps - 1) / T::kSteps;
 }
 
+// One step: the thread's points and filters from shared memory, and what `term` makes of each pair and its sum.
+template <typename T, typename Memory, typename Number, typename F>
+__device__ void take_step(const Memory& shared, int stage, int k, Number (&sums)[T::kThreadPoints][T::kThreadFilters],
+                          F term) {
+  Number points[T::kThreadPoints], filters[T::kThreadFilters];
+#pragma unroll
+  for (int i = 0; i < T::kThreadPoints; i += 4) load_four(&shared.points[stage][k][T::thread_point(i)], points + i);
+#pragma unroll
+  for (int j = 0; j < T::kThreadFilters; j += 4) load_four(&shared.filters[stage][k][T::thread_filter(j)], filters + j);
+#pragma unroll
+  for (int i = 0; i < T::kThreadPoints; ++i) {
+#pragma unroll
+    for (int j = 0; j < T::kThreadFilters; ++j) sums[i][j] = term(sums[i][j], points[i], filters[j], i, j);
+  }
+}
+
 template <typename T>
 __device__ void add_up(float (&totals)[T::kThreadPoints][T::kThreadFilters],
                        float (&sums)[T::kThreadPoints][T::kThreadFilters]) {

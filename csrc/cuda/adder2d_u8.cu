@@ -14,6 +14,8 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
                   int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max, double addend_scale) {
   const Geometry g = check_u8(input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point,
                               out_zero_point, out_max);
+  check_devices("adder2d_u8", input,
+                {{"weight", &weight}, {"scale", &scale}, {"shift", &shift}, {"addend", addend ? &*addend : nullptr}});
   const Queue queue(input);
   const MemoryFormat format = format_like(input);
   const bool bytes = out_zero_point.has_value();

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the paper's LeNet-5-BN on MNIST owes to the full-precision gradient and the adaptive learning rate (CVPR 2020,
 # section 4.5 and Figure 3), to eta (Table 4), and why (Table 1): one seed each. The paper does not say whether its sign
-# gradient is that of the filters alone or that of the layers' inputs too: sign_* and signs_* are the two.
+# gradient is that of the filters alone (sign_*) or that of the layers' inputs too (signs_*).
 #
 #     bash scripts/reproduce/mnist_ablation.sh MNIST [OUT]
 #
@@ -23,8 +23,6 @@ train sign_x100 --filter-grad sign --filter-lr-scale 100
 train full_unchanged --eta 0
 train sign_unchanged --filter-grad sign --eta 0
 train signs_adaptive --filter-grad sign --input-grad sign --eta 0.1
-train signs_x100 --filter-grad sign --input-grad sign --filter-lr-scale 100
-train signs_unchanged --filter-grad sign --input-grad sign --eta 0
 for eta in 1 0.5 0.2 0.05; do
     train eta_$eta --eta $eta
 done

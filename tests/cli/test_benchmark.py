@@ -176,7 +176,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
             ("--device", "cuda", "--precision", "float32", "u8", "--parts", "threads"),
             "parts must be among operator, inference, training for precision float32 and u8 on cuda, got threads",
         ),
-        (("--device", "meta"), "device must be cpu or cuda, got 'meta'"),
+        (("--device", "meta"), "device 'meta' cannot be used: "),
         (("--device", "nonsense"), "device 'nonsense' cannot be used: "),
         (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
         (("--seconds", "nan"), "seconds must be a finite number above 0, got nan"),

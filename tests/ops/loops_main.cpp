@@ -18,6 +18,7 @@
 
 namespace {
 
+using namespace adderzoo;
 using namespace adderzoo::cpu;
 
 int64_t failures = 0, comparisons = 0, combinations = 0, every = 1;

@@ -472,6 +472,12 @@ def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
         adder2d(x, w)
     with pytest.raises(RuntimeError, match=words.format("meta", x.device)):
         adder2d(x.to("meta"), w.new_empty(w.shape, device=device))
+    if device.type != "cpu":  # whose kernels are called for either
+        w = w.new_empty(w.shape, device="cpu")
+        with pytest.raises(RuntimeError, match=words.format(x.device, "cpu")):
+            adder2d(x, w)
+        with pytest.raises(RuntimeError, match=words.format("cpu", x.device)):
+            adder2d(x.cpu(), w.to(device))
 
 
 @pytest.mark.parametrize("where", ["device", "reference"])

@@ -335,11 +335,13 @@ def test_bad_input_is_refused_in_the_same_words_everywhere(device: torch.device,
 
 @pytest.mark.parametrize("index", [1, 2, 3, 4])
 def test_tensors_on_two_devices_are_refused(device: torch.device, index: int) -> None:
-    arguments = list(problem(device=device).arguments())
-    arguments[index] = arguments[index].to("meta")
     name = ("weight", "scale", "shift", "addend")[index - 1]
-    with pytest.raises(RuntimeError, match=f"^adder2d_affine: {name} must be on the device of input, {device}, got m"):
-        adder2d_affine(*arguments)
+    for other in {"meta", "cpu"} - {device.type}:
+        arguments = list(problem(device=device).arguments())
+        arguments[index] = arguments[index].to(other)
+        words = f"{name} must be on the device of input, {arguments[0].device}, got {other}"
+        with pytest.raises(RuntimeError, match=f"^adder2d_affine: {words}"):
+            adder2d_affine(*arguments)
 
 
 # ------------------------------------------------------------------------------------------------------- no gradients
