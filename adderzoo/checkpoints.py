@@ -78,7 +78,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_num_classes(path: Path) -> int | None:
-    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has.
+    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has; 0 of no classifier.
 
     Raises:
         ValueError: as :func:`read_metadata`, or if it is no number.
@@ -86,7 +86,7 @@ def read_num_classes(path: Path) -> int | None:
     text = read_metadata(path).get("num_classes")
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{path} has no number in its metadata num_classes, but {text!r}")
     return int(text)
 

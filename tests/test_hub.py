@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 import adderzoo
-from adderzoo.hub import RESULTS, Measurement, ModelInfo, describe, read_results, twin, write_result
+from adderzoo.hub import RESULTS, Accuracy, ModelInfo, describe, read_results, twin, write_result
 from adderzoo.layers import Adder2d
 from adderzoo.layers.image import BicubicUpsample
 
@@ -295,7 +295,7 @@ def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.Monke
 
 def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    a, b, c = (Measurement("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
+    a, b, c = (Accuracy("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
     write_result("z_net.a", a, path)
     write_result("a_net.a", b, path)
     write_result("z_net.a", c, path)
@@ -308,8 +308,8 @@ def test_a_row_that_does_not_say_how_the_weights_were_trained_is_read_and_stays_
     path = tmp_path / "results.json"
     old = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
     path.write_text(json.dumps({"old_net.a": old}))
-    assert read_results(path)["old_net.a"] == Measurement(**old, recipe="")
-    write_result("new_net.a", Measurement("data", 100, 80.0, 4.0, "command", "SGD."), path)
+    assert read_results(path)["old_net.a"] == Accuracy(**old, recipe="")
+    write_result("new_net.a", Accuracy("data", 100, 80.0, 4.0, "command", "SGD."), path)
     rows = json.loads(path.read_text())
     assert rows["old_net.a"] == old
     assert rows["new_net.a"]["recipe"] == "SGD."

@@ -25,7 +25,7 @@ from adderzoo import publishing, quantization
 from adderzoo.card import model_card
 from adderzoo.checkpoints import convert, save_weights
 from adderzoo.cli import main
-from adderzoo.hub import Measurement, read_results
+from adderzoo.hub import Accuracy, Measurement, read_results
 from adderzoo.models import _builder
 from adderzoo.publishing import add_weights
 
@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
 NAME, TWIN = "adder_lenet5.digits", "cnn_lenet5.digits"
 UNTRAINED = f"{untrained_network()}.untrained"
-MEASURED = Measurement("some digits, the second half", 400, 80.0, 2.0, "bash it.sh", "SGD for an epoch.")
+MEASURED = Accuracy("some digits, the second half", 400, 80.0, 2.0, "bash it.sh", "SGD for an epoch.")
 
 
 def write_checkpoint(path: Path, name: str = NAME, seed: int = 0, **said: Any) -> Path:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 import adderzoo as package
 from adderzoo import hub, models
 from adderzoo.cli import main
-from adderzoo.hub import Measurement, ModelInfo, Weights
+from adderzoo.hub import Accuracy, ModelInfo, Weights
 
 Command = Callable[..., Done]
 UNTRAINED = untrained_network()
@@ -61,7 +61,7 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
 def test_further_tags_have_lines_of_their_own_under_their_network(
     adderzoo: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = Measurement("data", 50_000, 76.8, 0.19, "command")
+    measured = Accuracy("data", 50_000, 76.8, 0.19, "command")
     network = ModelInfo("net", 25_557_032, 120_092_000, 3_969_000_000, (3, 224, 224), ())
     tags = (Weights("pkkd_in1k", measured), Weights("in1k", None))
     rows = [ModelInfo(**{**vars(network), "pretrained": tags}), ModelInfo(**{**vars(network), "name": "other"})]
