@@ -42,8 +42,13 @@ _SR_CITATION = """\
   note      = {arXiv:2009.08891}
 }"""
 
-# The networks of the AdderSR paper, and PSNR in dB of the adder network and of its CNN, by network and test set.
-_SR_PAPER_NETWORKS = {"edsr": "EDSR of 32 blocks of 256 channels", "vdsr": "VDSR"}
+# The published networks by what names have of them: with their paper, and as the AdderSR paper has them.
+_SR_NETWORKS = {
+    "edsr": ("[EDSR](https://arxiv.org/abs/1707.02921)", "EDSR of 32 blocks of 256 channels"),
+    "vdsr": ("[VDSR](https://arxiv.org/abs/1511.04587)", "VDSR"),
+}
+
+# PSNR in dB of that paper's adder networks and of their CNNs, by test set.
 _SR_PAPER_PSNR = {
     "edsr": {
         "Set5 x2": (37.92, 38.11),
@@ -320,7 +325,7 @@ def _super_resolution(
     sets = ", ".join(each.name for each in measured.test_sets)
     return _Parts(
         front_matter={
-            "library_name": "adderzoo",  # timm, which creates it, has no networks for images
+            "library_name": "adderzoo",  # for timm the Hub would show how to classify an image
             "pipeline_tag": "image-to-image",
             "tags": ["super-resolution", "adderzoo", *(["adder-network"] if network.adder_elements else [])],
         },
@@ -338,7 +343,7 @@ def _super_resolution(
         ),
         use=f"\n\n```python\n{_sr_usage(name)}```\n\n"
         f"`adderzoo upscale PHOTO --model {name} -o LARGER.png` does the same with photographs of any size, in tiles."
-        + ("" if len(scales) == 1 else f" Both take another scale than {scale}, such as `scale=3` and `--scale 3`."),
+        + ("" if len(scales) == 1 else f" Both take other scales than {scale} too: `scale=3`, `--scale 3`."),
         limits=limits,
         citation=f"{_SR_CITATION}\n\n{_CITATION}",
     )
@@ -347,17 +352,19 @@ def _super_resolution(
 def _sr_summary(network: ModelInfo, others: list[ModelInfo], scales: list[int]) -> str:
     *first, last = map(str, scales)
     times = f"{', '.join(first)} or {last}" if first else last
+    makes = f"makes images {times} times as wide and high"
+    published = next((f", {text}," for kind, (text, _) in _SR_NETWORKS.items() if kind in network.name), "")
     if network.adder_elements:
         return (
-            f"A network for super-resolution that is an *adder network*: it makes images {times} times as wide and "
-            "high, and where a convolution multiplies, its adder layers give the negative L1 distance between patch "
-            f"and filter, as proposed in {_SR_PAPER} (CVPR 2021)."
+            f"A network for super-resolution{published} that is an *adder network*: it {makes}, and where a "
+            "convolution multiplies, its adder layers give the negative L1 distance between patch and filter, with a "
+            f"shortcut around each and a power activation behind it, as proposed in {_SR_PAPER} (CVPR 2021)."
         )
     of = f" `{others[0].name}`" if others else ""
     return (
-        f"A convolutional network for super-resolution, the baseline of the adder network{of}: it makes images {times} "
-        "times as wide and high, with convolutions where that one has the negative L1 distance between patch and "
-        f"filter, and what makes up for it, as proposed in {_SR_PAPER} (CVPR 2021)."
+        f"A convolutional network for super-resolution{published or ','} the baseline of the adder network{of}: it "
+        f"{makes}, with convolutions where that one has the negative L1 distance between patch and filter, a shortcut "
+        f"and a power activation, as proposed in {_SR_PAPER} (CVPR 2021)."
     )
 
 
@@ -372,9 +379,9 @@ def _sr_quality(
         measured: What was measured of it.
         references: The same of the twin and of bicubic interpolation, as far as it was measured.
     """
-    kind = next((kind for kind in _SR_PAPER_PSNR if kind in network.name), "")
+    kind = next((kind for kind in _SR_NETWORKS if kind in network.name), "")
     head = ["PSNR in dB / SSIM", "images", f"`{network.name}`", *(f"its twin `{info.name}`" for info in others)]
-    rows = [[*head, "bicubic interpolation", "adder network less CNN", "the same in the paper"]]
+    rows = [[*head, "bicubic interpolation", "adder network less CNN", "in the paper"]]
     for each in measured.test_sets:
         found = [_same(each, reference) for reference in references]
         gap = "-"
@@ -388,7 +395,7 @@ def _sr_quality(
                 str(each.images),
                 *(f"{one.psnr:.2f} / {one.ssim:.4f}" if one else "-" for one in (each, *found)),
                 gap,
-                f"{paper[0] - paper[1]:+.2f} dB ({paper[0]:.2f} and {paper[1]:.2f})" if paper else "-",
+                f"{paper[0] - paper[1]:+.2f} dB ({paper[0]:.2f} less {paper[1]:.2f})" if paper else "-",
             ]
         )
     text = (
@@ -396,7 +403,7 @@ def _sr_quality(
         "validate` measures them."
     )
     if kind:
-        text += f" The paper's figures are those of {_SR_PAPER_NETWORKS[kind]}, by its authors' training: {_SR_PAPER}."
+        text += f" The paper's figures are those of {_SR_NETWORKS[kind][1]} as its authors trained it: {_SR_PAPER}."
     return f"{text}\n\n{_table(rows)}"
 
 
