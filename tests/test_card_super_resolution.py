@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from adderzoo.card import model_card
+from adderzoo.cli import main
 from adderzoo.hub import task
 from adderzoo.layers import Adder2d
 from adderzoo.layers.image import BicubicUpsample
@@ -199,6 +200,12 @@ def test_the_usage_runs_as_it_stands_and_writes_what_the_network_gives(
     assert capsys.readouterr().out == f"64 48 -> {64 * model.scale} {48 * model.scale}\n"
     with Image.open("larger.png") as larger:
         assert (pil_to_tensor(larger) - expected).abs().max() < 0.51  # half a step by rounding
+
+    photo.save("PHOTO.png")
+    (command,) = re.findall(r"`adderzoo (upscale PHOTO .*?)`", card(name))
+    assert main(command.replace("PHOTO", "PHOTO.png").split()) == 0
+    with Image.open("LARGER.png") as larger:
+        assert (pil_to_tensor(larger) - expected).abs().max() < 0.51
 
 
 def test_a_network_that_was_measured_at_several_scales_says_so(card: Callable[[str], str]) -> None:
