@@ -65,7 +65,8 @@ def _measured(measured: "Measurement | None") -> tuple[str, str]:
 
 
 def _short(count: int) -> str:
-    """Three digits or so: 0.42M, 40.4M, 1.70G."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f}G"
+    """Three digits or so: 0.42M, 40.4M, 1.70G, 551.5G, 9.38T."""
+    for unit, letter in ((1e12, "T"), (1e9, "G")):
+        if count >= unit:
+            return f"{count / unit:.{2 if count < 100 * unit else 1}f}{letter}"
     return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"
