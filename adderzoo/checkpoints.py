@@ -78,7 +78,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_num_classes(path: Path) -> int | None:
-    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has; 0 of no classifier.
+    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has.
 
     Raises:
         ValueError: as :func:`read_metadata`, or if it is no number.
@@ -86,7 +86,7 @@ def read_num_classes(path: Path) -> int | None:
     text = read_metadata(path).get("num_classes")
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal()):  # 0 is a network's without a classifier
         raise ValueError(f"{path} has no number in its metadata num_classes, but {text!r}")
     return int(text)
 
