@@ -258,13 +258,17 @@ def measure(folder: Path, model: str, *options: str) -> tuple[Path, dict[str, An
     return path, json.loads(path.read_text())
 
 
-def test_what_validate_writes_is_published(
-    script: Callable[..., None], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_train_and_validate_write_is_published(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, count in (("Small", 2), ("Other", 3)):
-        (tmp_path / name / "x2" / "HR").mkdir(parents=True)
-        for index, image in enumerate(random_images(count, (40, 32))):
-            image.save(tmp_path / name / "x2" / "HR" / f"{index}.png")
+    for name, count in (("data/train", 4), ("Small/x2/HR", 2), ("Other/x2/HR", 3)):
+        (tmp_path / name).mkdir(parents=True)
+        for index, image in enumerate(random_images(count, (40, 32), seed=count)):
+            image.save(tmp_path / name / f"{index}.png")
+    patches = ["--img-size", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0", "--val-split", ""]
+    output = ["--output", str(tmp_path), "--experiment", "run"]
+    assert main(["train", "--model", NAME, "--data-dir", str(tmp_path / "data"), *patches, *output]) == 0
+    checkpoint = tmp_path / "run" / "last.safetensors"
     weights = ("--checkpoint", str(checkpoint))
     one, small = measure(tmp_path / "Small", NAME, *weights)
     two, other = measure(tmp_path / "Other" / "x2", NAME, *weights)
