@@ -15,7 +15,7 @@ DEFAULTS = {
     "img_size": (None, 48),
     "opt": ("momentum", "adam"),
     "weight_decay": (5e-4, 0.0),
-    "eta": (0.2, 30.0),
+    "eta": (0.2, 50.0),
 }
 
 
