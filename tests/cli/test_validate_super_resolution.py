@@ -64,6 +64,7 @@ def test_every_image_and_the_mean_are_shown_and_written(
     assert last.startswith(f"PSNR {mean[0]:.2f} dB, SSIM {mean[1]:.4f}, x2, 2 images, ")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (result["model"], result["scale"], result["self_ensemble"]) == ("cnn_edsr_baseline_x2", 2, False)
+    assert result["dataset"] == "images"
     assert (result["psnr"], result["ssim"]) == pytest.approx(tuple(mean))
     np.testing.assert_allclose([(image["psnr"], image["ssim"]) for image in result["images"]], rows)
     assert adderzoo(*command, "--results-file", tmp_path / "result.csv").status == 0
