@@ -2,10 +2,10 @@
 
     python scripts/publish.py NAME.TAG --repo ORG/NAME.TAG [--dry-run]
 
-The token is what `hf auth login` stored, or HF_TOKEN. The repository is made if there is none, and gets all files in one
-commit, so that nobody sees some without the others. The command can be repeated, after an upload that broke off as well:
-files that are there already are not sent again, and no change makes no commit. --dry-run builds and checks the files and
-sends nothing.
+The token is what `hf auth login` stored, or HF_TOKEN. The repository is made if there is none, and gets all files in
+one commit, so that nobody sees some without the others. The command can be repeated, after an upload that broke off as
+well: files that are there already are not sent again, and no change makes no commit. --dry-run builds and checks the
+files and sends nothing.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from adderzoo.models import WEIGHTS
 def write_files(name: str, folder: Path) -> list[Path]:
     """Write what a repository of the Hub has, and check that timm makes the published network of it.
 
-    timm's `push_to_hf_hub` would do this, but leaves a model card alone that is there, and writes the weights anew: this
-    takes the package's file, to the byte, whose SHA-256 the package knows.
+    timm's `push_to_hf_hub` would do this, but leaves a model card alone that is there, and writes the weights anew:
+    this takes the package's file, to the byte, whose SHA-256 the package knows.
 
     Args:
         name: Of the network, with the tag of weights that lie in the package.

@@ -1,30 +1,36 @@
 """A server on loopback that speaks the Hugging Face Hub's protocol, as far as this package's weights need it.
 
-Covered, for huggingface_hub's and timm's own clients: tokens and organisations, making a repository, checking a card's
-YAML, preupload (which files have changed, which go to LFS), LFS batch, upload and verification in one part, commits that
-are made whole or not at all, resolving a file at a branch or commit with the Hub's headers, LFS content redirected to
-another host ("localhost") that takes no token, ranges of it, and information on a repository.
+Covered, for huggingface_hub's and timm's own clients: tokens and organisations, making a repository, checking a
+card's YAML, preupload (which files have changed, which go to LFS), LFS batch, upload and verification in one part,
+commits that are made whole or not at all, resolving a file at a branch or commit with the Hub's headers, LFS content
+redirected to another host ("localhost") that takes no token, ranges of it, and information on a repository.
 
-Not covered: Xet, over which the Hub itself stores large files if hf_xet is installed (clients need HF_HUB_DISABLE_XET=1);
-uploads in several parts; pull requests, deletion, copies, other branches than main; private and gated repositories; rate
-limits; TLS; what else the Hub checks in a card than that it begins with YAML. Its answers are written after what the
-clients ask and accept, and have not been compared with those of huggingface.co.
+Not covered: Xet, over which the Hub itself stores large files if hf_xet is installed (clients need
+HF_HUB_DISABLE_XET=1); uploads in several parts; pull requests, deletion, copies, other branches than main; private and
+gated repositories; rate limits; TLS; what else the Hub checks in a card than that it begins with YAML. Its answers are
+written after what the clients ask and accept, and have not been compared with those of huggingface.co.
 """
 
 import base64
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 Files = dict[str, bytes]
 
@@ -54,7 +60,8 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         writers: Tokens, and the organisations that they may write to.
         commits: The files of every commit of a repository, the newest last.
-        requests: What was asked, as "METHOD /path", in order.
+        requests: What was asked of what is covered, as "METHOD /path", in order. (Clients ask for more on their own
+            account, and do without it.)
         faults: Of which the first that matches a request happens.
     """
 
@@ -104,6 +111,25 @@ def run_hub() -> Iterator[HubServer]:
         thread.join()
 
 
+def use_hub(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make huggingface_hub in this process talk to a server: a cache of its own, no token, retries without pauses."""
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no_token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def environment(server: HubServer, cache: Path, **more: str) -> dict[str, str]:
+    """The same for another process."""
+    variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache.parent), "HF_HUB_CACHE": str(cache)}
+    return {**os.environ, **variables, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", **more}
+
+
 def is_lfs(path: str) -> bool:
     """As a new repository's .gitattributes says it of what is needed here."""
     return path.endswith((".safetensors", ".bin", ".pth", ".pt"))
@@ -137,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         self.path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {self.path}"
-        self.server.requests.append(request)
+        answer = self._find_answer()
+        if answer:
+            self.server.requests.append(request)
         self.fault = self.server.fault(request)
         # A client that has been cut off, or has gone, gets no answer.
         with suppress(ConnectionError):
@@ -145,9 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.body = self._read_body()
                 if self.fault.status is not None:
                     raise _Refused(self.fault.status, HTTPStatus(self.fault.status).phrase)
-                self._answer_request()
+                if answer is None:
+                    raise _Refused(501, f"{request} is not covered")
+                answer()
             except _Refused as refused:
-                headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
+                headers = {"X-Error-Message": refused.message} | (
+                    {"X-Error-Code": refused.code} if refused.code else {}
+                )
                 self._answer({"error": refused.message}, refused.status, headers)
 
     do_HEAD = do_GET = do_POST = do_PUT = _handle  # noqa: N815 - names of http.server
@@ -173,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         raise ConnectionAbortedError
 
-    def _answer_request(self) -> None:
+    def _find_answer(self) -> Callable[[], None] | None:
         repo = r"(?P<repo>[^/]+/[^/]+)"
         for method, pattern, answer in (
             ("POST", "/api/repos/create", self._create_repo),
@@ -189,8 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             found = re.fullmatch(pattern, self.path)
             if found and self.command in method.split():
-                return answer(**{key: value for key, value in found.groupdict().items() if value is not None})
-        raise _Refused(501, f"{self.command} {self.path} is not covered")
+                return partial(answer, **found.groupdict())
+        return None
 
     # ------------------------------------------------------------------------------------------------------ answering
 
@@ -300,9 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise _Refused(400, f"{operation['key']} of {value['path']} cannot be done")
         made = self.server.commit(repo, files)
-        self._answer(
-            {"success": True, "commitOid": made, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}"}
-        )
+        self._answer({"success": True, "commitOid": made, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{made}"})
 
     # -------------------------------------------------------------------------------------------------------- loading
 

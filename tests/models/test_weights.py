@@ -223,6 +223,20 @@ def test_download_that_is_not_the_published_file_is_refused_before_it_is_read(
         load_huawei(path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
+def test_damaged_download_in_the_cache_is_fetched_again(
+    damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ResNet20-AdderNet.pth"
+    weights = timm.create_model("adder_resnet20").state_dict()
+    torch.save(weights, path)
+    monkeypatch.setitem(_builder.FOREIGN_SHA256, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    load_huawei(path, tmp_path / "cache")
+    damage(tmp_path / "cache" / path.name)
+    assert torch.equal(load_huawei(path, tmp_path / "cache").bn1.weight, weights["bn1.weight"])
+    assert (tmp_path / "cache" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_download_of_the_published_file_is_loaded(tmp_path: Path, shared: Shared) -> None:
     path = shared("checkpoints/ResNet20-AdderNet.pth")
     network = load_huawei(path, tmp_path)
