@@ -41,7 +41,8 @@ def write_files(name: str, folder: Path) -> list[Path]:
 
     Raises:
         ValueError: if there are no such weights, or nobody measured them.
-        RuntimeError: if the weights in the package are damaged, or another network comes out.
+        OSError: if the weights in the package are damaged, or a file cannot be written.
+        RuntimeError: if another network comes out.
     """
     card = model_card(name)
     model = timm.create_model(name, pretrained=True)

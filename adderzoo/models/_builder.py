@@ -64,8 +64,7 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
     this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
 
     Raises:
-        OSError: if weights on the Hub are not in the cache and cannot be fetched.
-        RuntimeError: if the file in the package, or what was downloaded, is not what was published.
+        OSError: if the file in the package, or what was downloaded, is not what was published, or cannot be fetched.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(
@@ -117,9 +116,9 @@ def _published_sha256() -> dict[str, str]:
 
 def _check_sha256(path: Path, published: str | None, remedy: str) -> None:
     if not path.is_file():
-        raise RuntimeError(f"{path} is missing: {remedy}")
+        raise OSError(f"{path} is missing: {remedy}")
     if (got := sha256(path)) != published:
-        raise RuntimeError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
+        raise OSError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
 
 
 def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

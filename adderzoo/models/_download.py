@@ -40,8 +40,7 @@ def from_hub(
         cache_dir: In place of huggingface_hub's own.
 
     Raises:
-        OSError: if the right file is not in the cache and cannot be fetched.
-        RuntimeError: if the Hub has another file than was published, or what comes is damaged.
+        OSError: if the right file is not in the cache and cannot be fetched, or the Hub has another one.
     """
     repo_id, revision = hf_split(repo)
     which: Any = {
@@ -54,7 +53,7 @@ def from_hub(
     if _differs(path, published):  # the cache asks for names only: a damaged file counts as there
         path = _fetch(which, f"{path} is damaged, and ")
     if reason := _differs(path, published):
-        raise RuntimeError(f"{which['filename']} of {repo} on the Hugging Face Hub is not used: {reason}")
+        raise OSError(f"{which['filename']} of {repo} on the Hugging Face Hub is not used: {reason}")
     return path
 
 
@@ -67,15 +66,17 @@ def from_url(url: str, published: str, cache_dir: str | Path | None = None) -> P
         cache_dir: In place of torch.hub's own.
 
     Raises:
-        OSError: if it has to be fetched and cannot.
-        RuntimeError: if another file is there than was published.
+        OSError: if it has to be fetched and cannot, or another file is there.
     """
-    path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
-    if _differs(path, published):
-        path.unlink()
+    try:
         path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
+        if _differs(path, published):
+            path.unlink()
+            path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
+    except OSError as error:
+        raise OSError(f"{url} cannot be fetched: {error}") from error
     if reason := _differs(path, published):
-        raise RuntimeError(f"{path} is damaged, or {url} has another file: {reason}")
+        raise OSError(f"{path} is damaged, or {url} has another file: {reason}")
     return path
 
 
