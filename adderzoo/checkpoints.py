@@ -86,7 +86,7 @@ def read_num_classes(path: Path) -> int | None:
     text = read_metadata(path).get("num_classes")
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+    if not (text.isascii() and text.isdecimal()):  # 0 is a network's without a classifier
         raise ValueError(f"{path} has no number in its metadata num_classes, but {text!r}")
     return int(text)
 

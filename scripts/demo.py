@@ -1,8 +1,10 @@
-"""An adder network on scikit-learn's handwritten digits, beside its CNN twin: accuracy, speed, and a picture.
+"""Adder networks beside their CNN twins: accuracy and speed on scikit-learn's handwritten digits, and a photograph of
+scikit-learn's made larger.
 
     python scripts/demo.py [--out DIR]
 
-Writes DIR/digits (the images, one folder a class) and DIR/demo.png; DIR is `demo` in the checkout.
+Writes DIR/digits (the images, one folder a class), DIR/demo.png, DIR/temple.png (the photograph) and
+DIR/super_resolution.png; DIR is `demo` in the checkout.
 """
 
 import argparse
@@ -11,9 +13,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from timm.data import resolve_model_data_config
 
-import adderzoo
+import adderzoo.cli
 from adderzoo.data import open_dataset, open_loader, write_digits
 from adderzoo.engine import Result, evaluate
 
@@ -43,12 +47,22 @@ def main() -> None:
         print(f"{name:16}{f'{result.top1:.2f} ± {result.top1_se:.2f}':>16}{result.images_per_second:12.0f}")
     draw(adder, results["adder_lenet5"], digits / "test", out / "demo.png")
     print(f"Picture: {out / 'demo.png'}")
+    enlarge(out)
 
 
 def measure(model: torch.nn.Module, name: str, folder: Path) -> Result:
     dataset = open_dataset("", str(folder), "test", channels=1)
     loader = open_loader(dataset, resolve_model_data_config(model), 128, 0, torch.device("cpu"))
     return evaluate(model, loader, description=name)
+
+
+def enlarge(out: Path) -> None:
+    """A part of a photograph, made smaller, and larger again by each network."""
+    photo, picture = out / "temple.png", out / "super_resolution.png"
+    Image.fromarray(load_sample_image("china.jpg")).save(photo)
+    if adderzoo.cli.main(["upscale", str(photo), "--scale", "2", "--compare", "-o", str(picture)]):
+        raise SystemExit(1)
+    print(f"Picture: {picture}")
 
 
 @torch.inference_mode()

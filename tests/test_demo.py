@@ -10,7 +10,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_demo_measures_both_networks_and_draws_a_picture(tmp_path: Path) -> None:
+def test_demo_measures_the_networks_and_draws_pictures(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -22,3 +22,7 @@ def test_demo_measures_both_networks_and_draws_a_picture(tmp_path: Path) -> None
     with Image.open(tmp_path / "demo.png") as picture:
         assert min(picture.size) > 500
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    with Image.open(tmp_path / "super_resolution.png") as picture:
+        panels = picture.width // picture.height  # bicubic interpolation, adder network, CNN and original
+        assert panels >= 3
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000

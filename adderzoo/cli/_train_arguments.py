@@ -1,6 +1,7 @@
 """The options of `adderzoo train`, named as in timm's training script, and what is wrong with their values."""
 
 import argparse
+import json
 import math
 from importlib.util import find_spec
 from itertools import pairwise
@@ -8,12 +9,26 @@ from pathlib import Path
 
 from ._network import key_and_value
 
+# Of options that differ: for classifiers (the paper's recipe for CIFAR-10), and for super-resolution.
+DEFAULTS = {
+    "batch_size": (256, 16),
+    "img_size": (None, 48),
+    "opt": ("momentum", "adam"),
+    "weight_decay": (5e-4, 0.0),
+    "eta": (0.2, 50.0),
+}
+
+
+def _defaults(name: str) -> str:
+    return "({}; super-resolution: {})".format(*DEFAULTS[name])
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = (
         "The defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, weight decay on all parameters, and "
-        "the adaptive learning rate for adder filters. Options are named as in timm's training script. Under torchrun, "
-        "several processes train together."
+        "the adaptive learning rate for adder filters. Networks for super-resolution are trained on patches of images, "
+        "which are made smaller unless that is done already: L1 loss, Adam, adder filters at eta times the learning "
+        "rate. Options are named as in timm's training script. Under torchrun, several processes train together."
     )
     parser.description = f"{parser.description} {recipe}"
     parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
@@ -43,7 +58,8 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--data-dir",
         metavar="DIR",
         help="folder of the data set. A folder of images has one folder a class inside train/, and inside "
-        "validation/, val/ or test/; without these, one folder a class, and nothing is validated",
+        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Super-resolution has "
+        "no classes, only images; DIV2K's own layout is taken too",
     )
     data.add_argument(
         "--dataset", metavar="NAME", default="", help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..."
@@ -55,9 +71,18 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
     data.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ data set")
     data.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ data set")
-    data.add_argument("--img-size", metavar="N", type=int, help="height and width of the input (the network's)")
     data.add_argument(
-        "-b", "--batch-size", metavar="N", type=int, default=256, help="images a batch and process (%(default)s)"
+        "--img-size", metavar="N", type=int, help="height and width of the input (the network's; 48 for patches)"
+    )
+    data.add_argument(
+        "-b", "--batch-size", metavar="N", type=int, help=f"images a batch and process {_defaults('batch_size')}"
+    )
+    data.add_argument(
+        "--epoch-repeats",
+        metavar="N",
+        type=int,
+        default=1,
+        help="super-resolution: patches of each image an epoch (%(default)s)",
     )
     data.add_argument(
         "-vb", "--validation-batch-size", metavar="N", type=int, help="images a batch of validation (the same)"
@@ -67,7 +92,7 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--in-memory",
         action=argparse.BooleanOptionalAction,
         help="read all images once and augment them a batch at a time on the device; only shifts and flips (by default "
-        "where that is all, up to 64x64 pixels and 2 GiB)",
+        "where that is all, up to 64x64 pixels and 2 GiB); patches: cut them from images in memory (up to 2 GiB)",
     )
 
 
@@ -95,15 +120,15 @@ def _add_augmentation(augment: argparse._ArgumentGroup) -> None:
     augment.add_argument("--mixup-switch-prob", metavar="P", type=float, default=0.5, help="of CutMix (%(default)s)")
     augment.add_argument("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="(%(default)s)")
     augment.add_argument("--mixup-off-epoch", metavar="N", type=int, default=0, help="last epoch of both (0: the last)")
-    augment.add_argument("--no-aug", action="store_true", help="none of what changes single images: only resize")
+    augment.add_argument("--no-aug", action="store_true", help="none of what changes single images: only resize or cut")
     augment.add_argument("--smoothing", metavar="X", type=float, default=0.0, help="of the labels (%(default)s)")
 
 
 def _add_optimizer(step: argparse._ArgumentGroup) -> None:
-    step.add_argument("--opt", metavar="NAME", default="momentum", help="as timm names it (%(default)s)")
+    step.add_argument("--opt", metavar="NAME", help=f"as timm names it {_defaults('opt')}")
     step.add_argument("--lr", metavar="X", type=float, help="learning rate (0.1 for SGD, else the optimiser's default)")
     step.add_argument("--momentum", metavar="X", type=float, default=0.9, help="(%(default)s)")
-    step.add_argument("--weight-decay", metavar="X", type=float, default=5e-4, help="(%(default)s)")
+    step.add_argument("--weight-decay", metavar="X", type=float, help=_defaults("weight_decay"))
     step.add_argument(
         "--opt-kwargs", metavar="KEY=VALUE", nargs="*", default=[], type=key_and_value, help="further arguments of it"
     )
@@ -122,9 +147,7 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
 
 def _add_adder(adder: argparse._ArgumentGroup) -> None:
     rate = adder.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--eta", metavar="X", type=float, default=0.2, help="adaptive learning rate (%(default)s); 0 for none"
-    )
+    rate.add_argument("--eta", metavar="X", type=float, help=f"adaptive learning rate {_defaults('eta')}; 0 for none")
     rate.add_argument("--filter-lr-scale", metavar="X", type=float, help="in its place: filters at X times --lr")
     adder.add_argument(
         "--filter-grad", choices=("full", "sign"), default="full", help="gradient of the filters (%(default)s)"
@@ -201,6 +224,7 @@ _LEAST = {
     "batch_size": 2,
     "validation_batch_size": 1,
     "epochs": 1,
+    "epoch_repeats": 1,
     "num_classes": 1,
     "img_size": 1,
     "workers": 0,
@@ -221,12 +245,56 @@ _KEYS = {
 }
 
 
-def check(args: argparse.Namespace) -> None:
+# Options that mean nothing to a network without classes.
+_CLASSIFIERS_ALONE: tuple[str, ...] = (
+    "num_classes",
+    "dataset",
+    "dataset_download",
+    "input_key",
+    "target_key",
+    "validation_batch_size",
+    "train_crop_mode",
+    "scale",
+    "ratio",
+    "hflip",
+    "vflip",
+    "color_jitter",
+    "aa",
+    "reprob",
+    "mixup",
+    "cutmix",
+    "smoothing",
+    "quantize_bits",
+)
+
+
+def default_arguments(model: str) -> argparse.Namespace:
+    """The arguments where only the network is given."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--model", model])
+
+
+def fill_defaults(args: argparse.Namespace, super_resolution: bool) -> None:
+    """Give the options that were not given what is usual for the task."""
+    for name, values in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, values[super_resolution])
+
+
+def check(args: argparse.Namespace, super_resolution: bool) -> None:
     """Refuse values that nothing checks later.
 
     Raises:
         ValueError: naming the option, its value and what it takes.
     """
+    defaults = default_arguments(args.model)
+    strange, whose, kind = _CLASSIFIERS_ALONE, "classifiers", "for super-resolution"
+    if not super_resolution:
+        strange, whose, kind = ("epoch_repeats",), "super-resolution", "a classifier"
+    for name in strange:
+        if getattr(args, name) != getattr(defaults, name):
+            raise ValueError(f"{name.replace('_', '-')} is for {whose}, but {args.model} is {kind}")
     for name, minimum in _LEAST.items():
         value = getattr(args, name)
         _require(value is None or value >= minimum, name, f"at least {minimum}", value)
@@ -267,12 +335,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _check_value(name: str, value: object) -> None:
-    """Refuse what args.yaml cannot hold, such as a complex number."""
-    import yaml
-
+    """Refuse what neither args.yaml nor the weights' metadata can hold, such as a complex number."""
     try:
-        yaml.safe_dump(value)
-    except yaml.YAMLError as error:
+        json.dumps(value)
+    except TypeError as error:
         raise ValueError(
             f"{name} must be a number, a text, True, False, None or a list of these, got {value!r}"
         ) from error

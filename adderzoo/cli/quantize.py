@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ._network import add_network_arguments, open_network
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         f"{parser.description} Its adder layers work on bytes, whose ranges come from some images; it is written as "
-        "safetensors, which adderzoo.load, `adderzoo validate` and `adderzoo predict` open."
+        "safetensors, which adderzoo.load, `adderzoo validate`, `predict` and `upscale` open."
     )
     parser.add_argument("destination", metavar="OUT", type=Path, help="file to write, .safetensors")
     add_network_arguments(parser)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.destination.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
-    model = open_network(args)
+    model = open_network(args, any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     known = json.loads(said["ranges"]) if "ranges" in said else None
     bits = args.bits or (known["bits"] if known else 8)
@@ -87,8 +88,12 @@ def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, s
     from torch.utils.data import IterableDataset
 
     from adderzoo.data import open_dataset, open_loader, spread
+    from adderzoo.models import is_super_resolution
     from adderzoo.quantization import calibrate
 
+    if is_super_resolution(model):
+        images, count = _small_images(model, args)
+        return calibrate(model, images, bits, args.quantile), f"{count} images"
     config = resolve_model_data_config(model)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
@@ -96,3 +101,14 @@ def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, s
     some = spread(dataset, args.images)
     loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
     return calibrate(model, loader, bits, args.quantile), f"{len(some)} images"
+
+
+def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], int]:
+    """Images for a network for super-resolution, one by one since their sizes differ, and how many."""
+    from adderzoo.data import as_float, open_training_pairs
+
+    if args.data_dir is None or args.dataset:
+        raise ValueError(f"data-dir must be a folder of images, without dataset, since {args.model} classifies none")
+    pairs, _ = open_training_pairs(args.data_dir, model.scale, args.split, val_split="")
+    count = min(args.images, len(pairs))
+    return (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count)), count

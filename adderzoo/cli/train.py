@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._network import Group, open_group
-from ._train_arguments import add_arguments, check
+from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
+from ._train_tasks import Classification, SuperResolution
 
 if TYPE_CHECKING:
     from adderzoo.engine import Recipe, Training
 
 __all__ = ["add_arguments", "run"]
 
-_CALIBRATION_IMAGES = 512
-
 # Options that may change when a training is resumed: what it comes to does not depend on them.
 _FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboard"}
 
 
 def run(args: argparse.Namespace) -> None:
-    check(args)
+    from adderzoo.hub import task
+
+    super_resolution = task(args.model) == "super-resolution"
+    fill_defaults(args, super_resolution)
+    check(args, super_resolution)
     _keep_memory()
     with open_group(args.device) as group:
         if group.processes > 1 and not args.experiment:
@@ -35,93 +38,53 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
         if group.processes > 1 and args.quantize_bits is not None:
             raise ValueError("quantize-bits is for one process, several would see other ranges")
-        _train(args, group)
+        _train(args, group, SuperResolution if super_resolution else Classification)
 
 
-def _train(args: argparse.Namespace, group: Group) -> None:
+def _train(args: argparse.Namespace, group: Group, task: type[Classification] | type[SuperResolution]) -> None:
     import yaml
-    from timm.data import resolve_model_data_config
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo.checkpoints import read_data_config, write_atomically
-    from adderzoo.data import class_indices, open_loader, open_training_data, spread
-    from adderzoo.engine import best_epoch, evaluate, read_state, train, write_epoch
-    from adderzoo.models import check_classifier
-    from adderzoo.quantization import calibrate, ranges
+    from adderzoo.checkpoints import write_atomically
+    from adderzoo.engine import best_epoch, read_state, train, write_epoch
 
     random_seed(args.seed)
-    # What the network is fed with does not depend on its classes, which come from the data.
-    network = _create(args)
-    check_classifier(network, args.model)
-    config = resolve_model_data_config(network)
-    if args.initial_checkpoint:  # images as it knows them
-        config |= read_data_config(args.initial_checkpoint)
-    if args.img_size:
-        config["input_size"] = (config["input_size"][0], args.img_size, args.img_size)
-    channels = config["input_size"][0]
-    if dict(args.model_kwargs).get("in_chans", channels) != channels:
-        raise ValueError(f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration")
-    keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
-    train_set, val_set = open_training_data(
-        args.dataset,
-        args.data_dir,
-        args.train_split,
-        args.val_split,
-        channels,
-        args.dataset_download,
-        **keys,
-    )
-    indices = class_indices(train_set)
+    data = task(args, _create(args))
     random_seed(args.seed)
-    model = _open_network(args, group, train_set)
-    _check_forward(args, model, config["input_size"], group)
+    model = _open_network(args, group, data.num_classes)
+    data.check(model)
+    _check_forward(args, model, data.input_size, group)
     folder = args.output / (args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model.replace('/', '_')}")
     options = _options(args) | {"processes": group.processes}
     if group.rank == 0:  # which alone reads and writes there
         _check_folder(args, folder, options)
-    if args.quantize_bits is not None:  # ahead of the training loader, which has the data set augment its images
-        some = open_loader(spread(train_set, _CALIBRATION_IMAGES), config, args.batch_size, args.workers, group.device)
-        model = calibrate(model, some, args.quantize_bits)
-    loader, val_loader = _open_loaders(args, group, config, train_set, val_set)
-    training, recipe = _prepare(args, group, model, len(loader))
-
-    def validate(network: Any) -> Any:
-        return evaluate(
-            network,
-            val_loader,
-            recipe.device,
-            recipe.amp_dtype,
-            recipe.channels_last,
-            images=len(range(group.rank, len(val_set), group.processes)),
-            description="validation",
-        )
-
+    if args.quantize_bits is not None and isinstance(data, Classification):
+        model = data.calibrate(model, group)
+    loader, validate = data.open_loaders(group)
+    training, recipe = _prepare(args, group, model, data, len(loader))
     metadata = {
         "architecture": args.model.partition(".")[0],
         "num_classes": str(model.num_classes),
-        "data_config": json.dumps(config),
         "command": shlex.join(["adderzoo", *(word for word in args.arguments if word != "--resume")]),
+        **data.metadata(model),
         **_origin(args, model),
     }
-    if args.quantize_bits is not None:
-        metadata["ranges"] = json.dumps(ranges(model))
-    if len(indices) == model.num_classes:
-        metadata["classes"] = json.dumps(sorted(indices, key=lambda name: indices[name]))
+    if args.model_kwargs:
+        metadata["model_args"] = json.dumps(dict(args.model_kwargs))
 
     resumed = args.resume and read_state(folder, training)
     if group.rank == 0:
         write_atomically(folder / "args.yaml", lambda path: path.write_text(yaml.safe_dump(options, sort_keys=False)))
         print(
-            f"{args.model}: {len(train_set)} training images, {len(val_set) if val_set else 'no'} validation images, "
-            f"{model.num_classes} classes; to {folder}" + (f" behind epoch {len(training.history)}" if resumed else ""),
+            f"{args.model}: {data.describe(model)}; to {folder}"
+            + (f" behind epoch {len(training.history)}" if resumed else ""),
             flush=True,
         )
     log = _tensorboard(folder, len(training.history)) if args.log_tensorboard and group.rank == 0 else None
+    measure = (lambda network: validate(network, recipe)) if validate else None
     try:
-        for epoch in train(
-            training, loader, args.epochs, validate if val_loader else None, recipe, description=args.model
-        ):
+        for epoch in train(training, loader, args.epochs, measure, recipe, description=args.model):
             if group.rank == 0:
                 write_epoch(folder, training, metadata)
                 tqdm.write(str(epoch))
@@ -136,10 +99,7 @@ def _train(args: argparse.Namespace, group: Group) -> None:
     if group.rank == 0:
         _draw(folder, training, args.model)
         best = best_epoch(training.history)
-        accuracy = (
-            f"best: epoch {best.epoch}, top-1 {best.eval_top1:.2f} ± {best.eval_top1_se:.2f} %" if best else "done"
-        )
-        print(accuracy, folder)
+        print(f"best: epoch {best.epoch}, {best.describe_score()}" if best else "done", folder)
 
 
 def _keep_memory() -> None:
@@ -164,18 +124,14 @@ def _create(args: argparse.Namespace, **arguments: Any) -> Any:
         raise ValueError(f"model-kwargs cannot be used: {error}") from error
 
 
-def _open_network(args: argparse.Namespace, group: Group, train_set: Any) -> Any:
-    """The network, with the weights to start from, for the classes of the data set."""
+def _open_network(args: argparse.Namespace, group: Group, num_classes: int | None) -> Any:
+    """The network, with the weights to start from."""
     import torch
     from timm.layers import convert_sync_batchnorm
 
     from adderzoo.checkpoints import load_checkpoint
-    from adderzoo.data import check_classes, class_indices
 
-    indices = class_indices(train_set)
-    num_classes = args.num_classes or (max(indices.values()) + 1 if indices else None)
     model = _create(args, pretrained=args.pretrained, **({} if num_classes is None else {"num_classes": num_classes}))
-    check_classes(train_set, model)
     if args.initial_checkpoint:
         load_checkpoint(model, args.initial_checkpoint, other_classes=True)
     for module in model.modules():
@@ -217,48 +173,13 @@ def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, i
         raise ValueError(f"model-kwargs cannot be used: {error}") from error
 
 
-def _open_loaders(
-    args: argparse.Namespace, group: Group, config: dict[str, Any], train_set: Any, val_set: Any
-) -> tuple[Any, Any]:
-    from adderzoo.data import MemoryLoader, open_loader, open_training_loader
-
-    loader = open_training_loader(
-        train_set,
-        config,
-        args.batch_size,
-        args.workers,
-        group.device,
-        args.train_crop_mode,
-        not args.no_aug,
-        args.in_memory,
-        args.seed,
-        group.rank,
-        group.processes,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.aa,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-    )
-    if not val_set:
-        return loader, None
-    in_memory = isinstance(loader, MemoryLoader)
-    batch_size = args.validation_batch_size or args.batch_size
-    return loader, open_loader(
-        val_set, config, batch_size, args.workers, group.device, group.rank, group.processes, in_memory
-    )
-
-
-def _prepare(args: argparse.Namespace, group: Group, model: Any, batches: int) -> tuple["Training", "Recipe"]:
+def _prepare(
+    args: argparse.Namespace, group: Group, model: Any, data: Classification | SuperResolution, batches: int
+) -> tuple["Training", "Recipe"]:
     """What trains the network, and how."""
     import torch
     from timm.data import Mixup
     from timm.utils import ModelEmaV3, NativeScaler
-    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
     from adderzoo.engine import Recipe, Training, create_optimizer, create_scheduler
@@ -276,7 +197,8 @@ def _prepare(args: argparse.Namespace, group: Group, model: Any, batches: int) -
             num_classes=model.num_classes,
         )
     recipe = Recipe(
-        loss=nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else args.smoothing),
+        loss=data.loss(),
+        accuracy=data.accuracy,
         mixup=mixup,
         mixup_off_epoch=args.mixup_off_epoch,
         accumulate=args.grad_accum_steps,
@@ -360,9 +282,7 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
                 "summary.csv: choose another --experiment, or remove the folder"
             )
     elif (folder / "args.yaml").exists():
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        defaults = _options(parser.parse_args(["--model", args.model]))  # of options that were not there yet
+        defaults = _options(default_arguments(args.model))  # of options that were not there yet
         known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
         for key in options.keys() - _FREE:
             if known[key] != options[key]:

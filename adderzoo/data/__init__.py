@@ -12,9 +12,10 @@ from .datasets import (
     with_indices,
     write_digits,
 )
-from .image_pairs import ImagePairs, as_float, as_integers, downscale
+from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_training_pairs
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
+from .patches import open_patch_loader
 
 __all__ = [
     "ImagePairs",
@@ -28,8 +29,10 @@ __all__ = [
     "find_images",
     "open_dataset",
     "open_loader",
+    "open_patch_loader",
     "open_training_data",
     "open_training_loader",
+    "open_training_pairs",
     "read_image",
     "spread",
     "with_indices",

@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from timm.data import ImageDataset, create_dataset
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+# Names of the folder of validation images, the first that is there.
+VALIDATION_SPLITS = ("validation", "val", "valid", "eval", "evaluation", "test")
 
 _MODES = {1: "L", 3: "RGB"}
 _KINDS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm opens beside folders
@@ -128,6 +131,20 @@ def read_image(path: Path, channels: int) -> Image.Image:
         raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` gives it, of which the header alone is read.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as above
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Files as they are given, and in the place of a folder all images under it, hidden ones left out.
 
@@ -217,9 +234,9 @@ def open_training_data(
 
 
 def _find_validation(root: Path, train_split: str) -> str | None:
-    names = ["validation", "val", "valid", "eval", "evaluation", "test"]
     # Without a folder for the training images, `root` has the classes, and all images train.
-    return next((name for name in names if (root / train_split).is_dir() and (root / name).is_dir()), None)
+    names = VALIDATION_SPLITS if (root / train_split).is_dir() else ()
+    return next((name for name in names if (root / name).is_dir()), None)
 
 
 def class_indices(dataset: Any) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Pairs of a small image and the large one that it comes from, for the evaluation of super-resolution."""
+"""Pairs of a small image and the large one that it comes from, for super-resolution."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from adderzoo.layers.image import cubic
 
-from .datasets import find_images, read_image
+from .datasets import VALIDATION_SPLITS, find_images, read_image, read_size
 
 # The largest value of a pixel.
 WHITE = {torch.uint8: 255, torch.uint16: 65535}
@@ -66,7 +66,8 @@ class ImagePairs(Dataset):
 
     The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
     images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
-    `x2` for the scale, that is meant. Grey images become RGB.
+    `x2` for the scale, that is meant. A folder such as `DIV2K_train_HR` has its small images beside it, in
+    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB.
 
     An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on
     its right and lower side beyond multiples of the scale is cut off, as the field does.
@@ -84,18 +85,17 @@ class ImagePairs(Dataset):
         root = Path(root)
         if not root.is_dir():
             raise ValueError(f"data-dir must be a folder, got {str(root)!r}")
-        if not (root / "HR").is_dir() and (root / f"x{scale}").is_dir():
-            root = root / f"x{scale}"
+        large, small = _folders(root, scale)
         self.scale = scale
-        large = root / "HR" if (root / "HR").is_dir() else root
         self.large = find_images([large])
         self.small: list[Path] | None = None
-        if large != root and (root / "LR").is_dir():
-            given = {path.stem: path for path in find_images([root / "LR"])}
-            missing = [path.name for path in self.large if path.stem not in given]
+        if small.is_dir():
+            given = {path.stem: path for path in find_images([small])}
+            found = [given.get(path.stem) or given.get(f"{path.stem}x{scale}") for path in self.large]
+            missing = [path.name for path, other in zip(self.large, found, strict=True) if not other]
             if missing:
-                raise ValueError(f"folder {root / 'LR'} has no image for {', '.join(missing[:4])} in HR")
-            self.small = [given[path.stem] for path in self.large]
+                raise ValueError(f"folder {small} has no image for {', '.join(missing[:4])} in {large.name}")
+            self.small = [path for path in found if path]
 
     def __len__(self) -> int:
         return len(self.large)
@@ -103,6 +103,14 @@ class ImagePairs(Dataset):
     def name(self, index: int) -> str:
         """The file name of an image."""
         return self.large[index].name
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a large image, from its file's header.
+
+        Raises:
+            ValueError: naming the image, if it cannot be read.
+        """
+        return read_size(self.large[index])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         large = _read(self.large[index])
@@ -119,6 +127,48 @@ class ImagePairs(Dataset):
                 f"image {self.small[index]} must be {self.scale} times smaller than {self.large[index]}, got {sizes}"
             )
         return small, large[:, :height, :width]
+
+
+def _folders(root: Path, scale: int) -> tuple[Path, Path]:
+    """Where the large images are, and where the small ones are if there are any."""
+    if not (root / "HR").is_dir() and (root / f"x{scale}").is_dir():
+        root = root / f"x{scale}"
+    if (root / "HR").is_dir():
+        return root / "HR", root / "LR"
+    return root, root.parent / f"{root.name.removesuffix('_HR')}_LR_bicubic" / f"X{scale}"
+
+
+def open_training_pairs(
+    root: Path | str, scale: int, train_split: str = "train", val_split: str | None = None
+) -> tuple[ImagePairs, ImagePairs | None]:
+    """Training and validation images for super-resolution; None for validation images that are not there.
+
+    Args:
+        root: Folder with a folder for each split, `SPLIT` or as DIV2K names it, `DIV2K_SPLIT_HR`, for
+            :class:`ImagePairs`; or such a folder itself, whose images train.
+        scale: Of the images.
+        train_split: Such as "train".
+        val_split: Such as "validation"; "" for none. None is the first folder that is there of validation, val, valid,
+            eval, evaluation and test, or none.
+
+    Raises:
+        ValueError: as :class:`ImagePairs`, or if there is no folder for a split.
+    """
+    root = Path(root)
+    train, found = _split(root, train_split), None
+    if val_split:
+        found = _split(root, val_split)
+        if not found:
+            raise ValueError(f"data-dir {str(root)!r} has no folder for the split {val_split!r}")
+    elif val_split is None and train:
+        found = next(filter(None, (_split(root, name) for name in VALIDATION_SPLITS)), None)
+    if not train and (found or train_split != "train"):
+        raise ValueError(f"data-dir {str(root)!r} has no folder for the split {train_split!r}")
+    return ImagePairs(train or root, scale), ImagePairs(found, scale) if found else None
+
+
+def _split(root: Path, name: str) -> Path | None:
+    return next((folder for folder in (root / name, root / f"DIV2K_{name}_HR") if folder.is_dir()), None)
 
 
 def _read(path: Path) -> Tensor:

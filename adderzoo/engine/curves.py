@@ -11,7 +11,7 @@ _TRAINING, _VALIDATION = "#8c8c8c", "#0072b2"  # told apart by colour-blind read
 
 
 def draw_curves(history: Sequence[Epoch], path: Path, title: str = "") -> None:
-    """Draw loss, top-1 accuracy and learning rate over the epochs.
+    """Draw loss, top-1 accuracy or PSNR, and learning rate over the epochs.
 
     Args:
         history: Epochs of a training.
@@ -26,20 +26,21 @@ def draw_curves(history: Sequence[Epoch], path: Path, title: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch.epoch for epoch in history]
+    score, unit = ("top1", "top-1 accuracy (%)") if history[0].eval_psnr is None else ("psnr", "PSNR (dB)")
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    loss, top1, rate = figure.subplots(1, 3)
+    loss, quality, rate = figure.subplots(1, 3)
     mark = "o-" if len(history) == 1 else "-"
-    for axes, what in ((loss, "loss"), (top1, "top1")):
+    for axes, what in ((loss, "loss"), (quality, score)):
         for part, name, color in (("train", "training", _TRAINING), ("eval", "validation", _VALIDATION)):
-            values = [getattr(epoch, f"{part}_{what}") for epoch in history]
+            values = [getattr(epoch, f"{part}_{what}", None) for epoch in history]
             if None not in values:
                 axes.plot(epochs, values, mark, color=color, label=name)
     rate.plot(epochs, [epoch.lr for epoch in history], mark, color="black")
     loss.set_ylabel("loss")
-    top1.set_ylabel("top-1 accuracy (%)")
+    quality.set_ylabel(unit)
     rate.set_ylabel("learning rate")
-    top1.legend(frameon=False)
-    for axes in (loss, top1, rate):
+    (loss if score == "psnr" else quality).legend(frameon=False)
+    for axes in (loss, quality, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)

@@ -27,6 +27,20 @@ class Result:
     images: int
     images_per_second: float
 
+    @property
+    def score(self) -> float:
+        """By which epochs of a training are compared."""
+        return self.top1
+
+    def columns(self) -> dict[str, float]:
+        """What a line of a training's summary says of it."""
+        return {
+            "eval_loss": self.loss,
+            "eval_top1": self.top1,
+            "eval_top1_se": self.top1_se,
+            "eval_top5": self.top5,
+        }
+
     def __str__(self) -> str:
         return (
             f"top-1 {self.top1:.2f} ± {self.top1_se:.2f} %, top-5 {self.top5:.2f} ± {self.top5_se:.2f} %, "

@@ -27,9 +27,9 @@ STATE = "state.pt"
 def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -> None:
     """Write what the last epoch leaves: last.safetensors, best.safetensors, summary.csv and state.pt.
 
-    The best epoch has the highest top-1 accuracy on the validation images and among equals the lowest loss; without
-    validation there is none. Weights are the averaged ones where there is an average; state.pt has both, and all else
-    that :func:`read_state` needs.
+    The best epoch has the highest top-1 accuracy on the validation images and among equals the lowest loss, or in
+    super-resolution the highest PSNR; without validation there is none. Weights are the averaged ones where there is
+    an average; state.pt has both, and all else that :func:`read_state` needs.
 
     Args:
         folder: Where to.
@@ -43,6 +43,8 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
     metadata = {**metadata, "epoch": str(epoch.epoch)}
     if epoch.eval_top1 is not None:
         metadata |= {"top1": f"{epoch.eval_top1:.2f}", "top1_se": f"{epoch.eval_top1_se:.2f}"}
+    if epoch.eval_psnr is not None:
+        metadata |= {"psnr": f"{epoch.eval_psnr:.2f}", "ssim": f"{epoch.eval_ssim:.4f}"}
     save_weights(training.best_network, folder / "last.safetensors", metadata)
     if best_epoch(training.history) is epoch:
         save_weights(training.best_network, folder / "best.safetensors", metadata)
@@ -51,21 +53,23 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
 
 
 def best_epoch(history: list[Epoch]) -> Epoch | None:
-    """The first epoch of highest validation accuracy, and among those of lowest loss; None without validation."""
+    """The first epoch of highest validation score, and among those of lowest loss; None without validation."""
 
     def quality(epoch: Epoch) -> tuple[float, float]:
-        assert epoch.eval_top1 is not None
-        assert epoch.eval_loss is not None
-        return epoch.eval_top1, -epoch.eval_loss if math.isfinite(epoch.eval_loss) else -math.inf
+        assert epoch.score is not None
+        known = epoch.eval_loss is not None and math.isfinite(epoch.eval_loss)
+        return epoch.score, -epoch.eval_loss if known else -math.inf  # type: ignore[operator]
 
-    return max((epoch for epoch in history if epoch.eval_top1 is not None), key=quality, default=None)
+    return max((epoch for epoch in history if epoch.score is not None), key=quality, default=None)
 
 
 def _write_summary(path: Path, history: list[Epoch]) -> None:
+    rows = [asdict(epoch) for epoch in history]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(history[0]))
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)
+        writer.writerows(rows)
 
 
 def _state(training: Training) -> dict[str, Any]:

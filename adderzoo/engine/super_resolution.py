@@ -145,6 +145,15 @@ class SuperResolutionResult:
     images: list[ImageQuality]
     seconds: float
 
+    @property
+    def score(self) -> float:
+        """By which epochs of a training are compared."""
+        return self.psnr
+
+    def columns(self) -> dict[str, float]:
+        """What a line of a training's summary says of it."""
+        return {"eval_psnr": self.psnr, "eval_ssim": self.ssim}
+
     def __str__(self) -> str:
         return (
             f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}, x{self.scale}, {len(self.images)} images, "

@@ -1,4 +1,4 @@
-"""Training of a classifier.
+"""Training of a network.
 
 A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func:`train` is the loop over epochs,
 :func:`train_epoch` the loop over batches.
@@ -32,6 +32,7 @@ from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result
 from .group import in_group, is_first, sum_over_group
+from .super_resolution import SuperResolutionResult
 
 # Steps between two looks at the loss: a look makes the host wait for a GPU.
 LOOK_EVERY = 20
@@ -40,25 +41,39 @@ LOOK_EVERY = 20
 STATISTICS_IMAGES = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """A line of summary.csv, under timm's names; without validation images, `eval_*` are None."""
+    """A line of summary.csv, under timm's names; what was not measured is None."""
 
     epoch: int
     train_loss: float
-    train_top1: float
-    eval_loss: float | None
-    eval_top1: float | None
-    eval_top1_se: float | None
-    eval_top5: float | None
+    train_top1: float | None = None
+    eval_loss: float | None = None
+    eval_top1: float | None = None
+    eval_top1_se: float | None = None
+    eval_top5: float | None = None
+    eval_psnr: float | None = None
+    eval_ssim: float | None = None
     lr: float
     seconds: float
 
+    @property
+    def score(self) -> float | None:
+        """By which epochs are compared: accuracy in percent, or PSNR in decibels; None without validation images."""
+        return self.eval_top1 if self.eval_psnr is None else self.eval_psnr
+
     def __str__(self) -> str:
-        text = f"epoch {self.epoch}: loss {self.train_loss:.4f}, training top-1 {self.train_top1:.2f} %"
-        if self.eval_top1 is not None:
-            text += f", validation top-1 {self.eval_top1:.2f} ± {self.eval_top1_se:.2f} %"
+        text = f"epoch {self.epoch}: loss {self.train_loss:.4f}"
+        if self.train_top1 is not None:
+            text += f", training top-1 {self.train_top1:.2f} %"
+        if self.score is not None:
+            text += f", validation {self.describe_score()}"
         return text + f", lr {self.lr:.4g}, {self.seconds:.1f} s"
+
+    def describe_score(self) -> str:
+        if self.eval_psnr is None:
+            return f"top-1 {self.eval_top1:.2f} ± {self.eval_top1_se:.2f} %"
+        return f"PSNR {self.eval_psnr:.2f} dB, SSIM {self.eval_ssim:.4f}"
 
 
 @dataclass
@@ -106,7 +121,9 @@ class Recipe:
     """How a batch becomes a step.
 
     Attributes:
-        loss: Of logits (N, classes) and class indices or, behind `mixup`, probabilities.
+        loss: Of the network's output and the target: for a classifier of logits (N, classes) and class indices or,
+            behind `mixup`, probabilities.
+        accuracy: Count what is classified right; False where the targets are no classes.
         mixup: timm's, or None.
         mixup_off_epoch: The last epoch that it mixes; 0 for all.
         accumulate: Batches a step.
@@ -120,6 +137,7 @@ class Recipe:
     """
 
     loss: nn.Module = field(default_factory=nn.CrossEntropyLoss)
+    accuracy: bool = True
     mixup: Mixup | None = None
     mixup_off_epoch: int = 0
     accumulate: int = 1
@@ -229,7 +247,7 @@ def train(
     training: Training,
     loader: Any,
     epochs: int,
-    validate: Callable[[nn.Module], Result] | None = None,
+    validate: Callable[[nn.Module], Result | SuperResolutionResult] | None = None,
     recipe: Recipe | None = None,
     description: str = "",
 ) -> Iterator[Epoch]:
@@ -275,15 +293,12 @@ def train(
             result = validate(training.best_network) if validate else None
             _check_epoch(training, result)
             if training.scheduler:
-                training.scheduler.step(number, result.top1 if result else -mean_loss)
+                training.scheduler.step(number, result.score if result else -mean_loss)
             epoch = Epoch(
                 epoch=number,
                 train_loss=mean_loss,
                 train_top1=top1,
-                eval_loss=result.loss if result else None,
-                eval_top1=result.top1 if result else None,
-                eval_top1_se=result.top1_se if result else None,
-                eval_top5=result.top5 if result else None,
+                **(result.columns() if result else {}),
                 lr=lr,
                 seconds=time.perf_counter() - started,
             )
@@ -323,11 +338,11 @@ def _start_epoch(loader: Any, recipe: Recipe, number: int) -> None:
         recipe.mixup.mixup_enabled = recipe.mixup_off_epoch == 0 or number <= recipe.mixup_off_epoch
 
 
-def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm) -> tuple[float, float]:
+def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm) -> tuple[float, float | None]:
     """One pass over the data.
 
     Returns:
-        Mean loss and top-1 accuracy in percent, both of the network as it was at each batch.
+        Mean loss and, if it is counted, top-1 accuracy in percent, both of the network as it was at each batch.
     """
     device = recipe.device
     training.model.train()
@@ -335,8 +350,8 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
     losses: list[Tensor] = []
     right: Tensor | int = 0
     images = 0
-    for index, (batch, labels) in enumerate(loader):
-        x, target = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for index, (batch, targets) in enumerate(loader):
+        x, target = batch.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         soft = target
         if recipe.mixup:
             x, soft = _mix(recipe.mixup, x, target)
@@ -346,18 +361,19 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
         # The last batches of an epoch may be fewer than a step takes.
         first = index - index % recipe.accumulate
         together = min(recipe.accumulate, len(loader) - first)
-        logits, value = _step(training, recipe, x, soft, together, complete=index + 1 == first + together)
+        output, value = _step(training, recipe, x, soft, together, complete=index + 1 == first + together)
 
         losses.append(value)
-        right = right + (logits.argmax(1) == target).sum()
+        if recipe.accuracy:
+            right = right + (output.argmax(1) == target).sum()
         images += len(x)
         if device.type == "cpu" or index % LOOK_EVERY == 0 or index + 1 == len(loader):
             _check_finite(losses, training)
-            text = f"loss {losses[-1].item():.4f}, top-1 {100 * int(right) / images:.2f} %, lr {training.lr:.4g}"
-            progress.set_postfix_str(text, refresh=False)
+            accuracy = f"top-1 {100 * int(right) / images:.2f} %, " if recipe.accuracy else ""
+            progress.set_postfix_str(f"loss {losses[-1].item():.4f}, {accuracy}lr {training.lr:.4g}", refresh=False)
         progress.update()
     sums = sum_over_group([torch.stack(losses).sum().item(), len(losses), int(right), images], device)
-    return sums[0] / sums[1], 100 * sums[2] / sums[3]
+    return sums[0] / sums[1], 100 * sums[2] / sums[3] if recipe.accuracy else None
 
 
 def _step(
@@ -366,7 +382,7 @@ def _step(
     """Forward, backward, and where a group of `together` batches is complete the optimiser's step.
 
     Returns:
-        Logits and loss of this batch.
+        Output and loss of this batch.
     """
     network: Any = training.model if training.network is None else training.network
     optimizer, device = training.optimizer, recipe.device
@@ -377,8 +393,8 @@ def _step(
     apart = isinstance(network, DistributedDataParallel) and not complete
     with network.no_sync() if apart else nullcontext():
         with autocast:
-            logits = network(x).float()
-            value = _loss(recipe.loss, logits, target)
+            output = network(x).float()
+            value = _loss(recipe.loss, output, target)
         parameters = _clipped_parameters(training.model, recipe.clip_mode)
         if training.scaler:
             training.scaler(
@@ -397,7 +413,7 @@ def _step(
             training.ema.update(training.model, step=training.step)
         if training.scheduler:
             training.scheduler.step_update(training.step)
-    return logits.detach(), value.detach()
+    return output.detach(), value.detach()
 
 
 def _clipped_parameters(model: nn.Module, clip_mode: str) -> list[nn.Parameter]:
@@ -418,11 +434,11 @@ def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-def _loss(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
+def _loss(loss: nn.Module, output: Tensor, target: Tensor) -> Tensor:
     try:
-        return loss(logits, target)
+        return loss(output, target)
     except IndexError as error:
-        raise ValueError(f"labels must be among the network's {logits.shape[1]} classes: {error}") from error
+        raise ValueError(f"labels must be among the network's {output.shape[1]} classes: {error}") from error
 
 
 def _check_finite(losses: list[Tensor], training: Training) -> None:
@@ -433,14 +449,14 @@ def _check_finite(losses: list[Tensor], training: Training) -> None:
     raise _diverged(f"the loss is {losses[index].item()} at batch {index + 1} of epoch {len(training.history) + 1}")
 
 
-def _check_epoch(training: Training, result: Result | None) -> None:
+def _check_epoch(training: Training, result: Result | SuperResolutionResult | None) -> None:
     """Refuse an epoch that no training could go on after: a step shows in no loss of the batches before it."""
     where = f"at the end of epoch {len(training.history) + 1}"
     for network in training.networks:
         for key, value in network.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise _diverged(f"{key} is not finite {where}")
-    if result and not math.isfinite(result.loss):
+    if isinstance(result, Result) and not math.isfinite(result.loss):
         raise _diverged(f"the evaluation loss is {result.loss} {where}")
 
 

@@ -59,6 +59,16 @@ class ConvUnit(nn.Module):
         self.self_shortcut = self_shortcut and in_channels == out_channels
         self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.power = PowerActivation(device=device, dtype=dtype) if power else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set BatchNorm's scale to 0.1 where the input is added; all else begins as the layers do.
+
+        So a unit gives little more than its input, the image. At a scale of 1, random features would have the deviation
+        1 that BatchNorm gives them, several times that of the image.
+        """
+        if self.self_shortcut and isinstance(self.norm, BatchNorm2d):
+            nn.init.constant_(self.norm.weight, 0.1)
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.norm(self.conv(input))

@@ -53,6 +53,13 @@ class SuperResolutionNet(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(".exponent")}
 
 
+def reset_parameters(network: nn.Module) -> None:
+    """Initial values of all modules inside, the innermost first: a unit has its own idea of what is in it."""
+    for module in reversed([*network.modules()][1:]):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+
+
 def is_super_resolution(model: nn.Module) -> bool:
     """Whether a network makes images larger; also of what `adderzoo.fuse` and `quantize` have made of one."""
     return isinstance(model, SuperResolutionNet) or (hasattr(model, "scale") and getattr(model, "num_classes", 1) == 0)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from adderzoo.layers import ConvUnit
 
+from ._builder import weights_file
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
     check_scale,
     create_super_resolution,
+    reset_parameters,
     super_resolution_cfg,
 )
 
@@ -107,9 +109,7 @@ class EDSR(SuperResolutionNet):
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Initial values: N(0, 1) for adder filters, PyTorch's own for convolutions, as in the EDSR authors' code."""
-        for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+        reset_parameters(self)
         if not self.mean.is_meta:
             self.mean.copy_(torch.tensor(DIV2K_MEAN)[:, None, None])
 
@@ -149,6 +149,12 @@ default_cfgs = generate_default_cfgs(
         for size in ("edsr_baseline", "edsr")
         for scale in (2, 3, 4)
     }
+    | {
+        f"{kind}_edsr_small_x2.bsds400": _cfg(
+            2, file=weights_file(f"{kind}_edsr_small_x2.bsds400"), license="apache-2.0"
+        )
+        for kind in ("adder", "cnn")
+    }
 )
 
 
@@ -158,6 +164,12 @@ def _create(variant: str, pretrained: bool, conv_layer: str, blocks: int, width:
         raise ValueError(f"scale must be {scale} for {variant}, got {kwargs['scale']}")
     args = {"conv_layer": conv_layer, "scale": scale, "blocks": blocks, "width": width}
     return create_super_resolution(EDSR, variant, pretrained, **args | kwargs)
+
+
+@register_model
+def adder_edsr_small_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """A smaller adder EDSR than the paper's, 8 blocks of 32, for scale 2."""
+    return _create("adder_edsr_small_x2", pretrained, "adder", 8, 32, kwargs)
 
 
 @register_model
@@ -194,6 +206,12 @@ def adder_edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
 def adder_edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
     """Adder EDSR, 32 blocks of 256: AdderSR, 32.13 dB on Set5 x4."""
     return _create("adder_edsr_x4", pretrained, "adder", 32, 256, kwargs)
+
+
+@register_model
+def cnn_edsr_small_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+    """The CNN twin of `adder_edsr_small_x2`."""
+    return _create("cnn_edsr_small_x2", pretrained, "conv", 8, 32, kwargs)
 
 
 @register_model

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
+from ._builder import weights_file
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
     check_scale,
     create_super_resolution,
+    reset_parameters,
     super_resolution_cfg,
 )
 
@@ -87,9 +89,8 @@ class VDSR(SuperResolutionNet):
         The last layer starts from 0, unlike the paper's: the network begins as bicubic interpolation. The features of
         adder layers are large, and their random sums would hide the image for long.
         """
+        reset_parameters(self)
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
@@ -123,7 +124,12 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     )
 
 
-default_cfgs = generate_default_cfgs({"adder_vdsr.untrained": _cfg(), "cnn_vdsr.untrained": _cfg()})
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}.bsds400": _cfg(file=weights_file(f"{name}.bsds400"), license="apache-2.0")
+        for name in ("adder_vdsr", "cnn_vdsr")
+    }
+)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VDSR:

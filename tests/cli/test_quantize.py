@@ -17,7 +17,7 @@ from torch import nn
 
 import adderzoo as package
 from adderzoo.checkpoints import open_network, save_weights
-from adderzoo.data import open_dataset, open_loader, write_digits
+from adderzoo.data import ImagePairs, as_float, open_dataset, open_loader, write_digits
 
 Command = Callable[..., Done]
 LENET = ("--model", "adder_lenet5.digits", "--pretrained", "--workers", 0)
@@ -251,3 +251,35 @@ def test_training_with_few_bits_writes_float_weights_with_their_ranges(
     assert f"{path}: 4 bits, ranges from 200 images" in done.out
     done = adderzoo(*quantize, "--quantile", 0.9, path)
     assert f"quantile is for ranges from data-dir, but {checkpoint} has those of its training" in done.error
+
+
+def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderzoo: Command, tmp_path: Path) -> None:
+    """As the Python functions quantise it with the small images, and `validate` opens the file."""
+    (tmp_path / "images").mkdir()
+    for index, size in enumerate([(40, 36), (44, 48), (38, 60)]):
+        random_images(1, size, seed=index)[0].save(tmp_path / "images" / f"{index}.png")
+    torch.manual_seed(0)
+    kwargs = {"blocks": 1, "width": 4}
+    network = timm.create_model("adder_edsr_baseline_x2", **kwargs).train()
+    network(torch.rand(4, 3, 16, 16))
+    checkpoint, quantised = tmp_path / "float.safetensors", tmp_path / "u8.safetensors"
+    said = {"architecture": "adder_edsr_baseline_x2", "num_classes": "0", "model_args": json.dumps(kwargs)}
+    save_weights(network.eval(), checkpoint, said)
+    command = ("--model", "adder_edsr_baseline_x2", "--checkpoint")
+    done = adderzoo("quantize", *command, checkpoint, "--data-dir", tmp_path / "images", "--images", 2, quantised)
+    assert done.status == 0, done
+    assert "8 bits, ranges from 2 images" in done.out
+
+    pairs = ImagePairs(tmp_path / "images", 2)
+    some = [as_float(pairs[index][0])[None] for index in (0, 1)]
+    expected = package.quantization.quantize(package.quantization.calibrate(network, some))
+    with torch.no_grad():
+        assert torch.equal(package.load(quantised)(some[1]), expected(some[1]))
+    result = tmp_path / "result.json"
+    done = adderzoo("validate", *command, quantised, "--data-dir", tmp_path / "images", "--results-file", result)
+    assert done.status == 0, done
+    assert len(json.loads(result.read_text())["images"]) == 3
+
+    for wrong in ((), ("--dataset", "torch/cifar10")):
+        done = adderzoo("quantize", *command, checkpoint, *wrong, tmp_path / "other.safetensors")
+        assert done.error.endswith("since adder_edsr_baseline_x2 classifies none")

@@ -113,7 +113,7 @@ def test_a_folder_without_validation_images_is_trained_on_alone(train: Command, 
         "state.pt",
         "summary.csv",
     }
-    assert rows(tmp_path / "out" / "run")[0]["eval_top1"] == ""
+    assert "eval_top1" not in rows(tmp_path / "out" / "run")[0]
 
 
 def test_validation_images_of_some_classes_keep_their_indices(

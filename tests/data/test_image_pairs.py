@@ -9,7 +9,7 @@ import torch
 from pictures import random_images
 from PIL import Image
 
-from adderzoo.data import ImagePairs, as_float, as_integers, downscale
+from adderzoo.data import ImagePairs, as_float, as_integers, downscale, open_training_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,3 +99,35 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
     write(tmp_path / "tiny", {"a.png": (1, 5)})
     with pytest.raises(ValueError, match="must have at least 2 pixels a side"):
         ImagePairs(tmp_path / "tiny", 2)[0]
+
+
+def test_div2ks_own_layout_is_known(tmp_path: Path) -> None:
+    write(tmp_path / "DIV2K_train_HR", {"0001.png": (8, 6)})
+    small = write(tmp_path / "DIV2K_train_LR_bicubic" / "X2", {"0001x2.png": (4, 3)})
+    write(tmp_path / "DIV2K_valid_HR", {"0801.png": (12, 6)})
+    train, val = open_training_pairs(tmp_path, 2)
+    assert np.array_equal(train[0][0].permute(1, 2, 0), np.asarray(Image.open(small / "0001x2.png")))
+    assert val is not None
+    assert torch.equal(val[0][0], downscale(val[0][1], 2))  # none are given for it
+    assert torch.equal(
+        open_training_pairs(tmp_path, 3)[0][0][0], downscale(ImagePairs(tmp_path / "DIV2K_train_HR", 3)[0][1], 3)
+    )
+
+
+def test_splits_are_found_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path / "plain", {"a.png": (8, 8)})
+    train, val = open_training_pairs(tmp_path / "plain", 2)
+    assert (len(train), val) == (1, None)
+    write(tmp_path / "data" / "train", {"a.png": (8, 8), "b.png": (8, 8)})
+    assert open_training_pairs(tmp_path / "data", 2)[1] is None
+    write(tmp_path / "data" / "val", {"c.png": (8, 8)})
+    write(tmp_path / "data" / "Set5" / "x2" / "HR", {"d.png": (8, 8)})
+    for split, expected in ((None, "c.png"), ("val", "c.png"), ("Set5", "d.png")):
+        train, val = open_training_pairs(tmp_path / "data", 2, val_split=split)
+        assert len(train) == 2
+        assert val is not None
+        assert val.name(0) == expected
+    assert open_training_pairs(tmp_path / "data", 2, val_split="")[1] is None
+    for splits in ({"val_split": "other"}, {"train_split": "other"}, {"train_split": "other", "val_split": "val"}):
+        with pytest.raises(ValueError, match=r"data-dir .*data' has no folder for the split 'other'"):
+            open_training_pairs(tmp_path / "data", 2, **splits)

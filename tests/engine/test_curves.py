@@ -12,8 +12,8 @@ GREY, BLUE = (0x8C, 0x8C, 0x8C), (0x00, 0x72, 0xB2)
 
 def epoch(number: int, validated: bool, loss: float = 1.0) -> Epoch:
     top1 = 10.0 * number
-    found = (loss, top1, 1.0, 100.0) if validated else (None, None, None, None)
-    return Epoch(number, 1 / number, top1, *found, lr=0.1 / number, seconds=1.0)
+    found = {"eval_loss": loss, "eval_top1": top1, "eval_top1_se": 1.0, "eval_top5": 100.0} if validated else {}
+    return Epoch(epoch=number, train_loss=1 / number, train_top1=top1, **found, lr=0.1 / number, seconds=1.0)
 
 
 def pixels(path: Path, color: tuple[int, int, int]) -> int:

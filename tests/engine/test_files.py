@@ -12,9 +12,8 @@ from adderzoo.engine import Epoch, best_epoch, train, write_epoch
 
 
 def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
-    return Epoch(
-        number, 1.0, 50.0, loss if top1 is not None else None, top1, 1.0 if top1 is not None else None, None, 0.1, 1.0
-    )
+    found = {} if top1 is None else {"eval_loss": loss, "eval_top1": top1, "eval_top1_se": 1.0}
+    return Epoch(epoch=number, train_loss=1.0, train_top1=50.0, **found, lr=0.1, seconds=1.0)
 
 
 def test_the_best_epoch_is_the_first_of_highest_accuracy_then_lowest_loss() -> None:
@@ -25,6 +24,17 @@ def test_the_best_epoch_is_the_first_of_highest_accuracy_then_lowest_loss() -> N
     nan = best_epoch([epoch(1, 70, float("nan")), epoch(2, 70, 9.0)])
     assert nan is not None
     assert nan.epoch == 2
+
+
+def test_epochs_of_super_resolution_are_compared_by_psnr() -> None:
+    history = [
+        Epoch(epoch=number, train_loss=1.0, eval_psnr=psnr, eval_ssim=0.9, lr=0.1, seconds=1.0)
+        for number, psnr in enumerate((30.0, 31.0, 30.5), 1)
+    ]
+    best = best_epoch(history)
+    assert best is not None
+    assert best.epoch == 2
+    assert "PSNR 31.00 dB, SSIM 0.9000" in str(best)
 
 
 def test_without_validation_no_epoch_is_the_best(tmp_path: Path) -> None:

@@ -66,9 +66,13 @@ def images(size: tuple[int, int] = (9, 10), batch: int = 2) -> Tensor:
 
 
 def test_the_networks_of_the_paper_are_there() -> None:
-    sizes = {f"edsr{size}_x{scale}" for size in ("", "_baseline") for scale in (2, 3, 4)} | {"vdsr"}
+    sizes = {f"edsr{size}_x{scale}" for size in ("", "_baseline") for scale in (2, 3, 4)} | {"edsr_small_x2", "vdsr"}
     assert {name.partition("_")[2] for name in ADDERS} == sizes
     assert {twin(name) for name in ADDERS} == set(SUPER_RESOLUTION) - set(ADDERS)
+
+
+# Blocks of two layers, and channels.
+SIZES = {"small": (8, 32), "baseline": (16, 64), "vdsr": (9, 64), "": (32, 256)}
 
 
 @pytest.mark.parametrize("name", SUPER_RESOLUTION)
@@ -78,8 +82,8 @@ def test_sizes_are_those_of_the_papers(name: str) -> None:
     layers = [module for module in network.modules() if isinstance(module, Adder2d | nn.Conv2d)]
     adders = [module for module in layers if isinstance(module, Adder2d)]
     kept = {2: 3, 3: 3, 4: 4}[network.scale] if "edsr" in name else 2  # first, upsampler, last
-    depth = 20 if "vdsr" in name else kept + 1 + 2 * (16 if "baseline" in name else 32)
-    width = 64 if "baseline" in name or "vdsr" in name else 256
+    blocks, width = next(size for kind, size in SIZES.items() if kind in name)
+    depth = 2 * blocks + (2 if "vdsr" in name else kept + 1)
     assert len(layers) == depth
     assert len(adders) == (depth - kept if name in ADDERS else 0)
     assert {(layer.in_channels, layer.out_channels) for layer in adders} <= {(width, width)}
