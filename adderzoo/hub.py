@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -17,8 +18,8 @@ RESULTS = models.WEIGHTS / "results.json"
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """An accuracy of published weights.
+class Accuracy:
+    """What a classifier's published weights are measured by.
 
     Attributes:
         dataset: What was measured on.
@@ -35,6 +36,48 @@ class Measurement:
     top1_se: float
     command: str
     recipe: str = ""
+
+
+@dataclass(frozen=True)
+class SetQuality:
+    """PSNR and SSIM on a test set of super-resolution, means over its images.
+
+    Attributes:
+        dataset: The set by its name, such as "Set5".
+        scale: How many times as large its images were made.
+        images: How many they are.
+        psnr: In decibels, of the luminance, as :func:`adderzoo.engine.evaluate_super_resolution` measures it.
+        ssim: Likewise, at most 1.
+    """
+
+    dataset: str
+    scale: int
+    images: int
+    psnr: float
+    ssim: float
+
+    @property
+    def name(self) -> str:
+        """As the field writes it: Set5 x2."""
+        return f"{self.dataset} x{self.scale}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What published weights of a network for super-resolution are measured by.
+
+    Attributes:
+        test_sets: At least one; one that serves several scales may have a set more than once.
+        command: What measured it, and trained the weights.
+        recipe: How they were trained, in a sentence or two.
+    """
+
+    test_sets: tuple[SetQuality, ...]
+    command: str
+    recipe: str = ""
+
+
+Measurement = Accuracy | Quality
 
 
 @dataclass(frozen=True)
@@ -57,6 +100,7 @@ class ModelInfo:
         input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
         task: "image-classification" or "super-resolution".
+        scale: How many times as large a network for super-resolution makes images if it is not told; None for others.
     """
 
     name: str
@@ -66,6 +110,7 @@ class ModelInfo:
     input_size: tuple[int, int, int]
     pretrained: tuple[Weights, ...]
     task: str = "image-classification"
+    scale: int | None = None
 
 
 def network_names() -> list[str]:
@@ -132,6 +177,7 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
             Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
         ),
         task=task(name),
+        scale=getattr(model, "scale", None),
     )
 
 
@@ -145,17 +191,23 @@ def _count_operations(model: torch.nn.Module, input_size: tuple[int, ...]) -> tu
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Measurement]:
-    """The measured accuracies of published weights, by name with tag; none if there is no such file."""
+    """What was measured of published weights, by name with tag, and of "bicubic"; nothing if there is no such file."""
     if not path.is_file():
         return {}
-    return {name: Measurement(**row) for name, row in json.loads(path.read_text()).items()}
+    return {name: _measurement(row) for name, row in json.loads(path.read_text()).items()}
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    if "test_sets" in row:
+        return Quality(**row | {"test_sets": tuple(SetQuality(**each) for each in row["test_sets"])})
+    return Accuracy(**row)
 
 
 def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None:
-    """Record an accuracy; the others in the file stay.
+    """Record a measurement; the others in the file stay.
 
     Args:
-        name: Of the network, with the tag of the weights.
+        name: Of the network, with the tag of the weights, or "bicubic", which has none.
         measured: What was measured.
         path: File to write.
 

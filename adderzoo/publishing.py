@@ -5,9 +5,10 @@ import json
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,22 @@ from adderzoo.checkpoints import (
     read_classes,
     read_data_config,
     read_metadata,
+    read_model_args,
     read_num_classes,
     write_atomically,
 )
-from adderzoo.hub import RESULTS, Measurement, network_names, read_results, task, twin, write_result
+from adderzoo.hub import (
+    RESULTS,
+    Accuracy,
+    Measurement,
+    Quality,
+    SetQuality,
+    network_names,
+    read_results,
+    task,
+    twin,
+    write_result,
+)
 
 # As SPDX writes the licences that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
@@ -51,8 +64,8 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
         name: Of the network, with the tag of the weights, which the network's `default_cfgs` must have, with this file
             (`weights_file(name)`), licence and preprocessing.
         checkpoint: A safetensors file that says its architecture, as `adderzoo train` and `adderzoo convert` write it.
-        measured: Its accuracy, how that was measured, and how the weights were trained. Percentages are rounded to two
-            digits.
+        measured: An `Accuracy`, of networks for super-resolution a `Quality`: what was measured, how, and how the
+            weights were trained. Percentages and decibels are rounded to two digits, SSIM to four.
         folder: Where to.
 
     Returns:
@@ -60,12 +73,12 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
 
     Raises:
         ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no licence;
-            if the checkpoint is of another network, or of other classes, preprocessing or licence than the tag; or if
-            something is missing in the measurement, or impossible. Nothing is written.
+            if the checkpoint is of another network, or of other arguments, classes, preprocessing or licence than the
+            tag; or if something is missing in the measurement, or impossible. Nothing is written.
         OSError: if a file cannot be written; none is changed.
     """
-    cfg = _check_name(name)
-    measured = _check_measurement(measured)
+    cfg = check_name(name)
+    measured = _check_measurement(cfg.architecture, measured)
     content = _read_weights(name, cfg, checkpoint, measured)
 
     files = {
@@ -83,22 +96,55 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
         write_atomically(files["weights"], lambda path: path.write_bytes(content))
         write_result(name, measured, files["results"])
         write_atomically(files["sums"], lambda path: path.write_text(sums))
-        for card in [path for kind, path in files.items() if kind.endswith("card")]:
-            text = model_card(card.stem, folder)
-            write_atomically(card, partial(Path.write_text, data=text, encoding="utf-8"))
+        _write_cards([path for kind, path in files.items() if kind.endswith("card")])
     return files
 
 
-def _check_name(name: str) -> Any:
-    """The tag's `pretrained_cfg`."""
+def add_baseline(measured: Quality, folder: Path = models.WEIGHTS) -> list[Path]:
+    """Publish what bicubic interpolation gives, which cards of networks for super-resolution show beside their own.
+
+    Written are the row "bicubic" in results.json and the cards of the published networks, all or none.
+
+    Args:
+        measured: Its quality, rounded as by :func:`add_weights`; the recipe may be empty.
+        folder: Where to.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: if something is missing in the measurement, or impossible. Nothing is written.
+        OSError: if a file cannot be written; none is changed.
+    """
+    rounded = _check_measurement("bicubic", measured)
+    results = folder / RESULTS.name
+    names = [name for name, other in read_results(results).items() if isinstance(other, Quality)]
+    cards = [folder / f"{name}.md" for name in names if (folder / f"{name}.safetensors").is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _all_or_none(folder, [results, *cards]):
+        write_result("bicubic", rounded, results)
+        _write_cards(cards)
+    return [results, *cards]
+
+
+def _write_cards(paths: Iterable[Path]) -> None:
+    for path in paths:
+        text = model_card(path.stem, path.parent)
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+
+
+def check_name(name: str) -> Any:
+    """The `pretrained_cfg` of a tag that weights can be published under.
+
+    Raises:
+        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no licence.
+    """
     network, _, tag = name.partition(".")
     if network not in network_names():
         raise ValueError(
             f"name must be that of a network of adderzoo with a tag, such as adder_lenet5.digits, got {name!r}: "
             "`adderzoo list` shows the networks"
         )
-    if task(network) != "image-classification":
-        raise ValueError(f"name must be that of a classifier, whose accuracy is published with it, got {name!r}")
     tags = [tagged.partition(".")[2] for tagged in timm.list_models(network, include_tags=True)]
     if tag not in tags:
         raise ValueError(
@@ -115,12 +161,27 @@ def _check_name(name: str) -> Any:
     return cfg
 
 
-def _check_measurement(measured: Measurement) -> Measurement:
-    """The measurement, rounded as it is shown."""
-    for field in ("dataset", "command", "recipe"):
-        text = getattr(measured, field)
-        if not text.strip() or len(text.splitlines()) > 1:
-            raise ValueError(f"{field} of the measurement must be a line of text, got {text!r}")
+def _check_measurement(network: str, measured: Measurement) -> Measurement:
+    """The measurement of a network, rounded as it is shown."""
+    kind = Accuracy if task(network) == "image-classification" else Quality
+    if not isinstance(measured, kind):
+        raise ValueError(
+            f"the measurement of {network}, a network for {task(network)}, must be of type {kind.__name__}, got "
+            f"{type(measured).__name__}"
+        )
+    _check_line("command", measured.command)
+    if network != "bicubic":  # in which nothing is trained
+        _check_line("recipe", measured.recipe)
+    return _check_accuracy(measured) if isinstance(measured, Accuracy) else _check_quality(network, measured)
+
+
+def _check_line(field: str, text: str) -> None:
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise ValueError(f"{field} of the measurement must be a line of text, got {text!r}")
+
+
+def _check_accuracy(measured: Accuracy) -> Accuracy:
+    _check_line("dataset", measured.dataset)
     if measured.images < 1:
         raise ValueError(f"images of the measurement must be at least 1, got {measured.images}")
     if not 0 <= measured.top1 <= 100:
@@ -133,6 +194,40 @@ def _check_measurement(measured: Measurement) -> Measurement:
             f"{expected:.2f}, got {measured.top1_se}"
         )
     return replace(measured, top1=round(measured.top1, 2), top1_se=round(measured.top1_se, 2))
+
+
+def _check_quality(network: str, measured: Quality) -> Quality:
+    if not measured.test_sets:
+        raise ValueError("test_sets of the measurement must be at least one, got none")
+    for each in measured.test_sets:
+        _check_line("dataset", each.dataset)
+        if each.images < 1:
+            raise ValueError(f"images of {each.name} must be at least 1, got {each.images}")
+        if not math.isfinite(each.psnr):
+            raise ValueError(f"psnr of {each.name} must be finite, in decibels, got {each.psnr}")
+        if not -1 <= each.ssim <= 1:
+            raise ValueError(f"ssim of {each.name} must be from -1 to 1, got {each.ssim}")
+        with torch.device("meta"):
+            create_model(network, scale=each.scale)  # refuses a scale that the network is not for
+    ((name, times),) = Counter(each.name for each in measured.test_sets).most_common(1)
+    if times > 1:
+        raise ValueError(f"test_sets of the measurement must be different ones, got {name} {times} times")
+    return replace(measured, test_sets=tuple(_rounded(each) for each in measured.test_sets))
+
+
+def _rounded(measured: SetQuality) -> SetQuality:
+    return replace(measured, psnr=round(measured.psnr, 2), ssim=round(measured.ssim, 4))
+
+
+def _metadata(measured: Measurement) -> dict[str, str]:
+    """What the file of weights says of how good they are."""
+    if isinstance(measured, Quality):
+        return {"test_sets": json.dumps([asdict(each) for each in measured.test_sets])}
+    return {
+        "dataset": f"{measured.dataset} ({measured.images} images)",
+        "top1": f"{measured.top1:.2f}",
+        "top1_se": f"{measured.top1_se:.2f}",
+    }
 
 
 def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) -> bytes:
@@ -153,6 +248,8 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         )
     expected = resolve_data_config(pretrained_cfg=cfg.to_dict())
     for key, value in expected.items():
+        if key == "input_size" and task(cfg.architecture) == "super-resolution":
+            continue  # it takes images of any size, and may have been trained on patches
         if config.get(key, value) != value:
             raise ValueError(
                 f"checkpoint must be of the preprocessing of {name}, whose pretrained_cfg has {key} {value}, "
@@ -164,6 +261,11 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         )
     model: Any = create_model(name, num_classes=cfg.num_classes)
     load_checkpoint(model, checkpoint)
+    # The weights of one scale may serve the others; whatever else changes a network makes it another one.
+    own = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]}
+    arguments = {key: value for key, value in read_model_args(checkpoint).items() if own.get(key) != value}
+    if arguments.keys() - {"scale"}:
+        raise ValueError(f"checkpoint must be of {name} without arguments, {checkpoint} has model_args {arguments}")
     metadata = {
         "format": "pt",
         "architecture": cfg.architecture,
@@ -173,9 +275,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         "license": _SPDX.get(cfg.license, cfg.license),
         "command": measured.command,
         "recipe": measured.recipe,
-        "dataset": f"{measured.dataset} ({measured.images} images)",
-        "top1": f"{measured.top1:.2f}",
-        "top1_se": f"{measured.top1_se:.2f}",
+        **_metadata(measured),
         **{key: said[key] for key in _KEPT if key in said},
     }
     if classes or cfg.label_names:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Sets everything up and runs the tests. Arguments go to pytest: bash scripts/test.sh tests/ops -k precision
+# Sets everything up and runs the tests, a process a core. Arguments go to pytest: bash scripts/test.sh tests/ops -k fake
 set -euo pipefail
 EXTRAS=dev
 source "$(dirname "$0")/setup.sh"
-exec .venv/bin/python -m pytest "$@"
+# Several processes of several threads would wait for each other more than they compute.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"

@@ -11,6 +11,7 @@ import sys
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import timm
@@ -20,7 +21,18 @@ from safetensors import safe_open
 from torch import nn
 
 import adderzoo
-from adderzoo.hub import RESULTS, Measurement, ModelInfo, describe, read_results, twin, write_result
+from adderzoo.hub import (
+    RESULTS,
+    Accuracy,
+    ModelInfo,
+    Quality,
+    SetQuality,
+    describe,
+    read_results,
+    task,
+    twin,
+    write_result,
+)
 from adderzoo.layers import Adder2d
 from adderzoo.layers.image import BicubicUpsample
 
@@ -233,11 +245,14 @@ def metadata(file: Path) -> dict[str, str]:
         return weights.metadata()
 
 
-def assert_equal_to_metadata(row: dict[str, object], said: dict[str, str]) -> None:
+def assert_equal_to_metadata(row: dict[str, Any], said: dict[str, str]) -> None:
     assert row["recipe"] == said["recipe"]
+    assert row["command"] == said["command"]
+    if "test_sets" in row:
+        assert json.loads(said["test_sets"]) == row["test_sets"]
+        return
     assert (f"{row['top1']:.2f}", f"{row['top1_se']:.2f}") == (said["top1"], said["top1_se"])
     assert f"{row['dataset']} ({row['images']} images)" == said["dataset"]
-    assert row["command"] == said["command"]
 
 
 def test_every_weight_in_the_package_has_a_row_equal_to_its_metadata() -> None:
@@ -250,9 +265,22 @@ def test_every_weight_in_the_package_has_a_row_equal_to_its_metadata() -> None:
         assert_equal_to_metadata(rows[file.stem], said)
 
 
-def test_every_row_is_of_published_weights_and_has_the_error_of_its_size() -> None:
-    for name, row in json.loads((WEIGHTS / "results.json").read_text()).items():
-        assert name in timm.list_pretrained(name)
+def accuracies() -> dict[str, dict[str, Any]]:
+    """The rows of classifiers."""
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    return {name: row for name, row in rows.items() if "top1" in row}
+
+
+def test_every_row_is_of_published_weights_or_the_baseline_of_super_resolution() -> None:
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    for name, row in rows.items():
+        assert name == "bicubic" or name in timm.list_pretrained(name)
+        assert ("top1" in row) == (task(name) == "image-classification") == ("test_sets" not in row)
+    assert "bicubic" in rows
+
+
+def test_every_accuracy_has_the_error_of_its_size() -> None:
+    for row in accuracies().values():
         share = row["top1"] / 100
         assert row["top1_se"] == round(100 * math.sqrt(share * (1 - share) / row["images"]), 2)
         assert row["command"]
@@ -267,10 +295,20 @@ def test_the_readme_shows_the_same_figures() -> None:
         if match := re.match(r"\| `(\w+)` \| `(\w+)` \| [^|]+ \| ([\d.]+ ± [\d.]+)( [^|]+)? \| ", line):
             (images,) = re.findall(r"\d[\d,]*", match[4] or images)
             shown[f"{match[1]}.{match[2]}"] = (match[3], images)
-    rows = json.loads((WEIGHTS / "results.json").read_text())
     assert shown == {
-        name: (f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}") for name, row in rows.items()
+        name: (f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}") for name, row in accuracies().items()
     }
+
+
+def test_the_readme_shows_the_same_figures_of_bicubic_interpolation() -> None:
+    (row,) = re.findall(r"^\| bicubic interpolation, PSNR.*\n((?:\|.*\n)+)", (CHECKOUT / "README.md").read_text(), re.M)
+    shown = {}
+    for name, scales, measured in re.findall(r"^\| (\w+) ([x\d, ]+) \| ([^|]+) \|", row, re.M):
+        shown |= {
+            (name, scale): figures for scale, figures in zip(scales.split(", "), measured.split(", "), strict=True)
+        }
+    rows = json.loads((WEIGHTS / "results.json").read_text())["bicubic"]["test_sets"]
+    assert shown == {(row["dataset"], f"x{row['scale']}"): f"{row['psnr']:.2f}/{row['ssim']:.4f}" for row in rows}
 
 
 def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelInfo]) -> None:
@@ -281,7 +319,7 @@ def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelIn
         for weights in network.pretrained
         if weights.measured
     }
-    assert listed == rows
+    assert json.loads(json.dumps(listed)) == {name: row for name, row in rows.items() if name != "bicubic"}
 
 
 def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -295,7 +333,7 @@ def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.Monke
 
 def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    a, b, c = (Measurement("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
+    a, b, c = (Accuracy("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
     write_result("z_net.a", a, path)
     write_result("a_net.a", b, path)
     write_result("z_net.a", c, path)
@@ -304,12 +342,33 @@ def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> 
     assert read_results(RESULTS).keys() == json.loads((WEIGHTS / "results.json").read_text()).keys()
 
 
+def test_accuracies_and_qualities_lie_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    accuracy = Accuracy("data", 100, 80.0, 4.0, "command")
+    quality = Quality((SetQuality("Set5", 2, 5, 36.5, 0.95), SetQuality("Set5", 3, 5, 32.5, 0.9)), "command", "Adam.")
+    write_result("b_net.a", quality, path)
+    write_result("a_net.a", accuracy, path)
+    assert read_results(path) == {"a_net.a": accuracy, "b_net.a": quality}
+    assert json.loads(path.read_text())["b_net.a"]["test_sets"][1] == {
+        "dataset": "Set5", "scale": 3, "images": 5, "psnr": 32.5, "ssim": 0.9
+    }  # fmt: skip
+    assert [each.name for each in quality.test_sets] == ["Set5 x2", "Set5 x3"]
+
+
+def test_networks_for_super_resolution_have_a_scale(networks: dict[str, ModelInfo]) -> None:
+    for name, network in networks.items():
+        expected = {"edsr": int(name[-1]) if name[-1].isdigit() else None, "vdsr": 2, "bicubic": 2}
+        kind = next((kind for kind in expected if kind in name), "")
+        assert network.scale == expected.get(kind)
+        assert (network.scale is None) == (network.task == "image-classification")
+
+
 def test_a_row_that_does_not_say_how_the_weights_were_trained_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     old = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
     path.write_text(json.dumps({"old_net.a": old}))
-    assert read_results(path)["old_net.a"] == Measurement(**old, recipe="")
-    write_result("new_net.a", Measurement("data", 100, 80.0, 4.0, "command", "SGD."), path)
+    assert read_results(path)["old_net.a"] == Accuracy(**old, recipe="")
+    write_result("new_net.a", Accuracy("data", 100, 80.0, 4.0, "command", "SGD."), path)
     rows = json.loads(path.read_text())
     assert rows["old_net.a"] == old
     assert rows["new_net.a"]["recipe"] == "SGD."

@@ -25,9 +25,9 @@ from adderzoo import publishing, quantization
 from adderzoo.card import model_card
 from adderzoo.checkpoints import convert, save_weights
 from adderzoo.cli import main
-from adderzoo.hub import Measurement, read_results
+from adderzoo.hub import Accuracy, Measurement, read_results
 from adderzoo.models import _builder
-from adderzoo.publishing import add_weights
+from adderzoo.publishing import add_baseline, add_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
 NAME, TWIN = "adder_lenet5.digits", "cnn_lenet5.digits"
 UNTRAINED = f"{untrained_network()}.untrained"
-MEASURED = Measurement("some digits, the second half", 400, 80.0, 2.0, "bash it.sh", "SGD for an epoch.")
+MEASURED = Accuracy("some digits, the second half", 400, 80.0, 2.0, "bash it.sh", "SGD for an epoch.")
 
 
 def write_checkpoint(path: Path, name: str = NAME, seed: int = 0, **said: Any) -> Path:
@@ -165,13 +165,14 @@ def test_the_same_arguments_give_the_same_files(folder: Path, checkpoint: Path) 
 
 def test_the_files_in_the_package_are_what_would_be_written_of_them(tmp_path: Path) -> None:
     names = [path.stem for path in sorted(WEIGHTS.glob("*.safetensors"))]
+    add_baseline(read_results()["bicubic"], tmp_path)  # the cards of networks for super-resolution show it
     for name in names:
         add_weights(name, WEIGHTS / f"{name}.safetensors", read_results()[name], tmp_path)
     for path in tmp_path.iterdir():
         if path.name != "results.json":
             assert path.read_bytes() == (WEIGHTS / path.name).read_bytes(), path.name
     rows = json.loads((WEIGHTS / "results.json").read_text())
-    assert json.loads((tmp_path / "results.json").read_text()) == {name: rows[name] for name in names}
+    assert json.loads((tmp_path / "results.json").read_text()) == {name: rows[name] for name in ("bicubic", *names)}
     assert (WEIGHTS / "results.json").read_text() == json.dumps(dict(sorted(rows.items())), indent=2) + "\n"
 
 

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
         "elements |x - w| of its adder layers. `pretrained=True` without a tag takes the first of a network's tags. "
-        "Accuracies are measured on as many images, with standard error; --json tells which, and how."
+        "Of classifiers top-1 accuracies are shown, with standard error, and on how many images; of networks for "
+        "super-resolution PSNR in dB, and on which test set, the first of those that --json tells."
     )
 
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:
-    rows = [("network", "params", "mult-adds", "adder", "input", "weights", "top-1 %", "images")]
+    rows = [("network", "params", "mult-adds", "adder", "input", "weights", "top-1 % / dB", "images")]
     for network in networks:
         cells = (
             network.name,
@@ -47,17 +48,25 @@ def _table(networks: Iterable["ModelInfo"]) -> str:
         if not network.pretrained:
             rows.append((*cells, "-", "", ""))
         for weights in network.pretrained:
-            rows.append((*cells, weights.tag, *_accuracy(weights.measured)))
+            rows.append((*cells, weights.tag, *_measured(weights.measured)))
             cells = ("", "", "", "", "")
     return align(rows, left={0, 4, 5})
 
 
-def _accuracy(measured: "Measurement | None") -> tuple[str, str]:
-    return (f"{measured.top1:.2f} ± {measured.top1_se:.2f}", f"{measured.images:,}") if measured else ("", "")
+def _measured(measured: "Measurement | None") -> tuple[str, str]:
+    from adderzoo.hub import Quality
+
+    if measured is None:
+        return "", ""
+    if isinstance(measured, Quality):
+        first = measured.test_sets[0]
+        return f"{first.psnr:.2f}", first.name
+    return f"{measured.top1:.2f} ± {measured.top1_se:.2f}", f"{measured.images:,}"
 
 
 def _short(count: int) -> str:
-    """Three digits or so: 0.42M, 40.4M, 1.70G."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f}G"
+    """Three digits or so: 0.42M, 40.4M, 1.70G, 551.5G, 9.38T."""
+    for unit, letter in ((1e12, "T"), (1e9, "G")):
+        if count >= unit:
+            return f"{count / unit:.{2 if count < 100 * unit else 1}f}{letter}"
     return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"

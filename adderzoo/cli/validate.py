@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Of a network for super-resolution (--model bicubic is what they are measured against), PSNR and SSIM of the "
         "luminance, borders of as many pixels as the scale left out. --data-dir then is a folder with images in HR/ "
         "and the same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. "
-        "The JSON has the result of every image, the .csv a line for each and the mean."
+        "The JSON names the folder as the data set and has the result of every image, the .csv a line for each and the "
+        "mean."
     )
 
 
@@ -166,9 +168,21 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     print(align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0}))
     print(result)
     if args.results_file:
-        row = {"model": args.model, "self_ensemble": args.self_ensemble, **result.as_dict(), "operator": ops.backend()}
+        row = {
+            "model": args.model,
+            "dataset": _test_set(args.data_dir, model.scale),
+            "self_ensemble": args.self_ensemble,
+            **result.as_dict(),
+            "operator": ops.backend(),
+        }
         rows.append({"image": "mean", "psnr": result.psnr, "ssim": result.ssim})
         write_atomically(args.results_file, lambda path: _write(path, row, rows))
+
+
+def _test_set(folder: str, scale: int) -> str:
+    """The name of a test set by its folder: Set5 of Set5, Set5/x2 and Set5/x2/HR."""
+    parts = Path(os.path.abspath(folder)).parts
+    return next(part for part in reversed(parts) if part not in ("HR", f"x{scale}"))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -26,7 +26,8 @@ def draw_curves(history: Sequence[Epoch], path: Path, title: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [epoch.epoch for epoch in history]
-    score, unit = ("top1", "top-1 accuracy (%)") if history[0].eval_psnr is None else ("psnr", "PSNR (dB)")
+    classifier = history[0].train_top1 is not None
+    score, unit = ("top1", "top-1 accuracy (%)") if classifier else ("psnr", "PSNR (dB)")
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, quality, rate = figure.subplots(1, 3)
     mark = "o-" if len(history) == 1 else "-"
@@ -39,7 +40,7 @@ def draw_curves(history: Sequence[Epoch], path: Path, title: str = "") -> None:
     loss.set_ylabel("loss")
     quality.set_ylabel(unit)
     rate.set_ylabel("learning rate")
-    (loss if score == "psnr" else quality).legend(frameon=False)
+    (quality if classifier else loss).legend(frameon=False)
     for axes in (loss, quality, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

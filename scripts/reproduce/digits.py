@@ -25,7 +25,7 @@ import adderzoo.models
 from adderzoo.checkpoints import save_weights
 from adderzoo.data import class_indices, open_dataset, open_loader, write_digits
 from adderzoo.engine import evaluate
-from adderzoo.hub import Measurement
+from adderzoo.hub import Accuracy
 from adderzoo.optim import adaptive_lr
 from adderzoo.publishing import add_weights
 
@@ -93,7 +93,7 @@ def main() -> None:
             test = open_dataset("", str(digits / "test"), "test", channels=1)
             result = evaluate(model, open_loader(test, config, 128, 0, torch.device("cpu")))
             print(f"{name}: {result}")
-            measured = Measurement(
+            measured = Accuracy(
                 dataset="scikit-learn digits, held-out half",
                 images=result.images,
                 top1=result.top1,

@@ -14,16 +14,19 @@ from safetensors import safe_open
 import adderzoo as package
 from adderzoo import hub, models
 from adderzoo.cli import main
-from adderzoo.hub import Measurement, ModelInfo, Weights
+from adderzoo.hub import Accuracy, ModelInfo, Quality, SetQuality, Weights
 
 Command = Callable[..., Done]
 UNTRAINED = untrained_network()
 RESULTS = json.loads((models.WEIGHTS / "results.json").read_text())
 
 
-def accuracy(name: str) -> list[str]:
+def figures(name: str) -> list[str]:
     """The cells of measured weights, from results.json."""
     row = RESULTS.get(name)
+    if row and "test_sets" in row:
+        first = row["test_sets"][0]
+        return [f"{first['psnr']:.2f}", f"{first['dataset']} x{first['scale']}"]
     return [f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}"] if row else []
 
 
@@ -32,7 +35,7 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
     assert (done.status, done.err) == (0, "")
     head, *lines = done.out.splitlines()
     assert re.split(r"  +", head) == [
-        "network", "params", "mult-adds", "adder", "input", "weights", "top-1 %", "images"
+        "network", "params", "mult-adds", "adder", "input", "weights", "top-1 % / dB", "images"
     ]  # fmt: skip
     assert [line.split()[0] for line in lines if line[0] != " "] == hub.network_names()
     assert max(map(len, done.out.splitlines())) <= 100
@@ -47,29 +50,35 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
     assert costs["adder_lenet5"][1:] == ["0", "0.42M", "1x32x32"]
     assert costs["adder_resnet20"] == ["0.27M", "0.44M", "40.4M", "3x32x32"]
     assert costs["cnn_resnet32"] == ["0.47M", "69.1M", "0", "3x32x32"]
+    assert costs["adder_edsr_x2"] == ["40.7M", "551.5G", "8.83T", "3x360x640"]
     assert weights == {
-        name: [[tag, *accuracy(f"{name}.{tag}")] for tag in published_tags(name)] or [["-"]] for name in costs
+        name: [[tag, *figures(f"{name}.{tag}")] for tag in published_tags(name)] or [["-"]] for name in costs
     }
     for path in models.WEIGHTS.glob("*.safetensors"):
         network, _, tag = path.stem.partition(".")
         with safe_open(path, "pt") as file:
             trained = file.metadata()
-        ((top1, _),) = [rest for first, *rest in weights[network] if first == tag]
-        assert top1 == f"{trained['top1']} ± {trained['top1_se']}"
+        ((figure, _),) = [rest for first, *rest in weights[network] if first == tag]
+        if "top1" in trained:
+            assert figure == f"{trained['top1']} ± {trained['top1_se']}"
+        else:
+            assert figure == f"{json.loads(trained['test_sets'])[0]['psnr']:.2f}"
 
 
 def test_further_tags_have_lines_of_their_own_under_their_network(
     adderzoo: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = Measurement("data", 50_000, 76.8, 0.19, "command")
+    measured = Accuracy("data", 50_000, 76.8, 0.19, "command")
+    quality = Quality((SetQuality("Set14", 2, 14, 33.5, 0.91), SetQuality("Set5", 2, 5, 37.9, 0.95)), "command")
     network = ModelInfo("net", 25_557_032, 120_092_000, 3_969_000_000, (3, 224, 224), ())
-    tags = (Weights("pkkd_in1k", measured), Weights("in1k", None))
+    tags = (Weights("pkkd_in1k", measured), Weights("in1k", None), Weights("div2k", quality))
     rows = [ModelInfo(**{**vars(network), "pretrained": tags}), ModelInfo(**{**vars(network), "name": "other"})]
     monkeypatch.setattr(hub, "list_models", lambda *args, **kwargs: rows)
     assert adderzoo("list").out.splitlines() == [
-        "network  params  mult-adds  adder  input      weights         top-1 %  images",
-        "net       25.6M     120.1M  3.97G  3x224x224  pkkd_in1k  76.80 ± 0.19  50,000",
+        "network  params  mult-adds  adder  input      weights    top-1 % / dB    images",
+        "net       25.6M     120.1M  3.97G  3x224x224  pkkd_in1k  76.80 ± 0.19    50,000",
         "                                              in1k",
+        "                                              div2k             33.50  Set14 x2",
         "other     25.6M     120.1M  3.97G  3x224x224  -",
     ]
 

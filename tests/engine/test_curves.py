@@ -35,3 +35,15 @@ def test_curves_show_training_and_where_there_is_one_validation(tmp_path: Path, 
 def test_a_loss_that_is_not_finite_leaves_the_other_curves(tmp_path: Path) -> None:
     draw_curves([epoch(number, True, float("nan")) for number in (1, 2, 3)], tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png", BLUE) > 20
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_super_resolution_has_psnr_in_the_place_of_accuracy(
+    tmp_path: Path, validated: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    found = {"eval_psnr": 30.0, "eval_ssim": 0.9} if validated else {}
+    history = [Epoch(epoch=number, train_loss=1 / number, **found, lr=0.1, seconds=1.0) for number in (1, 2, 3)]
+    draw_curves(history, tmp_path / "curves.png")
+    assert pixels(tmp_path / "curves.png", GREY) > 50  # the loss
+    assert (pixels(tmp_path / "curves.png", BLUE) > 50) == validated
+    assert not recwarn.list

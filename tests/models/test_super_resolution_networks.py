@@ -18,6 +18,7 @@ from adderzoo import quantization
 from adderzoo.checkpoints import open_network, save_weights
 from adderzoo.layers import Adder2d, BatchNorm2d, PowerActivation
 from adderzoo.layers.image import BicubicUpsample
+from adderzoo.models import SuperResolutionNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +61,13 @@ def make(name: str, **kwargs: Any) -> Any:
 
 def images(size: tuple[int, int] = (9, 10), batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def test_networks_are_created_by_name() -> None:
+    for name in SUPER_RESOLUTION:
+        assert isinstance(adderzoo.create_model(name, device="meta"), SuperResolutionNet)
+    with pytest.raises(ValueError, match="must be a registered network, got 'adder_edsr_x5'"):
+        adderzoo.create_model("adder_edsr_x5")
 
 
 # ------------------------------------------------------------------------------------------------------- definition

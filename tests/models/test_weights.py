@@ -11,7 +11,7 @@ import pytest
 import timm
 import timm.models._builder
 import torch
-from networks import NAMES, TAGS, head_keys, images, logits_norm_name, make, small
+from networks import MODULES, NAMES, TAGS, head_keys, images, logits_norm_name, make, small
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -276,4 +276,5 @@ def test_packaged_files_are_those_of_the_sums_and_of_the_tags() -> None:
     sums = {name: digest for digest, name in (line.split() for line in lines)}
     files = {path.name: path for path in adderzoo.models.WEIGHTS.glob("*.safetensors")}
     assert sums == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    assert set(files) == {f"{tag}.safetensors" for tag in TAGS if timm.get_pretrained_cfg(tag).file}
+    tags = [tag for module in MODULES for tag in timm.list_models(module=module, pretrained=True)]
+    assert set(files) == {f"{tag}.safetensors" for tag in tags if timm.get_pretrained_cfg(tag).file}
