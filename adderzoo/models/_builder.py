@@ -102,6 +102,8 @@ def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | No
         organisation, _, tag = cfg.hf_hub_id.partition("/")
         ours = organisation == HUB_ORGANISATION and not cfg.hf_hub_filename
         published = _published_sha256().get(f"{tag}.safetensors") if ours else None
+        if ours and published is None and cfg.source != "hf-hub":
+            raise OSError(f"{cfg.hf_hub_id} is not loaded: the package does not know its SHA-256")
         return from_hub(cfg.hf_hub_id, published, cfg.hf_hub_filename, cache_dir)
     if isinstance(cfg.url, str) and (published := FOREIGN_SHA256.get(cfg.url.rpartition("/")[2])):
         return from_url(cfg.url, published, cache_dir)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adderzoo.layers import ConvUnit
 
 from ._builder import weights_file
+from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
@@ -150,10 +151,10 @@ default_cfgs = generate_default_cfgs(
         for scale in (2, 3, 4)
     }
     | {
-        f"{kind}_edsr_small_x2.bsds400": _cfg(
-            2, file=weights_file(f"{kind}_edsr_small_x2.bsds400"), license="apache-2.0"
+        f"{name}.bsds400": _cfg(
+            2, file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
         )
-        for kind in ("adder", "cnn")
+        for name in ("adder_edsr_small_x2", "cnn_edsr_small_x2")
     }
 )
 

@@ -14,6 +14,7 @@ from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
 from ._builder import weights_file
+from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
@@ -126,7 +127,9 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{name}.bsds400": _cfg(file=weights_file(f"{name}.bsds400"), license="apache-2.0")
+        f"{name}.bsds400": _cfg(
+            file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
+        )
         for name in ("adder_vdsr", "cnn_vdsr")
     }
 )

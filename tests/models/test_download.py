@@ -19,7 +19,7 @@ from torch import nn
 
 import adderzoo.models
 from adderzoo.models import _builder
-from adderzoo.models._download import HUB_ORGANISATION, from_hub, hub_id
+from adderzoo.models._download import from_hub, hub_id
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,20 +80,21 @@ def assert_published(network: nn.Module) -> None:
 # ----------------------------------------------------------------------------------------------------------- the order
 
 
-def test_every_weight_of_the_package_has_its_repository_on_the_hub() -> None:
-    for file in adderzoo.models.WEIGHTS.glob("*.safetensors"):
-        assert timm.get_pretrained_cfg(file.stem).hf_hub_id == hub_id(file.stem)
-        assert hub_id(file.stem).endswith(f"/{file.stem}")
-
-
-def test_every_repository_of_ours_is_one_of_weights_whose_sum_is_known() -> None:
-    """Else whoever has the organisation's name on the Hub could have any weights loaded."""
-    sums = (adderzoo.models.WEIGHTS / "SHA256SUMS").read_text()
+def test_every_tag_with_a_file_has_its_repository_on_the_hub() -> None:
     for name in timm.list_models(include_tags=True):
         cfg = timm.get_pretrained_cfg(name)
-        if cfg and (cfg.hf_hub_id or "").startswith(f"{HUB_ORGANISATION}/"):
-            assert cfg.hf_hub_id == hub_id(f"{cfg.architecture}.{cfg.tag}")
-            assert f"  {cfg.architecture}.{cfg.tag}.safetensors\n" in sums
+        if cfg and cfg.file and Path(cfg.file).parent == adderzoo.models.WEIGHTS:
+            assert cfg.hf_hub_id == hub_id(name)
+
+
+def test_weights_of_a_tag_whose_sum_is_not_known_are_not_loaded(
+    published: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever has the organisation's name on the Hub could have any weights loaded."""
+    monkeypatch.setattr(_builder, "_published_sha256", dict)
+    with pytest.raises(OSError, match=rf"{REPO} is not loaded: the package does not know its SHA-256"):
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": None})
+    assert published.requests == []
 
 
 def test_a_file_in_the_package_comes_first_and_the_hub_is_not_asked(published: HubServer) -> None:
