@@ -90,6 +90,7 @@ class EDSR(SuperResolutionNet):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(scale, num_classes, in_chans)
+        self.num_features = width  # timm writes it into the configuration of what it saves for the Hub
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if res_scale is None:
             res_scale = 0.1 if conv_layer == "adder" or width >= 256 else 1.0

@@ -72,6 +72,7 @@ class VDSR(SuperResolutionNet):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         super().__init__(scale, num_classes, in_chans)
+        self.num_features = width  # timm writes it into the configuration of what it saves for the Hub
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         unit = {"conv_layer": conv_layer, **additions(conv_layer, norm, self_shortcut, power), **dd}
         self.bicubic = BicubicUpsample(scale, **dd)

@@ -224,6 +224,18 @@ def test_a_local_folder_is_loaded_as_it_is(hub: HubServer, files: dict[str, byte
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("name", ["adder_edsr_small_x2", "cnn_vdsr"])
+def test_a_repository_of_a_network_for_super_resolution_is_loaded(name: str, hub: HubServer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, width=8).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # VDSR begins as bicubic interpolation
+    save_for_hf(network, tmp_path / "made", safe_serialization=True)
+    hub.commit("somebody/sharp", {file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()})
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(timm.create_model("hf-hub:somebody/sharp", pretrained=True).eval()(x), network(x))
+
+
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
