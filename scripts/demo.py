@@ -3,8 +3,8 @@ scikit-learn's made larger.
 
     python scripts/demo.py [--out DIR]
 
-Writes DIR/digits (the images, one folder a class), DIR/demo.png, DIR/temple.png (the photograph) and
-DIR/super_resolution.png; DIR is `demo` in the checkout.
+Writes DIR/digits (the images, one folder a class), DIR/demo.png, DIR/photos and DIR/super_resolution.png; DIR is `demo`
+in the checkout.
 """
 
 import argparse
@@ -58,9 +58,11 @@ def measure(model: torch.nn.Module, name: str, folder: Path) -> Result:
 
 def enlarge(out: Path) -> None:
     """A part of a photograph, made smaller, and larger again by each network."""
-    photo, picture = out / "temple.png", out / "super_resolution.png"
-    Image.fromarray(load_sample_image("china.jpg")).save(photo)
-    if adderzoo.cli.main(["upscale", str(photo), "--scale", "2", "--compare", "-o", str(picture)]):
+    photos, picture = out / "photos", out / "super_resolution.png"
+    photos.mkdir(exist_ok=True)
+    for name in ("china", "flower"):
+        Image.fromarray(load_sample_image(f"{name}.jpg")).save(photos / f"{name}.png")
+    if adderzoo.cli.main(["upscale", str(photos / "china.png"), "--scale", "2", "--compare", "-o", str(picture)]):
         raise SystemExit(1)
     print(f"Picture: {picture}")
 

@@ -311,6 +311,25 @@ def test_the_readme_shows_the_same_figures_of_bicubic_interpolation() -> None:
     assert shown == {(row["dataset"], f"x{row['scale']}"): f"{row['psnr']:.2f}/{row['ssim']:.4f}" for row in rows}
 
 
+def test_the_readme_shows_the_same_figures_of_super_resolution() -> None:
+    """In its table of networks, a column a test set."""
+    text = (CHECKOUT / "README.md").read_text()
+    ((head, body),) = re.findall(r"^\| network \| tag \| (Set5 [^\n]+) \|\n\|[-| :]+\n((?:\|.*\n)+)", text, re.M)
+    shown = {}
+    for name, tag, figures in re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^\n]+) \|$", body, re.M):
+        shown[f"{name}.{tag}"] = dict(zip(head.split(" | "), figures.split(" | "), strict=True))
+    rows = json.loads((WEIGHTS / "results.json").read_text())
+    expected = {
+        name: {
+            f"{each['dataset']} x{each['scale']}": f"{each['psnr']:.2f} / {each['ssim']:.4f}"
+            for each in row["test_sets"]
+        }
+        for name, row in rows.items()
+        if name != "bicubic" and "test_sets" in row
+    }
+    assert shown == expected
+
+
 def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelInfo]) -> None:
     rows = json.loads((WEIGHTS / "results.json").read_text())
     listed = {
