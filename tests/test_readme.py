@@ -23,7 +23,7 @@ OTHERS = [block for block in BLOCKS[1:] if block not in LOOP]
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout as a reader has it after the demo."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("adderzoo", "csrc", "hubconf.py"):
+    for name in ("adderzoo", "csrc", "hubconf.py", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     write_digits(folder / "demo" / "digits")
     return folder
