@@ -163,6 +163,10 @@ def _cost(parts: _Parts, columns: list[ModelInfo], tag: str, folder: Path) -> st
         ["", f"`{network.name}`", *(f"its twin `{info.name}`" for info in others)],
         ["multiply-adds of convolutions and linear layers", *(f"{info.multiply_adds:,}" for info in columns)],
         ["elements `\\|x - w\\|` of adder layers", *(f"{info.adder_elements:,}" for info in columns)],
+        [
+            "energy of these in float32 / int8, mJ",
+            *(f"{info.energy():.3g} / {info.energy('int8'):.3g}" for info in columns),
+        ],
         ["parameters", *(f"{info.parameters:,}" for info in columns)],
         [
             f"bytes of the file with tag `{tag}`",
@@ -172,7 +176,8 @@ def _cost(parts: _Parts, columns: list[ModelInfo], tag: str, folder: Path) -> st
     ]
     return (
         f"For one image of {_size(network.input_size)} (channels, height, width){parts.image}. An element is two "
-        f"additions; BatchNorm, pooling and activations are not counted.\n\n{_table(rows)}"
+        f"additions; BatchNorm, pooling and activations are not counted. Energy is that of the operations on a 45 nm "
+        f"chip, without memory.\n\n{_table(rows)}"
     )
 
 

@@ -128,6 +128,11 @@ def test_costs_are_those_of_the_layers_and_of_the_files(name: str) -> None:
         counts = count(each, name)
         assert cells["multiply-adds of convolutions and linear layers"][column] == f"{counts['conv']:,}"
         assert cells[r"elements `\|x - w\|` of adder layers"][column] == f"{counts['adder']:,}"
+        # Picojoules: an addition 0.9 and a multiplication 3.7, of bytes 0.03 and 0.2.
+        additions, multiplications = counts["conv"] + 2 * counts["adder"], counts["conv"]
+        expected = [0.9 * additions + 3.7 * multiplications, 0.03 * additions + 0.2 * multiplications]
+        energies = cells["energy of these in float32 / int8, mJ"][column].split(" / ")
+        assert [float(energy) for energy in energies] == pytest.approx([each * 1e-9 for each in expected], rel=5e-3)
         file = WEIGHTS / f"{each}.{tag}.safetensors"
         if file.is_file():
             assert cells["parameters"][column] == f"{trained_elements(file):,}"

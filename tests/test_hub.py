@@ -432,3 +432,8 @@ def test_the_recipe_writes_weights_rows_hashes_and_cards_that_agree(
         assert sums[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert f"Top-1 {row['top1']:.2f} ± " in file.with_suffix(".md").read_text(encoding="utf-8")
         assert "1 epochs" in row["recipe"]
+
+
+def test_energy_is_of_known_types_alone(networks: dict[str, ModelInfo]) -> None:
+    with pytest.raises(ValueError, match="type must be one of float32, int8, got 'int4'"):
+        networks["adder_lenet5"].energy("int4")

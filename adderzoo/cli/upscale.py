@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="image file to write")
     parser.add_argument("--scale", metavar="S", type=int, help="how many times as large (that of the network, else 2)")
     parser.add_argument(
-        "--model", metavar="NAME", help="network (the first adder network for the scale that has published weights)"
+        "--model",
+        metavar="NAME",
+        help="network (the first adder network with published weights that were measured at this scale)",
     )
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (those that are published)")
     parser.add_argument(
@@ -92,7 +94,7 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
             task or scale.
     """
     from adderzoo.checkpoints import open_network, read_metadata
-    from adderzoo.hub import list_models
+    from adderzoo.hub import Quality, list_models
     from adderzoo.models import is_super_resolution
 
     name, scale = args.model, args.scale
@@ -103,12 +105,14 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         published = [
             info.name
             for info in list_models("adder_*", pretrained=True)
-            if info.task == "super-resolution" and (f"_x{scale}" in info.name or "_x" not in info.name)
+            for weights in info.pretrained
+            if isinstance(weights.measured, Quality)
+            and scale in {test_set.scale for test_set in weights.measured.test_sets}
         ]
         if not published:
             raise ValueError(
-                f"there is no adder network for scale {scale} with published weights: name one with --model, and its "
-                "weights with --checkpoint"
+                f"no adder network has published weights that were measured at scale {scale}: name one with --model, "
+                "and its weights with --checkpoint"
             )
         name = published[0]
     arguments = dict(args.model_kwargs)

@@ -156,7 +156,7 @@ def test_comparison_has_bicubic_network_twin_and_original(
         (("missing.png",), "image missing.png cannot be read: "),
         (("photo.png", "-o", "out.txt"), "OUT must end as an image file does, such as .png or .jpg, got out.txt"),
         (("alpha.png", "-o", "out.jpg"), "OUT must end in .png, .webp or .tif to keep the image's alpha channel"),
-        (("photo.png", "--scale", 5), "scale "),  # by a network that serves several scales, or for want of one
+        (("photo.png", "--scale", 5), "no adder network has published weights that were measured at scale 5: "),
         (("photo.png", "--model", ADDER, "--scale", 3), f"scale must be 2 for {ADDER}, got 3"),
         (("photo.png", "--model", "bicubic", "--scale", 1), "scale must be an integer from 2, got 1"),
         (("photo.png", "--model", "adder_lenet5.digits"), "model must be a network for super-resolution, got "),
@@ -189,3 +189,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert done.err.splitlines()[-1].startswith("adderzoo upscale: error: ")
     assert message in done.err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_name_it_is_a_network_that_was_measured_at_the_scale(
+    adderzoo: Command, photo: Path, tmp_path: Path
+) -> None:
+    done = adderzoo("upscale", photo, "--scale", 2, "-o", tmp_path / "larger.png")
+    assert done.status == 0, done
+    assert done.out.endswith("larger.png: 74x58 pixels, by adder_edsr_small_x2\n")
+    model = timm.create_model("adder_edsr_small_x2", pretrained=True).eval()
+    expected = by_network(model, read_photo(photo).color)
+    got = read_photo(tmp_path / "larger.png").color
+    assert (got.int() - expected.int()).abs().max() <= 1  # fused, it rounds differently
