@@ -22,7 +22,8 @@ ln -sfn "$(realpath "$data/B100/x4/HR")" "$out/B100/HR"
 for network in ${networks:-adder_edsr_small_x2 cnn_edsr_small_x2 adder_vdsr cnn_vdsr}; do
     # Adam divides the size of the gradient out. Adder filters, which are larger than weights, get eta times the rate.
     case $network in
-    *edsr*) size=24 batch=16 rate=0.002 eta=50 epochs=16 repeats=40 ;;
+    adder_edsr*) size=24 batch=16 rate=0.002 eta=50 epochs=16 repeats=40 ;;
+    cnn_edsr*) size=24 batch=16 rate=0.0005 eta=50 epochs=16 repeats=40 ;; # at 0.002 it breaks down in the seventh epoch
     *vdsr) size=20 batch=8 rate=0.001 eta=100 epochs=6 repeats=20 ;;
     esac
     adderzoo train --model $network.bsds400 --data-dir "$data" --val-split "" --workers 0 --seed 0 --img-size $size \
