@@ -26,6 +26,10 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="classes of the network, if neither its default nor in the checkpoint's metadata",
     )
+    add_model_kwargs(parser)
+
+
+def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-kwargs",
         metavar="KEY=VALUE",

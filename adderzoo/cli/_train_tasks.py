@@ -31,7 +31,9 @@ class Classification:
 
         from adderzoo.checkpoints import read_data_config
         from adderzoo.data import class_indices, open_training_data
+        from adderzoo.models import check_classifier
 
+        check_classifier(network, args.model)  # the name alone (`hf-hub:...`) may not tell
         self.args = args
         # What the network is fed with does not depend on its classes, which come from the data.
         self.config = resolve_model_data_config(network)

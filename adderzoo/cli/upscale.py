@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import key_and_value, open_device
+from ._network import add_model_kwargs, open_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="network (the first adder network with published weights that were measured at this scale)",
     )
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (those that are published)")
-    parser.add_argument(
-        "--model-kwargs",
-        metavar="KEY=VALUE",
-        nargs="*",
-        default=[],
-        type=key_and_value,
-        help="further arguments of the network, if not in the checkpoint's metadata",
-    )
+    add_model_kwargs(parser)
     parser.add_argument(
         "--tile",
         metavar="N",
