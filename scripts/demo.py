@@ -13,12 +13,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_image
 from timm.data import resolve_model_data_config
 
 import adderzoo.cli
-from adderzoo.data import open_dataset, open_loader, write_digits
+from adderzoo.data import open_dataset, open_loader, write_digits, write_photos
 from adderzoo.engine import Result, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +57,7 @@ def measure(model: torch.nn.Module, name: str, folder: Path) -> Result:
 def enlarge(out: Path) -> None:
     """A part of a photograph, made smaller, and larger again by each network."""
     photos, picture = out / "photos", out / "super_resolution.png"
-    photos.mkdir(exist_ok=True)
-    for name in ("china", "flower"):
-        Image.fromarray(load_sample_image(f"{name}.jpg")).save(photos / f"{name}.png")
+    write_photos(photos)
     if adderzoo.cli.main(["upscale", str(photos / "flower.png"), "--scale", "2", "--compare", "-o", str(picture)]):
         raise SystemExit(1)
     print(f"Picture: {picture}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adderzoo.data import write_digits
+from adderzoo.data import write_digits, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -26,6 +26,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("adderzoo", "csrc", "hubconf.py", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     write_digits(folder / "demo" / "digits")
+    write_photos(folder / "demo" / "photos")
     return folder
 
 

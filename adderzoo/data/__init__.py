@@ -11,6 +11,7 @@ from .datasets import (
     spread,
     with_indices,
     write_digits,
+    write_photos,
 )
 from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_training_pairs
 from .loaders import open_loader, open_training_loader
@@ -37,4 +38,5 @@ __all__ = [
     "spread",
     "with_indices",
     "write_digits",
+    "write_photos",
 ]

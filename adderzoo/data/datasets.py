@@ -286,3 +286,12 @@ def write_digits(root: Path) -> None:
         path = root / ("train" if index < half else "test") / str(label) / f"{index:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(path)
+
+
+def write_photos(root: Path) -> None:
+    """Write scikit-learn's two photographs, 640x427, as ROOT/{china,flower}.png."""
+    from sklearn.datasets import load_sample_image
+
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("china", "flower"):
+        Image.fromarray(load_sample_image(f"{name}.jpg")).save(root / f"{name}.png")
