@@ -38,5 +38,5 @@ for network in ${networks:-adder_edsr_small_x2 cnn_edsr_small_x2 adder_vdsr cnn_
         --result "$out/$network"/{Set5,Set14,B100}.json --command "bash scripts/reproduce/super_resolution.sh SR" \
         --recipe "Adam on the L1 loss, $((400 * repeats * epochs / batch)) steps of $batch patches of ${size}x$size pixels of \
 BSDS500's 400 training and test images, made smaller by bicubic interpolation, flipped and turned: learning rate $rate to \
-0 on a cosine$filters; seed 0. Rates were chosen on training images held out, nothing on the test images."
+0 on a cosine$filters; seed 0. Adder networks' rates were chosen on training images held out, nothing on the test images."
 done
