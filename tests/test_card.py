@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from cards import code, section, table
 from PIL import Image
 from registry import add_tag, untrained_network
 from safetensors import safe_open
@@ -32,27 +33,14 @@ def committed(name: str) -> str:
     return (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
 
 
+def costs(card: str) -> dict[str, list[str]]:
+    return table(section(card, "Cost"))
+
+
 def front_matter(card: str) -> dict[str, Any]:
     _, front, rest = card.split("---\n", 2)
     assert rest.startswith("\n# ")
     return yaml.safe_load(front)
-
-
-def section(card: str, title: str) -> str:
-    (text,) = re.findall(rf"^## {title}\n\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
-    return text
-
-
-def code(card: str, language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
-    return text
-
-
-def table(card: str) -> dict[str, list[str]]:
-    """Cells by the first of their row; the first row is the head."""
-    lines = [line for line in section(card, "Cost").splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return {first: rest for first, *rest in rows}
 
 
 def count(network: str, tagged: str) -> dict[str, int]:
@@ -113,7 +101,7 @@ def test_front_matter_is_yaml_that_says_what_the_registry_says(name: str) -> Non
 def test_figures_are_those_of_results_json(name: str) -> None:
     card, row = committed(name), rows()[name]
     assert f"Top-1 {row['top1']:.2f} ± {row['top1_se']:.2f} % on {row['images']:,} images ({row['dataset']})" in card
-    assert table(card)[f"top-1 % with tag `{name.partition('.')[2]}`"][0] == f"{row['top1']:.2f} ± {row['top1_se']:.2f}"
+    assert costs(card)[f"top-1 % with tag `{name.partition('.')[2]}`"][0] == f"{row['top1']:.2f} ± {row['top1_se']:.2f}"
     assert section(card, "Training").startswith(f"{row['recipe']}\n")
     assert code(card, "bash") == f"{row['command']}\n"
 
@@ -122,7 +110,7 @@ def test_figures_are_those_of_results_json(name: str) -> None:
 def test_costs_are_those_of_the_layers_and_of_the_files(name: str) -> None:
     network, _, tag = name.partition(".")
     twin = network.replace("adder_", "cnn_") if network.startswith("adder_") else network.replace("cnn_", "adder_")
-    cells = table(committed(name))
+    cells = costs(committed(name))
     assert cells[""] == [f"`{network}`", f"its twin `{twin}`"]
     for column, each in enumerate((network, twin)):
         counts = count(each, name)
@@ -214,7 +202,7 @@ def test_weights_of_other_classes_and_colour_have_counts_and_usage_of_their_own(
     add_tag(monkeypatch, name, file=str(file), url=None, num_classes=3, label_names=None, license="mit")
     publish(tmp_path, name, num_classes=3)
     card = model_card(name, tmp_path)
-    cells = table(card)
+    cells = costs(card)
     for column, network in enumerate(("adder_resnet20", "cnn_resnet20")):
         counts = count(network, name)
         assert cells["multiply-adds of convolutions and linear layers"][column] == f"{counts['conv']:,}"
@@ -236,7 +224,10 @@ def test_the_twins_accuracy_is_shown_where_it_can_be_compared(
 ) -> None:
     publish(tmp_path, "adder_lenet5.digits")
     publish(tmp_path, "cnn_lenet5.digits", ROW | other)
-    assert table(model_card("adder_lenet5.digits", tmp_path))["top-1 % with tag `digits`"] == ["80.00 ± 2.00", shown]
+    assert costs(model_card("adder_lenet5.digits", tmp_path))["top-1 % with tag `digits`"] == [
+        "80.00 ± 2.00",
+        shown,
+    ]
 
 
 def test_weights_from_somebody_elses_file_were_only_measured_here(tmp_path: Path) -> None:

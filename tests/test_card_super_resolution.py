@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from cards import code, section, table
 from PIL import Image
 from registry import TOYS, add_toys
 from safetensors.torch import load_file, save_file
@@ -69,24 +70,6 @@ def card(folder: Path) -> Callable[[str], str]:
     return lambda name: (
         model_card(name, folder) if name in TOYS else (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
     )
-
-
-def section(card: str, title: str) -> str:
-    (text,) = re.findall(rf"^## {title}\n\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
-    return text
-
-
-def code(card: str, language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
-    return text
-
-
-def table(text: str) -> dict[str, list[str]]:
-    """Cells by the first of their row; the first row is the head."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert len({len(cells) for cells in rows}) == 1
-    return {first: rest for first, *rest in rows}
 
 
 def rows_of(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from checkpoint_files import write_trained
 from pictures import random_images, write_folder
 from registry import add_tag, untrained_network
 from safetensors import safe_open
@@ -39,21 +40,8 @@ MEASURED = Accuracy("some digits, the second half", 400, 80.0, 2.0, "bash it.sh"
 
 
 def write_checkpoint(path: Path, name: str = NAME, seed: int = 0, **said: Any) -> Path:
-    """As `adderzoo train` writes it, of random weights; None takes something out of the metadata."""
-    torch.manual_seed(seed)
-    model = timm.create_model(name, num_classes=int(said.get("num_classes") or 10))
-    metadata = {
-        "architecture": name.partition(".")[0],
-        "num_classes": str(model.num_classes),
-        "data_config": json.dumps(resolve_model_data_config(model)),
-        "classes": json.dumps([*"0123456789"]),
-        "command": "adderzoo train",
-        "epoch": "7",
-        "top1": "12.34",
-    }
-    metadata |= said
-    save_weights(model, path, {key: value for key, value in metadata.items() if value is not None})
-    return path
+    classes = {"classes": json.dumps([*"0123456789"]), "top1": "12.34"}
+    return write_trained(path, name, seed, classes | said, num_classes=int(said.get("num_classes") or 10))
 
 
 @pytest.fixture

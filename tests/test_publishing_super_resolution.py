@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from checkpoint_files import write_trained
 from pictures import random_images
 from registry import TOYS, add_toys
 from safetensors import safe_open
@@ -19,7 +20,6 @@ from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 
 from adderzoo.card import model_card
-from adderzoo.checkpoints import save_weights
 from adderzoo.cli import main
 from adderzoo.hub import Accuracy, Quality, SetQuality, read_results
 from adderzoo.models import _builder
@@ -43,21 +43,8 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_checkpoint(path: Path, name: str = NAME, seed: int = 0, **said: Any) -> Path:
-    """As `adderzoo train` writes it, of random weights; None takes something out of the metadata."""
-    torch.manual_seed(seed)
-    model = timm.create_model(name, **json.loads(said.get("model_args") or "{}"))
-    metadata = {
-        "architecture": name.partition(".")[0],
-        "num_classes": "0",
-        "data_config": json.dumps(resolve_model_data_config(model)),
-        "command": "adderzoo train",
-        "epoch": "7",
-        "psnr": "31.25",
-        "ssim": "0.9000",
-    }
-    metadata |= said
-    save_weights(model, path, {key: value for key, value in metadata.items() if value is not None})
-    return path
+    arguments = json.loads(said.get("model_args") or "{}")
+    return write_trained(path, name, seed, {"psnr": "31.25", "ssim": "0.9000"} | said, **arguments)
 
 
 @pytest.fixture
