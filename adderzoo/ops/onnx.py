@@ -5,6 +5,7 @@ output, those of one tap of one filter as large as its input.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.adderzoo.adder2d_u8.default: _adder2d_u8,
     }
 
+
+# Of the bodies: a value of one may not have the name of any value around it, and PyTorch gives names to those alone.
+_NUMBERS = count()
 
 # PyTorch reads the annotations of the two: a tensor's is Any, a number is not one.
 
@@ -130,9 +134,10 @@ def _scan(
     from onnxscript import opset18 as op
 
     nodes: list[Any] = []
+    name = f"adder2d_{next(_NUMBERS)}"
 
     def add(kind: str, *inputs: "Value", **attributes: Any) -> "Value":
-        nodes.append(ir.node(kind, inputs, attributes))
+        nodes.append(ir.node(kind, inputs, attributes, outputs=[ir.Value(name=f"{name}_{len(nodes)}")]))
         return nodes[-1].outputs[0]
 
     def constant(*numbers: int) -> "Value":
@@ -142,7 +147,7 @@ def _scan(
         """Of the last two axes."""
         return add("Slice", x, constant(*start), constant(*end), constant(-2, -1), constant(*step))
 
-    filter = ir.Value(name="filter")
+    filter = ir.Value(name=f"{name}_filter")
     widened = add("CastLike", filter, padded)  # of bytes, so that the file has them as such
     distance = None
     for i in range(kernel[0]):
@@ -155,7 +160,7 @@ def _scan(
             tap = add("ReduceL1", add("Sub", x, w), constant(1), keepdims=0)
             distance = tap if distance is None else add("Add", distance, tap)
     assert distance is not None
-    body = ir.Graph([filter], [distance], nodes=nodes, name="distance")
+    body = ir.Graph([filter], [distance], nodes=nodes, name=name)
     return op.Scan(weight, body=body, num_scan_inputs=1, scan_output_axes=[1])
 
 
