@@ -48,7 +48,8 @@ def export_network(
     - "onnx": standard operators alone, for any ONNX runtime; slow, since none of them is an adder layer.
 
     Args:
-        model: The network, of float32 or quantised (:mod:`adderzoo.quantization`), on the CPU; it is left as it is.
+        model: The network, of float32 and not fused, or quantised (:mod:`adderzoo.quantization`), on the CPU. It is
+            left as it is.
         path: File to write, .pt2, .pt for TorchScript or .onnx.
         format: One of the above.
         image_size: Height and width of the input; None for the classifier's own.
@@ -218,7 +219,10 @@ def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own errors have nothing but this in common
+        raise RuntimeError(str(error)) from error
     return lambda images: torch.from_numpy(session.run(None, {"input": images.numpy()})[0])
 
 
