@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "name what is on images",
     "upscale": "make a photograph larger",
     "quantize": "turn a trained network into an integer one",
+    "export": "write a network as a file that runs without its code",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
     "benchmark": "measure what adder networks cost on this machine, beside their CNN twins",
 }

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     device = open_device(args.device)
     paths = find_images(args.images)
     model = open_network(args).to(device).eval()
-    names = _class_names(model, args)
+    names = class_names(model, args)
     config = resolve_model_data_config(model)
     transform = create_transform(**config)
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("; ".join(failures))
 
 
-def _class_names(model: Any, args: argparse.Namespace) -> list[str]:
+def class_names(model: Any, args: argparse.Namespace) -> list[str]:
     """A name for every class, from where the arguments say, the checkpoint or the weights' tag; else its index.
 
     Raises:
