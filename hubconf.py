@@ -1,6 +1,12 @@
-"""Entry points of `torch.hub`: every network of the package by its name, `pretrained=False` by default."""
+"""Entry points of `torch.hub`: every network of the package by its name, `pretrained=False` by default.
 
-dependencies = ["filelock", "safetensors", "timm", "torch", "torchvision", "tqdm"]
+    torch.hub.load("OWNER/adderzoo", "adder_lenet5", pretrained=True)
+    torch.hub.load(CLONE, "adder_lenet5", source="local", pretrained=True, pretrained_cfg="digits")
+
+The operator is compiled on first use, where there is a C++ compiler; else PyTorch's own operations stand in for it.
+"""
+
+dependencies = ["filelock", "huggingface_hub", "safetensors", "timm", "torch", "torchvision", "tqdm"]
 
 from timm import model_entrypoint as _entry_point  # noqa: E402 - torch.hub reads `dependencies` first
 

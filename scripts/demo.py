@@ -62,7 +62,7 @@ def enlarge(out: Path) -> None:
     photos.mkdir(exist_ok=True)
     for name in ("china", "flower"):
         Image.fromarray(load_sample_image(f"{name}.jpg")).save(photos / f"{name}.png")
-    if adderzoo.cli.main(["upscale", str(photos / "china.png"), "--scale", "2", "--compare", "-o", str(picture)]):
+    if adderzoo.cli.main(["upscale", str(photos / "flower.png"), "--scale", "2", "--compare", "-o", str(picture)]):
         raise SystemExit(1)
     print(f"Picture: {picture}")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer, run_hub, use_hub
 from pictures import SHARED
 
 
@@ -59,3 +60,11 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub on loopback, which huggingface_hub talks to, with the cache tmp_path / "hub"."""
+    with run_hub() as server:
+        use_hub(server, tmp_path / "hub", monkeypatch)
+        yield server

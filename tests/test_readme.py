@@ -26,9 +26,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     package = Path(adderzoo.__file__).parent
     if package.parent == ROOT:
-        names = ["adderzoo", "csrc", "hubconf.py"]
+        names = ["adderzoo", "csrc", "hubconf.py", "scripts"]
     else:  # an installation from a wheel, say, which is to be tested in the place of the checkout's
-        names = ["adderzoo/weights", "hubconf.py"]
+        names = ["adderzoo/weights", "hubconf.py", "scripts"]
         (folder / "adderzoo").mkdir()
     for name in names:
         (folder / name).symlink_to(ROOT / name)

@@ -1,16 +1,16 @@
 """What the families share: building through timm, with checked weights, and the authors' checkpoint format."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
-from timm.models._hub import download_cached_file
+from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from adderzoo.layers import Adder2d
+
+from ._download import HUB_ORGANISATION, from_hub, from_url, hub_id, sha256
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -59,11 +59,12 @@ def weights_file(tag: str) -> str:
 def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
-    A file or URL that the user names himself (`pretrained_cfg_overlay={"file": ...}`) is his own business; that of a
-    quantised network gives this network.
+    The weights of a tag are those in the package, else in huggingface_hub's cache, else on the Hub, or at a URL. A
+    file, folder (`local-dir:`) or URL that the user names himself is his own business; a quantised network's file gives
+    this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
 
     Raises:
-        RuntimeError: if the file in the package, or what was downloaded, is not what was published.
+        OSError: if the file in the package, or what was downloaded, is not what was published, or cannot be fetched.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(
@@ -71,8 +72,10 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             pretrained_cfg=kwargs.get("pretrained_cfg"),
             pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay"),
         )
-        if cfg.file and Path(cfg.file).parent == WEIGHTS:
-            _check_sha256(Path(cfg.file), _packaged_sha256().get(Path(cfg.file).name), "install adderzoo again")
+        file = _checked_file(cfg, kwargs.get("cache_dir"))
+        if file is not None:  # "source" would send timm to the Hub again
+            overlay = kwargs.get("pretrained_cfg_overlay") or {}
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file), "source": None}
         elif cfg.file and (other := read_network(Path(cfg.file), variant, kwargs.get("num_classes"))) is not None:
             if kwargs.get("features_only"):
                 raise ValueError(f"{cfg.file} is a quantised network, which gives no features")
@@ -80,24 +83,44 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             if kwargs.get("in_chans") not in (None, channels):
                 raise ValueError(f"in_chans must be that of {cfg.file}, {channels}, got {kwargs['in_chans']}")
             return cast(Network, other)
-        elif cfg.url and not cfg.file and cfg.url.rpartition("/")[2] in FOREIGN_SHA256:
-            file = Path(download_cached_file(cfg.url, check_hash=False, cache_dir=kwargs.get("cache_dir")))
-            _check_sha256(file, FOREIGN_SHA256[file.name], "delete it to fetch it again")
-            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(file)}
     return build_model_with_cfg(network, variant, pretrained, **kwargs)
 
 
-def _packaged_sha256() -> dict[str, str]:
+def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
+    """The file of published weights, which are what was published; None for what the user names himself."""
+    if cfg.state_dict or cfg.source == "local-dir":
+        return None
+    if cfg.file and cfg.source != "hf-hub":
+        file = Path(cfg.file)
+        if file.parent != WEIGHTS:
+            return None
+        published = _published_sha256().get(file.name)
+        if file.is_file() or published is None or cfg.hf_hub_id != hub_id(file.stem):
+            _check_sha256(file, published, "install adderzoo again")
+            return file
+    if cfg.hf_hub_id:
+        organisation, _, tag = cfg.hf_hub_id.partition("/")
+        ours = organisation == HUB_ORGANISATION and not cfg.hf_hub_filename
+        published = _published_sha256().get(f"{tag}.safetensors") if ours else None
+        if ours and published is None and cfg.source != "hf-hub":
+            raise OSError(f"{cfg.hf_hub_id} is not loaded: the package does not know its SHA-256")
+        return from_hub(cfg.hf_hub_id, published, cfg.hf_hub_filename, cache_dir)
+    if isinstance(cfg.url, str) and (published := FOREIGN_SHA256.get(cfg.url.rpartition("/")[2])):
+        return from_url(cfg.url, published, cache_dir)
+    return None
+
+
+def _published_sha256() -> dict[str, str]:
+    """Of the weights in the package, which are those on the Hub too, by file name."""
     lines = [line.split() for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines()]
     return {name: digest for digest, name in lines}
 
 
 def _check_sha256(path: Path, published: str | None, remedy: str) -> None:
     if not path.is_file():
-        raise RuntimeError(f"{path} is missing: {remedy}")
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != published:
-        raise RuntimeError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
+        raise OSError(f"{path} is missing: {remedy}")
+    if (got := sha256(path)) != published:
+        raise OSError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
 
 
 def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

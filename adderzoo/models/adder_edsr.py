@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adderzoo.layers import ConvUnit
 
 from ._builder import weights_file
+from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
@@ -89,6 +90,7 @@ class EDSR(SuperResolutionNet):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(scale, num_classes, in_chans)
+        self.num_features = width  # timm writes it into the configuration of what it saves for the Hub
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if res_scale is None:
             res_scale = 0.1 if conv_layer == "adder" or width >= 256 else 1.0
@@ -150,10 +152,10 @@ default_cfgs = generate_default_cfgs(
         for scale in (2, 3, 4)
     }
     | {
-        f"{kind}_edsr_small_x2.bsds400": _cfg(
-            2, file=weights_file(f"{kind}_edsr_small_x2.bsds400"), license="apache-2.0"
+        f"{name}.bsds400": _cfg(
+            2, file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
         )
-        for kind in ("adder", "cnn")
+        for name in ("adder_edsr_small_x2", "cnn_edsr_small_x2")
     }
 )
 

@@ -16,6 +16,7 @@ from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, from_original, repeat_input_channels, weights_file
+from ._download import hub_id
 
 __all__ = ["LeNet5", "LeNetPlusPlus"]
 
@@ -258,14 +259,21 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 def _digits(tag: str) -> dict[str, Any]:
     # Trained by scripts/reproduce/digits.py on scikit-learn's handwritten digits.
     names = tuple("0123456789")
-    return _cfg(file=weights_file(tag), mean=(0.3112,), std=(0.3502,), license="apache-2.0", label_names=names)
+    return _cfg(
+        file=weights_file(tag),
+        hf_hub_id=hub_id(tag),
+        mean=(0.3112,),
+        std=(0.3502,),
+        license="apache-2.0",
+        label_names=names,
+    )
 
 
 def _mnist(tag: str) -> dict[str, Any]:
     # Trained by scripts/reproduce/mnist.sh; the names are torchvision's.
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     names = tuple(f"{digit} - {word}" for digit, word in enumerate(words))
-    return _cfg(file=weights_file(tag), license="apache-2.0", label_names=names)
+    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=names)
 
 
 default_cfgs = generate_default_cfgs(

@@ -10,6 +10,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 
 from ._builder import weights_file
+from ._download import hub_id
 from .adder_resnet import ResNet, create_resnet
 
 
@@ -35,7 +36,7 @@ _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse
 
 def _cifar10(tag: str) -> dict[str, Any]:
     # Trained by scripts/reproduce/cifar10.sh.
-    return _cfg(file=weights_file(tag), license="apache-2.0", label_names=_NAMES)
+    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=_NAMES)
 
 
 default_cfgs = generate_default_cfgs(

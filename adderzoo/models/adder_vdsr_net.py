@@ -14,6 +14,7 @@ from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
 from ._builder import weights_file
+from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,
@@ -71,6 +72,7 @@ class VDSR(SuperResolutionNet):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         super().__init__(scale, num_classes, in_chans)
+        self.num_features = width  # timm writes it into the configuration of what it saves for the Hub
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         unit = {"conv_layer": conv_layer, **additions(conv_layer, norm, self_shortcut, power), **dd}
         self.bicubic = BicubicUpsample(scale, **dd)
@@ -126,7 +128,9 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{name}.bsds400": _cfg(file=weights_file(f"{name}.bsds400"), license="apache-2.0")
+        f"{name}.bsds400": _cfg(
+            file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
+        )
         for name in ("adder_vdsr", "cnn_vdsr")
     }
 )

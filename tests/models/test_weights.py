@@ -12,11 +12,13 @@ import timm
 import timm.models._builder
 import torch
 from networks import MODULES, NAMES, TAGS, head_keys, images, logits_norm_name, make, small
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adderzoo.models
 from adderzoo.checkpoints import read_state_dict
+from adderzoo.cli import main
 from adderzoo.models import _builder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,14 +191,14 @@ def test_damaged_packaged_weights_are_refused_before_they_are_read(
         raise AssertionError("the damaged file was read")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict", read)
-    with pytest.raises(RuntimeError, match=rf"{re.escape(str(path))} is damaged: its SHA-256 is [0-9a-f]{{64}}"):
+    with pytest.raises(OSError, match=rf"{re.escape(str(path))} is damaged: its SHA-256 is [0-9a-f]{{64}}"):
         load_packaged(weights)
 
 
 def test_missing_packaged_weights_are_named(weights: Path) -> None:
     path = weights / "adder_lenet5.digits.safetensors"
     path.unlink()
-    with pytest.raises(RuntimeError, match=rf"{re.escape(str(path))} is missing: install adderzoo again"):
+    with pytest.raises(OSError, match=rf"{re.escape(str(path))} is missing: install adderzoo again"):
         load_packaged(weights)
 
 
@@ -219,8 +221,41 @@ def test_download_that_is_not_the_published_file_is_refused_before_it_is_read(
         raise AssertionError("the file was read")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict", read)
-    with pytest.raises(RuntimeError, match=r"ResNet20-AdderNet.pth is damaged.*published is fe3ad7c1"):
+    with pytest.raises(OSError, match=r"ResNet20-AdderNet.pth is damaged.*published is fe3ad7c1"):
         load_huawei(path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
+def test_damaged_download_in_the_cache_is_fetched_again(
+    damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ResNet20-AdderNet.pth"
+    weights = timm.create_model("adder_resnet20").state_dict()
+    torch.save(weights, path)
+    monkeypatch.setitem(_builder.FOREIGN_SHA256, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    load_huawei(path, tmp_path / "cache")
+    damage(tmp_path / "cache" / path.name)
+    assert torch.equal(load_huawei(path, tmp_path / "cache").bn1.weight, weights["bn1.weight"])
+    assert (tmp_path / "cache" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_download_that_fails_names_the_url(tmp_path: Path) -> None:
+    path = tmp_path / "ResNet20-AdderNet.pth"
+    with pytest.raises(OSError, match=rf"{path.as_uri()} cannot be fetched: .*No such file"):
+        load_huawei(path, tmp_path / "cache")
+
+
+def test_a_command_says_in_a_line_that_weights_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "adder_lenet5.digits"
+    monkeypatch.setattr(_builder, "_published_sha256", lambda: {f"{name}.safetensors": "another"})
+    Image.new("L", (32, 32)).save(tmp_path / "image.png")
+    assert main(["predict", str(tmp_path / "image.png"), "--model", name, "--pretrained"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"adderzoo predict: error: .*/{name}\.safetensors is damaged: .* published is another; .*\n", error
+    )
 
 
 def test_download_of_the_published_file_is_loaded(tmp_path: Path, shared: Shared) -> None:
