@@ -76,16 +76,20 @@ def check_wheel(wheel: Path) -> None:
 
 def closure(site_packages: str, *names: str) -> list[Distribution]:
     """Distributions that lie in a folder, with all that they need there."""
-    wanted, found = [Requirement(name) for name in names], {}
+    wanted = [Requirement(name) for name in names]
+    found: dict[str, Distribution] = {}
     asked: set[tuple[str, str]] = set()
     while wanted:
         requirement = wanted.pop()
         name = canonicalize_name(requirement.name)
-        (found[name],) = list(Distribution.discover(name=name, path=[site_packages]))[:1]
+        distribution = next(iter(Distribution.discover(name=name, path=[site_packages])), None)
+        if distribution is None:
+            raise SystemExit(f"{requirement} is not in {site_packages}: give a Python whose environment has a PyTorch")
+        found[name] = distribution
         for extra in {"", *requirement.extras}:
             if (name, extra) not in asked:
                 asked.add((name, extra))
-                needs = [Requirement(line) for line in found[name].requires or ()]
+                needs = [Requirement(line) for line in distribution.requires or ()]
                 wanted += [need for need in needs if not need.marker or need.marker.evaluate({"extra": extra})]
     return list(found.values())
 
