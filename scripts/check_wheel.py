@@ -61,7 +61,7 @@ def check_wheel(wheel: Path) -> None:
         assert not others, f"files that the checkout does not have: {others}"
         for name in libraries:
             content = archive.read(name)
-            paths = re.findall(rb"/[^\0\s]*\.(?:c|cpp|cu|cuh|h|hpp)\b", content)
+            paths = re.findall(rb"(?<![\w./-])/[\w.+/-]+\.(?:c|cpp|cu|cuh|h|hpp)\b", content)
             paths += [path for path in (sys.prefix, str(Path.home()), str(ROOT)) if path.encode() in content]
             assert not paths, f"{name} has paths of this machine: {paths[:5]}"
             with tempfile.NamedTemporaryFile(suffix=".so") as file:
@@ -71,7 +71,10 @@ def check_wheel(wheel: Path) -> None:
                 symbols = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
             unstable = re.findall(r"^.*(?:\b(?:at|c10|torch)::|\b_?Py[A-Z_]).*$", symbols, re.MULTILINE)
             assert not unstable, f"{name} takes symbols outside PyTorch's stable ABI: {unstable[:5]}"
-            print(f"  {name}: {len(content) / 2**20:.1f} MiB, {len(symbols.splitlines())} symbols, all of a stable ABI")
+            print(
+                f"  {name}: {len(content) / 2**20:.1f} MiB, {len(symbols.splitlines())} symbols, all of a stable ABI",
+                flush=True,
+            )
 
 
 def closure(site_packages: str, *names: str) -> list[Distribution]:
@@ -139,17 +142,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="check_wheel_") as temporary:
         folder = Path(temporary)
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=ROOT)
-        distributions = sorted((folder / "dist").iterdir())
-        assert len(distributions) == 2, distributions
-        for distribution in distributions:
-            print(distribution.name, flush=True)
-            if distribution.suffix == ".whl":
-                check_wheel(distribution)
+        (source,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
+        print(wheel.name, flush=True)
+        check_wheel(wheel)
+        for distribution in (source, wheel):
+            print(f"pip install {distribution.name}", flush=True)
             for number, python in enumerate(pythons):
-                readme = distribution.suffix == ".whl" and number == len(pythons) - 1
+                readme = distribution == wheel and number == len(pythons) - 1
                 install_and_use(distribution, python, folder / f"{distribution.stem}_{number}", readme)
         (ROOT / "dist").mkdir(exist_ok=True)
-        for distribution in distributions:
+        for distribution in (source, wheel):
             shutil.copy(distribution, ROOT / "dist")
             print(f"dist/{distribution.name}: right")
 
