@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension, include_paths
 
 ROOT = Path(__file__).resolve().parent
 build = runpy.run_path(str(ROOT / "adderzoo" / "ops" / "_build.py"))
+
+# PyTorch's macros keep __FILE__: a wheel would tell where it was built, and be another one in every folder.
+NO_PATHS = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, *include_paths())]
 
 
 class OptionalBuild(BuildExtension):
@@ -31,7 +34,10 @@ def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> A
         name,
         [str(path.relative_to(ROOT)) for path in sources],
         depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()],
-        extra_compile_args={"cxx": build["CXX_FLAGS"], "nvcc": build["NVCC_FLAGS"]},
+        extra_compile_args={
+            "cxx": build["CXX_FLAGS"] + NO_PATHS,
+            "nvcc": build["NVCC_FLAGS"] + [f"-Xcompiler={flag}" for flag in NO_PATHS],
+        },
         py_limited_api=True,
         optional=True,
         **link,
@@ -39,7 +45,7 @@ def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> A
 
 
 extensions = [extension(CppExtension, "adderzoo._C", build["source_files"]())]
-if torch.version.cuda is not None and CUDA_HOME is not None:
+if torch.version.cuda is not None and CUDA_HOME is not None and Path(CUDA_HOME, "bin", "nvcc").is_file():
     folders = build["cuda_library_folders"](CUDA_HOME)
     extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", build["cuda_source_files"](), library_dirs=folders))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import adderzoo
 from adderzoo.data import write_digits, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,9 +22,15 @@ OTHERS = [block for block in BLOCKS[1:] if block not in LOOP]
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as a reader has it after the demo."""
+    """The checkout as a reader has it after the demo; without code of the package where one is installed."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("adderzoo", "csrc", "hubconf.py", "scripts"):
+    package = Path(adderzoo.__file__).parent
+    if package.parent == ROOT:
+        names = ["adderzoo", "csrc", "hubconf.py", "scripts"]
+    else:  # an installation from a wheel, say, which is to be tested in the place of the checkout's
+        names = ["adderzoo/weights", "hubconf.py", "scripts"]
+        (folder / "adderzoo").mkdir()
+    for name in names:
         (folder / name).symlink_to(ROOT / name)
     write_digits(folder / "demo" / "digits")
     write_photos(folder / "demo" / "photos")
