@@ -63,10 +63,12 @@ class KernelDistillationTask(LogitDistillationTask):
     With one sigma for a layer the second says nothing: in a trained ResNet-20 the mean output of channels is -20 to
     -3000 and differs between those of a layer by hundreds, but the outputs of a channel deviate from it by 2 to 15. So
     each channel's sigma^2 is measured in its standard deviation s over the batch, a bandwidth taken from the data, and
-    factors that are common to a channel (exp of its mean) are left out: both kernels become exp((y - mean) / (width
-    s)). A learned 1x1 convolution maps the student's channels to the teacher's, and their mean squared error, times
-    width^2, averaged over the layers, is the feature loss; for large widths it is that of the normalised outputs.
-    (Without a projection of the teacher's: a pair of them would make the error small by mapping to nothing.)
+    factors that are common to a channel (exp of its mean) are left out: both kernels become k = exp((y - mean) / (width
+    s)). A learned 1x1 convolution maps the student's channels to the teacher's, and their mean squared error, averaged
+    over the layers, is the feature loss. (Without a projection of the teacher's: a pair of them would make the error
+    small by mapping to nothing.) Compared is width (k - 1), the normalised output itself for large widths, so that the
+    loss has the same size for all. A width of 1 is too narrow: convolutions give values ten deviations above the mean,
+    whose exp is all that the loss sees.
 
     No gradient of what the student learns by reaches the teacher. Its parameters and those of the 1x1 convolutions are
     in :meth:`get_trainable_module` with the student's, for one optimiser of all; its steps are those of the CNN trained
@@ -174,7 +176,7 @@ class _Networks(nn.Module):
             F.mse_loss(projection(_kernel(given[name], self.width)).float(), _kernel(wanted[name].detach(), self.width))
             for name, projection in zip(self.layers, self.projections, strict=True)
         ]
-        return logits.float(), taught.float(), self.width**2 * torch.stack(losses).mean()
+        return logits.float(), taught.float(), torch.stack(losses).mean()
 
 
 @contextmanager
@@ -197,5 +199,5 @@ def _outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor
 
 
 def _kernel(y: Tensor, width: float) -> Tensor:
-    """exp((y - mean) / (width * s)) with mean and deviation s of each channel of a layer's outputs (N, C, H, W)."""
-    return (F.batch_norm(y.float(), None, None, training=True) / width).exp()
+    """width (k - 1), k = exp((y - mean) / (width s)), of a layer's outputs (N, C, H, W) with each channel's mean, s."""
+    return width * (F.batch_norm(y.float(), None, None, training=True) / width).expm1()
