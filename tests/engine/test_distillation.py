@@ -260,13 +260,16 @@ def _process(rank: int, port: int, path: Path, data: list[tuple[Tensor, Tensor]]
     task.prepare_distributed(broadcast_buffers=False)
     losses = task(*data[rank])
     losses["loss"].backward()
-    grads = {name: parameter.grad for name, parameter in task.get_trainable_module().module.named_parameters()}
-    torch.save(grads, path)
+    grads = {name: p.grad.clone() for name, p in task.get_trainable_module().module.named_parameters()}  # type: ignore[union-attr]
+    networks = task.get_trainable_module().module
+    state = Training(task.get_eval_model(), create_optimizer(networks), task=task)
+    list(train(state, data[rank : rank + 1], 1))
+    torch.save({"grads": grads, "networks": networks.state_dict()}, path)
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_gradients_of_all_that_is_trained_are_means_over_the_processes(tmp_path: Path) -> None:
+def test_processes_average_the_gradients_of_all_that_is_trained_and_end_alike(tmp_path: Path) -> None:
     data = batches(2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -285,9 +288,11 @@ def test_gradients_of_all_that_is_trained_are_means_over_the_processes(tmp_path:
         process.join(120)
         if process.is_alive():
             process.kill()
-    for path in paths:
-        grads = torch.load(path, weights_only=True)
-        assert grads.keys() == halves[0].keys()
-        for name, grad in grads.items():
+    ends = [torch.load(path, weights_only=True) for path in paths]
+    for key, value in ends[0]["networks"].items():  # statistics of BatchNorm too, of student and teacher
+        assert torch.equal(ends[1]["networks"][key], value), key
+    for end in ends:
+        assert end["grads"].keys() == halves[0].keys()
+        for name, grad in end["grads"].items():
             expected = (halves[0][name] + halves[1][name]) / 2
             torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5, msg=name)
