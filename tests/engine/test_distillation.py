@@ -1,8 +1,6 @@
 """Losses and gradients of a student's steps, against formulas in float64, timm's own task and networks on their own."""
 
 import copy
-import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from processes import CONTEXT, free_port
 from test_training import batches, lenet
 from torch import Tensor, nn
 
@@ -271,12 +270,9 @@ def _process(rank: int, port: int, path: Path, data: list[tuple[Tensor, Tensor]]
 @pytest.mark.usefixtures("one_thread")
 def test_processes_average_the_gradients_of_all_that_is_trained_and_end_alike(tmp_path: Path) -> None:
     data = batches(2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port = free_port()
     paths = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    processes = [context.Process(target=_process, args=(rank, port, path, data)) for rank, path in enumerate(paths)]
+    processes = [CONTEXT.Process(target=_process, args=(rank, port, path, data)) for rank, path in enumerate(paths)]
     for process in processes:
         process.start()
     halves: list[dict[str, Tensor]] = []
