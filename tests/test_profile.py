@@ -249,11 +249,11 @@ def test_rows_of_the_tables_that_follow_from_the_definitions(name: str) -> None:
     assert row is not None
     printed = row.prints(found.operations)
     if name == "adder_resnet32":  # 138.249472: the paper has rounded before it doubled
-        assert (printed, row.operations) == ({"add": "138.25M"}, {"add": "138.24M"})
-        assert row.prints(Operations(add=2 * 69_120_000)) == row.operations
+        assert (printed, row.figures) == ({"add": "138.25M"}, {"add": "138.24M"})
+        assert row.prints(Operations(add=2 * 69_120_000)) == row.figures
     else:
-        assert printed == row.operations
-    assert {key for key, count in asdict(found.operations).items() if count} == row.operations.keys()
+        assert printed == row.figures
+    assert {key for key, count in asdict(found.operations).items() if count} == row.figures.keys()
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -262,7 +262,7 @@ def test_rows_of_the_tables_that_do_not_follow_are_said_to(name: str) -> None:
     assert row is not None
     for ends, printed in zip((False, True), OTHERS[name], strict=True):
         assert row.prints(like_paper(of(name), ends).operations) == printed
-        assert printed != row.operations
+        assert printed != row.figures
     assert "does not follow" in row.note
 
 

@@ -1,0 +1,189 @@
+"""`adderzoo profile`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._network import add_network_arguments, open_network
+from ._table import align
+
+if TYPE_CHECKING:
+    from adderzoo.profile import Operations, Profile, Published
+
+_TYPES = ("float32", "int8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_network_arguments(parser)
+    parser.add_argument("--img-size", metavar="N", type=int, help="height and width of the image (the network's own)")
+    parser.add_argument(
+        "--like-paper",
+        action="store_true",
+        help="count what the AdderNet paper counts, without BatchNorm, first and last layer, and show its own figures",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
+    parser.epilog = (
+        "For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer adds "
+        "twice, BatchNorm multiplies and adds; activations, pooling and the additions of shortcuts are not counted. "
+        "Energy is that of the operations on a 45 nm chip, without memory; latency that of the operations one after "
+        "the other, a multiplication taking 4 cycles and an addition 2 (VIA Nano 2000). Sizes are those of the "
+        "parameters; in int8 filters and matrices are bytes, and all else stays float32. No weights are needed."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from timm.data import resolve_model_data_config
+
+    from adderzoo.profile import like_paper, profile, published
+
+    if args.img_size is not None and args.img_size < 1:
+        raise ValueError(f"img-size must be at least 1, got {args.img_size}")
+    model = open_network(args, quiet=True, any_task=True)
+    name = args.model.partition(".")[0]
+    channels, height, width = resolve_model_data_config(model)["input_size"]
+    channels = getattr(model, "in_chans", dict(args.model_kwargs).get("in_chans", channels))
+    size = (channels, args.img_size or height, args.img_size or width)
+
+    profiles = {name: profile(model, size)}
+    if twin := _twin(name, model, args):
+        profiles |= {twin[0]: profile(twin[1], size)}
+    row = published(name)
+    counted = profiles
+    if args.like_paper:
+        counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
+    print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
+    print(f"\n{_totals(counted, profiles)}")
+    if args.like_paper:
+        print(f"\n{_paper(profiles[name], row)}")
+    if args.json:
+        from adderzoo.checkpoints import write_atomically
+
+        report = _report(name, counted, profiles, args.like_paper, row)
+        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+
+
+def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:
+    """The network of the other kind, by name, with random weights."""
+    import torch
+
+    from adderzoo.checkpoints import create_model, read_model_args
+    from adderzoo.hub import twin
+
+    other = twin(name)
+    if other is None:
+        return None
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
+    arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
+    with torch.device("meta"):
+        return other, create_model(other, **arguments | {"num_classes": model.num_classes})
+
+
+def _used(profiles: "Sequence[Profile]") -> list[str]:
+    """Operations to show: XNORs and shifts only where there are some."""
+    totals = [asdict(profile.operations) for profile in profiles]
+    return [key for key in totals[0] if key in ("mul", "add") or any(total[key] for total in totals)]
+
+
+_TITLES = {"mul": "#Mul", "add": "#Add", "xnor": "#XNOR", "shift": "#Shift", "latency": "latency, cycles"}
+
+
+def _layers(profile: "Profile") -> str:
+    """A line a layer, and their sum."""
+    keys = _used([profile])
+    rows = [("layer", "type", *(_TITLES[key] for key in keys), "params")]
+    for layer in profile.layers:
+        counts = asdict(layer.operations)
+        cells = (f"{counts[key]:,}" for key in keys)
+        rows.append((layer.name or "(itself)", layer.type, *cells, f"{layer.parameters:,}"))
+    counts = asdict(profile.operations)
+    rows.append(("total", "", *(f"{counts[key]:,}" for key in keys), f"{profile.parameters:,}"))
+    return align(rows, left={0, 1})
+
+
+def _totals(counted: "dict[str, Profile]", profiles: "dict[str, Profile]") -> str:
+    """A column a network; operations are those that are counted, sizes those of all layers."""
+    rows = [("network", *counted)]
+    operations = [profile.operations for profile in counted.values()]
+    for key in _used(list(counted.values())):
+        rows.append((_TITLES[key], *(f"{getattr(each, key):,}" for each in operations)))
+    for type in _TYPES:
+        rows.append((f"energy in {type}, mJ", *(f"{each.energy(type):.3g}" for each in operations)))
+    rows.append((_TITLES["latency"], *(_cycles(each) for each in operations)))
+    rows.append(("parameters", *(f"{profile.parameters:,}" for profile in profiles.values())))
+    for type in _TYPES:
+        rows.append((f"bytes in {type}", *(f"{profile.size(type):,}" for profile in profiles.values())))
+    return align(rows, left={0})
+
+
+def _cycles(operations: "Operations") -> str:
+    cycles = operations.latency()
+    return "-" if cycles is None else f"{cycles:,}"
+
+
+_KINDS = {"conv": "convolutions", "adder": "adder layers"}
+
+
+def _paper(profile: "Profile", row: "Published | None") -> str:
+    """What is counted by the paper's words, what by its figures, and what it prints."""
+    from adderzoo.profile import like_paper
+
+    words, figures = like_paper(profile), like_paper(profile, ends=True)
+    ways = [("all layers but BatchNorm", figures)]
+    if not (row and row.ends):
+        kind = next((_KINDS[layer.kind] for layer in figures.layers), "")
+        ways = [
+            ("without BatchNorm, first and last layer", words),
+            (f"without BatchNorm, all layers as {kind}", figures),
+        ]
+    if row is None:
+        keys = _used([words])
+        lines = [("", *(_TITLES[key] for key in keys))]
+        lines += [(text, *(f"{getattr(each.operations, key):,}" for key in keys)) for text, each in ways]
+        return align(lines, left={0})
+    lines = [("", *(_TITLES[key] for key in row.figures))]
+    lines += [(text, *row.prints(each.operations).values()) for text, each in ways]
+    lines.append((f"printed in the paper's {row.where}", *row.figures.values()))
+    note = f"\n{row.note}" if row.prints(figures.operations) != row.figures else ""
+    return align(lines, left={0}) + note
+
+
+def _report(
+    name: str,
+    counted: "dict[str, Profile]",
+    profiles: "dict[str, Profile]",
+    paper: bool,
+    row: "Published | None",
+) -> dict[str, Any]:
+    """Everything, as JSON has it."""
+    from adderzoo.profile import like_paper
+
+    report: dict[str, Any] = {
+        "model": name,
+        "input_size": list(counted[name].input_size),
+        "like_paper": paper,
+        "layers": [
+            {"name": layer.name, "type": layer.type, **asdict(layer.operations), "parameters": layer.parameters}
+            for layer in counted[name].layers
+        ],
+        "networks": {
+            each: {
+                **asdict(profile.operations),
+                "energy_mj": {type: profile.operations.energy(type) for type in _TYPES},
+                "latency_cycles": profile.operations.latency(),
+                "parameters": profiles[each].parameters,
+                "bytes": {type: profiles[each].size(type) for type in _TYPES},
+            }
+            for each, profile in counted.items()
+        },
+    }
+    if paper and row:
+        found = row.prints(like_paper(profiles[name], ends=True).operations)
+        report["paper"] = {"where": row.where, "printed": row.figures, "all_layers": found}
+        if not row.ends:
+            report["paper"]["without_first_and_last"] = row.prints(like_paper(profiles[name]).operations)
+        if found != row.figures:
+            report["paper"]["note"] = row.note
+    return report
