@@ -117,7 +117,7 @@ def install_and_use(distribution: Path, python: Path, folder: Path, readme: bool
     pip = (installed, "-m", "pip", "install", "-q")
     if distribution.suffix != ".whl":
         run(*pip, "setuptools>=77", "ninja", cwd=folder)
-    run(*pip, "--no-build-isolation", f"{distribution}[demo]" if readme else distribution, cwd=folder)
+    run(*pip, "--no-build-isolation", f"{distribution}[demo,onnx]" if readme else distribution, cwd=folder)
     run(installed, "-m", "pip", "check", cwd=folder)
     run(installed, "-c", SMOKE, cwd=folder)
     run(installed.parent / "adderzoo", "list", "--pretrained", cwd=folder)
