@@ -50,11 +50,12 @@ class ShiftConv2d(nn.Conv2d):
     sign: Tensor
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if name == "weight" and param is not None:  # Conv2d's own, in the place of which there are two
-            for part in ("shift", "sign"):
-                super().register_parameter(part, nn.Parameter(torch.empty_like(param)))
-        else:
+        if name != "weight" or param is None:
             super().register_parameter(name, param)
+        elif "shift" in self._parameters:
+            raise AttributeError("weight is what shift and sign make: set these instead")
+        else:  # by Conv2d's constructor; in its place there are two
+            self.shift, self.sign = (nn.Parameter(torch.empty_like(param)) for _ in range(2))
 
     def reset_parameters(self) -> None:
         nn.init.uniform_(self.shift, -14, 0)
