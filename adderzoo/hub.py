@@ -95,7 +95,8 @@ class ModelInfo:
     Attributes:
         name: As `timm.create_model` takes it.
         parameters: Number of trained parameters.
-        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`.
+        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`; what
+            binary and shift layers compute is none.
         adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
         input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
@@ -141,9 +142,9 @@ def task(name: str) -> str:
 
 
 def twin(name: str) -> str | None:
-    """The CNN of the same definition as an adder network, or the adder network of a CNN; None if there is none."""
+    """The CNN of the same definition, of a CNN the adder network; None if there is none."""
     kind, _, rest = name.partition("_")
-    other = {"adder": f"cnn_{rest}", "cnn": f"adder_{rest}"}.get(kind)
+    other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
     return other if other in network_names() else None
 
 

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from adderzoo.layers import AdderAffine2d, AdderAffineLinear, QuantizedAdder2d, QuantizedAdderLinear
+from adderzoo.layers import (
+    AdderAffine2d,
+    AdderAffineLinear,
+    BinaryConv2d,
+    QuantizedAdder2d,
+    QuantizedAdderLinear,
+    ShiftConv2d,
+)
 from adderzoo.layers.quantized import QuantizedConv2d, QuantizedLinear
 
 # Picojoules of an operation on a 45 nm chip, the figures that papers on adder networks count with: M. Horowitz,
@@ -31,7 +38,7 @@ class Operations:
     Attributes:
         mul: Multiplications.
         add: Additions and subtractions.
-        xnor: Products of two bits that stand for -1 and 1.
+        xnor: Products of two bits, of binary layers; an AND for some of them.
         shift: Multiplications by powers of two.
     """
 
@@ -80,10 +87,16 @@ class Operations:
 _INSTEAD = {
     "conv": Operations(mul=1, add=1),
     "adder": Operations(add=2),  # a subtraction, and the absolute value added
+    "binary": Operations(xnor=1, add=1),
+    "shift": Operations(shift=1, add=1),
 }
 
-# Bits of a filter's number in a network for integer inference, where they are not 8.
-_BITS: Mapping[str, int] = {}
+# The kinds of layers that compute in float what stands for something else.
+_SIMULATIONS = {BinaryConv2d: "binary", ShiftConv2d: "shift"}
+
+# Bits of a filter's parameter in a network for integer inference, where they are not 8. Five are two parameters of a
+# shift layer, shift and sign.
+_BITS: Mapping[str, float] = {"binary": 1, "shift": 2.5}
 
 # Scale and shift of a value, as of BatchNorm.
 _SCALE_AND_SHIFT = Operations(mul=1, add=1)
@@ -97,7 +110,7 @@ class Layer:
         name: As `model.get_submodule` takes it.
         type: Its class.
         products: How often it multiplies and adds up, or does what takes the place of that, by kind: "conv" for
-            convolutions, linear layers and other products of matrices, "adder".
+            convolutions, linear layers and other products of matrices, "adder", "binary", "shift".
         scaled: How many values it scales and shifts, one by one: BatchNorm's, and the outputs of fused adder layers.
         parameters: Numbers that were trained.
         weights: How many of these are a filter's or a matrix's, and not a bias, scale or shift.
@@ -194,6 +207,9 @@ def profile(model: nn.Module, input_size: tuple[int, ...]) -> Profile:
     known: set[int] = set()  # parameters that several layers share are the first one's
     for name, module in model.named_modules():
         here = counts.get(module, Counter())
+        for simulation, kind in _SIMULATIONS.items():
+            if isinstance(module, simulation):
+                here[kind] = here.pop("conv", 0)
         products = {kind: here[kind] for kind in _INSTEAD if here[kind]}
         own = {id(each): each for each in module.parameters(recurse=False) if id(each) not in known}
         known |= own.keys()

@@ -1,6 +1,7 @@
 """Counts of operations, against definitions, the papers' figures and those that others publish."""
 
 import copy
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import adderzoo
 from adderzoo.hub import network_names
-from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d, replace_conv
+from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d, BinaryConv2d, ShiftAdd2d, ShiftConv2d, replace_conv
 from adderzoo.profile import Layer, Operations, Profile, like_paper, profile, published
 
 
@@ -52,6 +53,8 @@ LAYERS = {
     "own BatchNorm": (BatchNorm2d(3, dtype=torch.bfloat16), (3, 4, 5), Operations(mul=60, add=60), 6, 0),
     "LayerNorm": (nn.LayerNorm(5), (3, 5), Operations(mul=15, add=15), 10, 0),
     "GroupNorm": (nn.GroupNorm(2, 4), (4, 3, 3), Operations(mul=36, add=36), 8, 0),
+    "binary": (BinaryConv2d(3, 6, 3, 2, 1), (3, 8, 8), Operations(xnor=2592, add=2592), 168, 162),
+    "shift": (ShiftConv2d(3, 6, 3, 2, 1), (3, 8, 8), Operations(shift=2592, add=2592), 6 + 2 * 162, 2 * 162),
     "activation": (nn.PReLU(), (3, 4, 4), Operations(), 1, 0),
 }
 
@@ -63,8 +66,18 @@ def test_layers_do_what_their_definition_says(name: str) -> None:
     assert layer.operations == operations
     assert (layer.parameters, layer.weights) == (parameters, weights)
     assert layer.size() == 4 * parameters
-    assert layer.size("int8") == weights + 4 * (parameters - weights)
-    assert layer.kind == ("adder" if name.startswith("adder") else "conv" if weights else "")
+    bits = {"binary": 162, "shift": 5 * 162}.get(name, 8 * weights)
+    assert layer.size("int8") == math.ceil(bits / 8) + 4 * (parameters - weights)
+    kind = name.partition(",")[0]
+    assert layer.kind == (kind if kind in ("adder", "binary", "shift") else "conv" if weights else "")
+
+
+def test_shift_and_add_are_two_layers() -> None:
+    found = profile(ShiftAdd2d(3, 6, 3, 2, 1, bias=False), (3, 8, 8))
+    assert [(layer.name, layer.operations) for layer in found.layers] == [
+        ("shift", Operations(shift=2592, add=2592)),
+        ("adder", Operations(add=2 * 6 * 16 * 54)),
+    ]
 
 
 class _Everything(nn.Module):
@@ -227,7 +240,7 @@ def stride_first(model: nn.Module) -> nn.Module:
     return model
 
 
-METHODS = ("adder", "cnn")
+METHODS = ("adder", "cnn", "bnn")
 # Every row of Tables 2 and 3 that follows from the definition of its network.
 FOLLOWS = [f"{method}_{network}" for method in METHODS for network in ("resnet32", "resnet18", "resnet50")]
 # And those that do not: (by the paper's words, with both ends), as the paper would print it.
@@ -236,6 +249,8 @@ OTHERS = {
     "cnn_vgg_small": ({"mul": "0.60G", "add": "0.60G"}, {"mul": "0.61G", "add": "0.61G"}),
     "adder_resnet20": ({"add": "80.74M"}, {"add": "81.63M"}),
     "cnn_resnet20": ({"mul": "40.37M", "add": "40.37M"}, {"mul": "40.81M", "add": "40.81M"}),
+    "bnn_resnet20": ({"add": "40.37M", "xnor": "40.37M"}, {"add": "40.81M", "xnor": "40.81M"}),
+    "bnn_vgg_small": ({"add": "0.60G", "xnor": "0.60G"}, {"add": "0.61G", "xnor": "0.61G"}),
 }
 
 

@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
     parser.epilog = (
         "For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer adds "
-        "twice, BatchNorm multiplies and adds; activations, pooling and the additions of shortcuts are not counted. "
-        "Energy is that of the operations on a 45 nm chip, without memory; latency that of the operations one after "
-        "the other, a multiplication taking 4 cycles and an addition 2 (VIA Nano 2000). Sizes are those of the "
-        "parameters; in int8 filters and matrices are bytes, and all else stays float32. No weights are needed."
+        "twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
+        "activations, pooling and the additions of shortcuts are not counted. Energy is that of the operations on a "
+        "45 nm chip, without memory; latency that of the operations one after the other, a multiplication taking 4 "
+        "cycles and an addition 2 (VIA Nano 2000). Bytes are those of the parameters; in int8 filters and matrices "
+        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32."
     )
 
 
@@ -123,7 +124,7 @@ def _cycles(operations: "Operations") -> str:
     return "-" if cycles is None else f"{cycles:,}"
 
 
-_KINDS = {"conv": "convolutions", "adder": "adder layers"}
+_KINDS = {"conv": "convolutions", "adder": "adder layers", "binary": "binary layers", "shift": "shift layers"}
 
 
 def _paper(profile: "Profile", row: "Published | None") -> str:

@@ -2,12 +2,15 @@
 
 from adderzoo import ops as ops  # registers the operator that the layers call
 
-from .adder import Adder2d, AdderLinear, get_conv_layer
+from .adder import Adder2d, AdderLinear
 from .affine import AdderAffine2d, AdderAffineLinear
+from .binary import BinaryConv2d
+from .kinds import get_conv_layer
 from .norm import BatchNorm2d
 from .power import PowerActivation
 from .quantized import QuantizedAdder2d, QuantizedAdderLinear
 from .replace import replace_conv
+from .shift import ShiftAdd2d, ShiftConv2d
 from .unit import ConvUnit
 
 __all__ = [
@@ -16,10 +19,13 @@ __all__ = [
     "AdderAffineLinear",
     "AdderLinear",
     "BatchNorm2d",
+    "BinaryConv2d",
     "ConvUnit",
     "PowerActivation",
     "QuantizedAdder2d",
     "QuantizedAdderLinear",
+    "ShiftAdd2d",
+    "ShiftConv2d",
     "get_conv_layer",
     "replace_conv",
 ]

@@ -67,6 +67,7 @@ def test_lenet_like_the_paper(adderzoo: Command) -> None:
         ("cnn_resnet20", ["40.37M"] * 2, ["40.81M"] * 2, ["41.17M"] * 2, "does not follow"),
         ("adder_vgg_small", ["1.21G"], ["1.22G"], ["1.30G"], "does not follow"),
         ("adder_resnet18", ["3.4G"], ["3.6G"], ["3.6G"], ""),
+        ("bnn_resnet18", ["1.7G"] * 2, ["1.8G"] * 2, ["1.8G"] * 2, ""),
     ],
 )
 def test_tables_of_the_paper(
@@ -74,9 +75,13 @@ def test_tables_of_the_paper(
 ) -> None:
     paper = sections(adderzoo("profile", "--model", name, "--like-paper"))[3][0]
     lines = table(paper)
-    kind = "adder layers" if name.startswith("adder") else "convolutions"
+    kind, operations = {
+        "adder": ("adder layers", ["#Add"]),
+        "cnn": ("convolutions", ["#Mul", "#Add"]),
+        "bnn": ("binary layers", ["#Add", "#XNOR"]),
+    }[name.partition("_")[0]]
     where = "Table 3" if "resnet18" in name else "Table 2"
-    assert lines[""] == (["#Add"] if name.startswith("adder") else ["#Mul", "#Add"])
+    assert lines[""] == operations
     assert lines["without BatchNorm, first and last layer"] == words
     assert lines[f"without BatchNorm, all layers as {kind}"] == figures
     assert lines[f"printed in the paper's {where}"] == printed
@@ -141,6 +146,17 @@ def test_networks_for_super_resolution_and_without_parameters(adderzoo: Command)
     assert totals["network"] == ["adder_vdsr", "cnn_vdsr"]
     totals = sections(adderzoo("profile", "--model", "bicubic", "--like-paper"))[2]
     assert totals["parameters"] == ["0"]
+
+
+def test_xnors_and_shifts_are_shown_where_there_are_some(adderzoo: Command) -> None:
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "bnn_resnet20"))
+    assert layers["layer"] == ["type", "#Mul", "#Add", "#XNOR", "params"]
+    assert totals["network"] == ["bnn_resnet20", "cnn_resnet20"]
+    assert totals["#XNOR"] == ["40,370,176", "0"]
+    assert totals["latency, cycles"][0] == "-"
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "shiftadd_resnet20"))
+    assert layers["layer"] == ["type", "#Mul", "#Add", "#Shift", "params"]
+    assert totals["#Shift"] == ["40,370,176", "0"]
 
 
 def test_a_quantised_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
