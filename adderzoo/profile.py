@@ -53,8 +53,8 @@ class Operations:
     def __mul__(self, times: int) -> "Operations":
         return Operations(*(getattr(self, each.name) * times for each in fields(self)))
 
-    def energy(self, type: str = "float32") -> float:
-        """What they take on a 45 nm chip, in millijoules, memory not counted.
+    def energies(self, type: str = "float32") -> dict[str, float]:
+        """What they take on a 45 nm chip, by their names, in millijoules; memory is not counted.
 
         Args:
             type: Of all numbers, "float32" or "int8". The products of bits are counted up, one addition for each XNOR,
@@ -66,8 +66,17 @@ class Operations:
         if type not in _PICOJOULES:
             raise ValueError(f"type must be one of {', '.join(_PICOJOULES)}, got {type!r}")
         each, counting_up = _PICOJOULES[type], _PICOJOULES["int8"]["add"]
-        added = (self.add - self.xnor) * each["add"] + self.xnor * counting_up
-        return 1e-9 * (self.mul * each["mul"] + added + self.shift * each["shift"])
+        picojoules = {
+            "mul": self.mul * each["mul"],
+            "add": (self.add - self.xnor) * each["add"] + self.xnor * counting_up,
+            "xnor": 0.0,
+            "shift": self.shift * each["shift"],
+        }
+        return {name: 1e-9 * value for name, value in picojoules.items()}
+
+    def energy(self, type: str = "float32") -> float:
+        """What they take together, see :meth:`energies`."""
+        return sum(self.energies(type).values())
 
     def latency(self, mul: int = 4, add: int = 2) -> int | None:
         """Cycles that they take one after the other, the measure of the AdderNet paper (section 4.1).

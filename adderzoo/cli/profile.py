@@ -2,13 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._network import add_network_arguments, open_network
 from ._table import align
+from .quantize import add_some_images_arguments, check_some_images, open_some_images
 
 if TYPE_CHECKING:
     from adderzoo.profile import Operations, Profile, Published
@@ -25,13 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count what the AdderNet paper counts, without BatchNorm, first and last layer, and show its own figures",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
+    parser.add_argument("--plots", metavar="DIR", type=Path, help="draw pictures of the network here")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="of the pictures: folder of images, whose ranges layer by layer are shown too"
+    )
+    add_some_images_arguments(parser)
     parser.epilog = (
         "For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer adds "
         "twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
         "activations, pooling and the additions of shortcuts are not counted. Energy is that of the operations on a "
         "45 nm chip, without memory; latency that of the operations one after the other, a multiplication taking 4 "
         "cycles and an addition 2 (VIA Nano 2000). Bytes are those of the parameters; in int8 filters and matrices "
-        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32."
+        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32. The pictures are "
+        "operations.png, of the network and its twin; first_layer.png and filters.png, the distributions of filters, "
+        "also of the twin if it has published weights of the tag that --pretrained takes; ranges.png, of filters and, "
+        "with --data-dir or --dataset, of what goes into each layer."
     )
 
 
@@ -42,14 +52,23 @@ def run(args: argparse.Namespace) -> None:
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
-    model = open_network(args, quiet=True, any_task=True)
+    check_some_images(args)
+    if args.plots:
+        from adderzoo.plots import import_matplotlib
+
+        import_matplotlib()
+    elif args.data_dir or args.dataset:
+        raise ValueError("data-dir and dataset are for plots: name a folder for these")
+    model = open_network(args, quiet=not args.plots, any_task=True).eval()
+    images, count = open_some_images(model, args) if args.data_dir or args.dataset else ((), 0)
     name = args.model.partition(".")[0]
     channels, height, width = resolve_model_data_config(model)["input_size"]
     channels = getattr(model, "in_chans", dict(args.model_kwargs).get("in_chans", channels))
     size = (channels, args.img_size or height, args.img_size or width)
 
     profiles = {name: profile(model, size)}
-    if twin := _twin(name, model, args):
+    twin = _twin(name, model, args)
+    if twin:
         profiles |= {twin[0]: profile(twin[1], size)}
     row = published(name)
     counted = profiles
@@ -64,10 +83,13 @@ def run(args: argparse.Namespace) -> None:
 
         report = _report(name, counted, profiles, args.like_paper, row)
         write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    if args.plots:
+        print(f"\n{_draw(model, twin, counted, args.plots, images, count)}")
 
 
 def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:
-    """The network of the other kind, by name, with random weights."""
+    """The network of the other kind, by name; with published weights if the network has them too, else on "meta"."""
+    import timm
     import torch
 
     from adderzoo.checkpoints import create_model, read_model_args
@@ -78,8 +100,12 @@ def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | 
         return None
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
+    arguments["num_classes"] = model.num_classes
+    tagged = f"{other}.{model.pretrained_cfg.get('tag', '')}"
+    if args.plots and args.pretrained and timm.is_model_pretrained(tagged):
+        return other, create_model(tagged, pretrained=True, **arguments).eval()
     with torch.device("meta"):
-        return other, create_model(other, **arguments | {"num_classes": model.num_classes})
+        return other, create_model(other, **arguments)
 
 
 def _used(profiles: "Sequence[Profile]") -> list[str]:
@@ -188,3 +214,41 @@ def _report(
         if found != row.figures:
             report["paper"]["note"] = row.note
     return report
+
+
+def _draw(
+    model: Any,
+    twin: tuple[str, Any] | None,
+    profiles: "dict[str, Profile]",
+    folder: Path,
+    images: Iterable[Any],
+    count: int,
+) -> str:
+    """Write the pictures; what is on them, a line each."""
+    from adderzoo import plots
+
+    name, profile = next(iter(profiles.items()))
+    plots.draw_operations(profiles, folder / "operations.png")
+    lines = [f"{folder / 'operations.png'}: {', '.join(profiles)}"]
+    models = {name: model}
+    if twin and not any(parameter.is_meta for parameter in twin[1].parameters()):
+        models |= dict([twin])
+    try:
+        weights = {each: plots.filters(network) for each, network in models.items()}
+        plots.draw_first_layer(models, folder / "first_layer.png")
+    except ValueError as error:  # filters of bytes, or none, or none of images
+        print(f"adderzoo profile: no pictures of filters: {error}", file=sys.stderr)
+        return "\n".join(lines)
+    lines.append(f"{folder / 'first_layer.png'}: {', '.join(models)}")
+
+    kind = max((layer.kind for layer in profile.layers), key=profile.products)
+    layers = [layer.name for layer in profile.layers if layer.kind == kind and layer.name in weights[name]]
+    some = list(dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
+    plots.draw_filters(models, some, folder / "filters.png")
+    better = {each: [plots.Fit.of(weights[each][layer]).better for layer in layers] for each in models}
+    found = ", ".join(f"{each.count('Laplace')} of {len(layers)} in {network}" for network, each in better.items())
+    lines.append(f"{folder / 'filters.png'}: Laplace fits the layers better than Gaussian: {found}")
+
+    plots.draw_ranges(plots.ranges(model, images), name, folder / "ranges.png")
+    lines.append(f"{folder / 'ranges.png'}: filters" + (f", and inputs for {count} images" if count else ""))
+    return "\n".join(lines)

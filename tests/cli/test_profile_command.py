@@ -1,12 +1,14 @@
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import Done
+from PIL import Image
 
-from adderzoo import hub
+from adderzoo import hub, models
 
 Command = Callable[..., Done]
 
@@ -181,3 +183,84 @@ def test_a_quantised_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path)
 def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...], message: str) -> None:
     done = adderzoo("profile", *arguments)
     assert done.error.startswith(f"adderzoo profile: error: {message}")
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+PICTURES = ["filters.png", "first_layer.png", "operations.png", "ranges.png"]
+
+
+def written(folder: Path) -> list[str]:
+    """Pictures in a folder, with nothing else in it."""
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert (image.format, image.width) == ("PNG", 1440)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_of_published_weights_and_images(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "plots"
+    done = adderzoo(
+        "profile", "--model", "adder_lenet5.mnist", "--pretrained", "--plots", folder,
+        "--data-dir", digits / "train", "--images", 20, "--workers", 0,
+    )  # fmt: skip
+    *_, (pictures,) = sections(done)
+    assert pictures.splitlines() == [
+        f"{folder}/operations.png: adder_lenet5, cnn_lenet5",
+        f"{folder}/first_layer.png: adder_lenet5, cnn_lenet5",
+        f"{folder}/filters.png: Laplace fits the layers better than Gaussian: 5 of 5 in adder_lenet5, "
+        "1 of 5 in cnn_lenet5",
+        f"{folder}/ranges.png: filters, and inputs for 20 images",
+    ]
+    assert written(folder) == PICTURES
+
+
+def test_pictures_of_a_checkpoint_are_without_the_twins_filters(adderzoo: Command, tmp_path: Path) -> None:
+    weights = models.WEIGHTS / "adder_lenet5.digits.safetensors"
+    done = adderzoo("profile", "--model", "adder_lenet5", "--checkpoint", weights, "--plots", tmp_path)
+    lines = sections(done)[3][0].splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "adder_lenet5, cnn_lenet5",
+        "adder_lenet5",
+        "Laplace fits the layers better than Gaussian: 5 of 5 in adder_lenet5",
+        "filters",
+    ]
+    assert written(tmp_path) == PICTURES
+
+
+def test_pictures_of_any_network(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo("profile", "--model", "resnet10t", "--like-paper", "--plots", tmp_path)
+    assert done.status == 0
+    assert done.err == "adderzoo profile: neither --pretrained nor --checkpoint: random weights\n"
+    assert written(tmp_path) == PICTURES
+
+
+def test_a_network_without_filters_has_a_picture_of_its_operations(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo("profile", "--model", "bicubic", "--plots", tmp_path)
+    assert done.status == 0
+    assert done.err.startswith("adderzoo profile: no pictures of filters: model must have convolutions, ")
+    assert written(tmp_path) == ["operations.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data-dir", "images"), "data-dir and dataset are for plots: name a folder for these"),
+        (("--plots", "plots", "--data-dir", "absent"), "data-dir must be"),
+        (("--plots", "plots", "--data-dir", "absent", "--images", 0), "images must be at least 1, got 0"),
+    ],
+)
+def test_images_that_are_none(
+    adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = adderzoo("profile", "--model", "adder_lenet5.digits", "--pretrained", *arguments)
+    assert done.error.startswith(f"adderzoo profile: error: {message}")
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_matplotlib(adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = adderzoo("profile", "--model", "adder_lenet5", "--plots", tmp_path / "plots")
+    assert "pictures need matplotlib" in done.error
+    assert not (tmp_path / "plots").exists()
