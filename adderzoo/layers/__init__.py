@@ -11,6 +11,7 @@ from .power import PowerActivation
 from .quantized import QuantizedAdder2d, QuantizedAdderLinear
 from .replace import replace_conv
 from .shift import ShiftAdd2d, ShiftConv2d
+from .transposed import AdderTranspose2d
 from .unit import ConvUnit
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "AdderAffine2d",
     "AdderAffineLinear",
     "AdderLinear",
+    "AdderTranspose2d",
     "BatchNorm2d",
     "BinaryConv2d",
     "ConvUnit",
