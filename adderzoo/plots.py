@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Laplace, Normal
 
 from adderzoo.checkpoints import write_atomically
-from adderzoo.layers import Adder2d, AdderLinear
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.layers.fake_quantized import Observer
 from adderzoo.profile import Profile
 
@@ -119,6 +119,9 @@ def _filled(color: str, hatch: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- filters
 
 
+_WITH_FILTERS = (Adder2d, AdderLinear, AdderTranspose2d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
 def filters(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the convolutions, linear and adder layers of a network, by the names of these.
 
@@ -130,7 +133,7 @@ def filters(model: nn.Module) -> dict[str, Tensor]:
     layers = {
         name: module.weight.detach().float()
         for name, module in model.named_modules()
-        if isinstance(module, Adder2d | AdderLinear | nn.Conv2d | nn.Linear)
+        if isinstance(module, _WITH_FILTERS)
     }
     if not layers:
         raise ValueError(f"model must have convolutions, linear or adder layers, got {type(model).__name__} without")

@@ -195,8 +195,10 @@ def profile(model: nn.Module, input_size: tuple[int, ...]) -> Profile:
 
     Products are counted by :class:`torch.utils.flop_counter.FlopCounterMode`, in modules and functions alike: those of
     convolutions, linear layers, attention and adder layers. A sum of K products is K additions, the first of them that
-    of a bias. BatchNorm, LayerNorm and GroupNorm are a multiplication and an addition for each value: where layers only
-    add, these are the multiplications that are left. A network that :func:`adderzoo.fuse` has made has none behind its
+    of a bias. The zeros that a transposed adder layer puts between pixels are counted like pixels.
+
+    BatchNorm, LayerNorm and GroupNorm are a multiplication and an addition for each value: where layers only add, these
+    are the multiplications that are left. A network that :func:`adderzoo.fuse` has made has none behind its
     convolutions, and those behind adder layers as part of these. Activations, pooling, the additions of shortcuts and
     what a LayerNorm does to find mean and variance are not counted.
 

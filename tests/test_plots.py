@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from adderzoo.layers import Adder2d, AdderLinear, BinaryConv2d, ShiftConv2d
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d, BinaryConv2d, ShiftConv2d
 from adderzoo.plots import (
     Fit,
     Range,
@@ -109,10 +109,11 @@ def test_numbers_that_nothing_fits(numbers: list[float]) -> None:
 
 
 def test_filters_of_all_kinds_of_layers() -> None:
-    layers = [nn.Conv2d(2, 3, 1), Adder2d(3, 4, 2), BinaryConv2d(4, 4, 1), ShiftConv2d(4, 4, 1), AdderLinear(4, 4)]
+    layers = [nn.Conv2d(2, 3, 1), Adder2d(3, 4, 2), BinaryConv2d(4, 4, 1), ShiftConv2d(4, 4, 1)]
+    layers += [AdderTranspose2d(4, 4, 2), nn.ConvTranspose2d(4, 4, 1), AdderLinear(4, 4)]
     model = nn.Sequential(*layers, nn.BatchNorm2d(4))
     found = filters(model.bfloat16())
-    assert list(found) == ["0", "1", "2", "3", "4"]
+    assert list(found) == [str(index) for index in range(7)]
     for layer, weight in zip(layers, found.values(), strict=True):
         assert weight.dtype == torch.float32
         assert torch.equal(weight, layer.weight.float())

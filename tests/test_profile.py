@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 import adderzoo
 from adderzoo.hub import network_names
-from adderzoo.layers import Adder2d, AdderLinear, BatchNorm2d, BinaryConv2d, ShiftAdd2d, ShiftConv2d, replace_conv
+from adderzoo.layers import (
+    Adder2d,
+    AdderLinear,
+    AdderTranspose2d,
+    BatchNorm2d,
+    BinaryConv2d,
+    ShiftAdd2d,
+    ShiftConv2d,
+    replace_conv,
+)
 from adderzoo.profile import Layer, Operations, Profile, like_paper, profile, published
 
 
@@ -48,6 +57,7 @@ LAYERS = {
     "adder, groups": (Adder2d(4, 8, 3, groups=4, bias=False), (4, 5, 6), Operations(add=1728), 72, 72),
     "adder, dilated": (Adder2d(1, 2, 3, dilation=2, bias=False), (1, 6, 6), Operations(add=144), 18, 18),
     "adder, padding": (Adder2d(1, 1, 2, padding="same", bias=False), (1, 4, 4), Operations(add=128), 4, 4),
+    "adder, transposed": (AdderTranspose2d(2, 3, 2, 2, bias=False), (2, 4, 4), Operations(add=3072), 24, 24),
     "adder, linear": (AdderLinear(10, 4), (3, 10), Operations(add=240), 44, 40),
     "BatchNorm": (nn.BatchNorm2d(3), (3, 4, 5), Operations(mul=60, add=60), 6, 0),
     "own BatchNorm": (BatchNorm2d(3, dtype=torch.bfloat16), (3, 4, 5), Operations(mul=60, add=60), 6, 0),
