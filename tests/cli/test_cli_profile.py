@@ -185,6 +185,22 @@ def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...],
     assert done.error.startswith(f"adderzoo profile: error: {message}")
 
 
+def test_the_readme_shows_these_totals(adderzoo: Command) -> None:
+    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+    assert "adderzoo profile --model adder_resnet20\n" in readme
+    totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
+    assert f"\n```text\n...\n{totals}```\n" in readme
+    networks = ("vgg_small", "resnet20", "resnet32", "resnet18", "resnet50")
+    papers = [table(sections(adderzoo("profile", "--model", f"cnn_{name}", "--like-paper"))[3][0]) for name in networks]
+    printed = [next(cells for name, cells in lines.items() if name.startswith("printed")) for lines in papers]
+    for title, cells in (
+        ("printed in Tables 2 and 3", printed),
+        ("all layers but BatchNorm", [lines["without BatchNorm, all layers as convolutions"] for lines in papers]),
+        ("without first and last layer too", [lines["without BatchNorm, first and last layer"] for lines in papers]),
+    ):
+        assert f"| {title} | {' | '.join(cell for cell, _ in cells)} |" in readme
+
+
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 PICTURES = ["filters.png", "first_layer.png", "operations.png", "ranges.png"]
