@@ -117,7 +117,7 @@ def install_and_use(distribution: Path, python: Path, folder: Path, readme: bool
     pip = (installed, "-m", "pip", "install", "-q")
     if distribution.suffix != ".whl":
         run(*pip, "setuptools>=77", "ninja", cwd=folder)
-    run(*pip, "--no-build-isolation", f"{distribution}[demo]" if readme else distribution, cwd=folder)
+    run(*pip, "--no-build-isolation", f"{distribution}[demo,onnx]" if readme else distribution, cwd=folder)
     run(installed, "-m", "pip", "check", cwd=folder)
     run(installed, "-c", SMOKE, cwd=folder)
     run(installed.parent / "adderzoo", "list", "--pretrained", cwd=folder)
@@ -138,7 +138,7 @@ def main() -> None:
     pythons = [Path(os.path.abspath(python)) for python in parser.parse_args().pythons]
     with tempfile.TemporaryDirectory(prefix="check_wheel_") as temporary:
         folder = Path(temporary)
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=ROOT)
+        run(sys.executable, "-m", "build", "--quiet", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=ROOT)
         (source,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
         print(wheel.name, flush=True)
         check_wheel(wheel)

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv with the package and what EXTRAS (dev, demo) names; quick when repeated.
+# Sourced by the other scripts: makes .venv with the package and the extras that EXTRAS names; quick when repeated.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 

@@ -5,5 +5,4 @@ EXTRAS=dev
 source "$(dirname "$0")/setup.sh"
 # Several processes of several threads would wait for each other more than they compute.
 export OMP_NUM_THREADS=1
-# Files in their order: tests that fork come ahead of those that start threads of PyTorch's autograd, which no fork has.
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"

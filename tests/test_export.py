@@ -16,7 +16,7 @@ from adderzoo.export import describe, export_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# AOTInductor's packages compile for a while: tests/deploy runs them.
+# AOTInductor's packages compile for a while: one is tested here, others by tests/deploy.
 QUICK = ("pt2", "torchscript", "onnx")
 
 
@@ -26,6 +26,8 @@ def opened(path: Path, format: str) -> Callable[[Tensor], Tensor]:
         return torch.export.load(path).module()
     if format == "torchscript":
         return torch.jit.load(path)
+    if format == "aoti":
+        return torch._inductor.aoti_load_package(str(path))
     import onnx
     import onnxruntime
 
@@ -58,7 +60,7 @@ def edsr() -> nn.Module:
 
 
 def quantised(model: nn.Module, size: int) -> nn.Module:
-    images = torch.rand(4, model.conv1.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(4, *export.input_size(model, size), generator=torch.Generator().manual_seed(1))
     return quantization.quantize(quantization.calibrate(model, [images]))
 
 
@@ -70,10 +72,11 @@ def quantised(model: nn.Module, size: int) -> nn.Module:
         (lambda: quantised(lenet(), 32), 32),
         (lambda: quantised(resnet(), 32), 32),
         (edsr, 8),
+        (lambda: quantised(edsr(), 8), 8),
         (lambda: resnet(conv_layer="binary", layers=(1, 1, 1, 1)), 32),
         (lambda: resnet(conv_layer="shiftadd", layers=(1, 1, 1, 1)), 32),
     ],
-    ids=["float", "bytes", "residual-bytes", "super-resolution", "binary", "shiftadd"],
+    ids=["float", "bytes", "residual-bytes", "super-resolution", "super-resolution-bytes", "binary", "shiftadd"],
 )
 @torch.no_grad()
 def test_files_give_the_networks_results_for_any_batch(
@@ -89,6 +92,14 @@ def test_files_give_the_networks_results_for_any_batch(
         x = torch.rand(batch, export.input_size(model, size)[0], size, size)
         torch.testing.assert_close(run(x), model(x), rtol=1e-3, atol=1e-3)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@torch.no_grad()
+def test_a_compiled_package_gives_the_networks_results_for_any_batch(tmp_path: Path) -> None:
+    model, path = quantised(edsr(), 8), tmp_path / "network.pt2"
+    assert export_network(model, path, "aoti", 8, dynamic_batch=True) < 1e-3
+    x = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(opened(path, "aoti")(x), model(x), rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -19,19 +19,26 @@ NVCC_FLAGS = [
 ]
 
 
+def _found(*patterns: str) -> list[Path]:
+    """Of our own sources: beside an installed package there may be a `csrc` of another one."""
+    if not (SOURCES / "adder2d.cpp").is_file():
+        return []
+    return [path for pattern in patterns for path in sorted(SOURCES.glob(pattern))]
+
+
 def source_files() -> list[Path]:
     """What is compiled into `_C`: schemas and CPU kernels."""
-    return sorted(SOURCES.glob("*.cpp")) + sorted(SOURCES.glob("cpu/*.cpp"))
+    return _found("*.cpp", "cpu/*.cpp")
 
 
 def cuda_source_files() -> list[Path]:
     """What is compiled into `_C_cuda`: the kernels for NVIDIA GPUs alone."""
-    return sorted(SOURCES.glob("*_checks.cpp")) + sorted(SOURCES.glob("cuda/*.cu"))
+    return _found("*_checks.cpp", "cuda/*.cu")
 
 
 def build_inputs() -> list[Path]:
     """Everything that the compilers read of this project, headers included."""
-    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".cu", ".h"})
+    return sorted(path for path in _found("**/*") if path.suffix in {".cpp", ".cu", ".h"})
 
 
 def _ask_nvcc(cuda_home: str, *question: str) -> str:

@@ -1,15 +1,14 @@
 """Runs commands as the processes of a group."""
 
-import multiprocessing
 import os
-import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from processes import CONTEXT, free_port
 
 from adderzoo.cli import main
 
@@ -32,20 +31,23 @@ class Done:
         return lines[0]
 
 
-def run_group(commands: Sequence[Sequence[object]], folder: Path, seconds: float = 60) -> list[Done]:
+def run_group(
+    commands: Sequence[Sequence[object]],
+    folder: Path,
+    seconds: float = 60,
+    before: Callable[[], None] | None = None,
+) -> list[Done]:
     """Runs a command in each rank; that one of them still runs after `seconds` is a failure.
 
-    The processes are forked, with the environment that torchrun gives: quick, since nothing is imported again.
+    The processes have the environment that torchrun gives. `before` is a function of a module that each calls first.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port = free_port()
     processes = []
     for rank, command in enumerate(commands):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(commands), "MASTER_PORT": port}
         arguments = [str(argument) for argument in command]
-        processes.append(context.Process(target=_run, args=(arguments, environment, folder / f"rank{rank}")))
+        run = (arguments, environment, folder / f"rank{rank}", before)
+        processes.append(CONTEXT.Process(target=_run, args=run))
     for process in processes:
         process.start()
     for process in processes:
@@ -60,11 +62,13 @@ def run_group(commands: Sequence[Sequence[object]], folder: Path, seconds: float
     return [Done(process.exitcode or 0, *text) for process, text in zip(processes, texts, strict=True)]
 
 
-def _run(arguments: list[str], environment: dict[str, int], streams: Path) -> None:
+def _run(arguments: list[str], environment: dict[str, int], streams: Path, before: Callable[[], None] | None) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(1)  # the threads of the parent's pool are not there
+    torch.set_num_threads(1)
     with streams.with_suffix(".out").open("w") as sys.stdout, streams.with_suffix(".err").open("w") as sys.stderr:
         try:
+            if before:
+                before()
             status = main(arguments)
         except BaseException:
             traceback.print_exc()

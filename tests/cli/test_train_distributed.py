@@ -48,9 +48,7 @@ def test_a_group_speaks_once_and_goes_on_where_it_was_killed(
     commands = [arguments(data, tmp_path / f"out{rank}", *options) for rank in range(2)]
     folder, foreign = tmp_path / "out0" / "run", tmp_path / "out1" / "run" / ".adderzoo-being-written"
     foreign.mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:  # which the processes inherit
-        patch.setattr(torch.nn.CrossEntropyLoss, "forward", _killed_in_the_last_batch())
-        done = run_group(commands, tmp_path)
+    done = run_group(commands, tmp_path, before=die_in_the_last_batch)
     assert done[0].status != 0
     assert len(torch.load(folder / "state.pt", weights_only=True)["history"]) == 1
     done = run_group([[*command, "--resume"] for command in commands], tmp_path)
@@ -65,8 +63,8 @@ def test_a_group_speaks_once_and_goes_on_where_it_was_killed(
     assert alone.error.endswith(f"the training in {folder}: there processes is 2, got 1")
 
 
-def _killed_in_the_last_batch() -> Callable[..., torch.Tensor]:
-    """A loss that ends its process in the second batch of the second epoch."""
+def die_in_the_last_batch() -> None:
+    """Gives this process a loss that ends it in the second batch of the second epoch."""
     forward, calls = torch.nn.CrossEntropyLoss.forward, []
 
     def call(self: torch.nn.CrossEntropyLoss, *inputs: torch.Tensor) -> torch.Tensor:
@@ -75,7 +73,7 @@ def _killed_in_the_last_batch() -> Callable[..., torch.Tensor]:
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(self, *inputs)
 
-    return call
+    torch.nn.CrossEntropyLoss.forward = call  # type: ignore[method-assign]
 
 
 def test_torchrun_trains(tmp_path: Path, data: Path) -> None:

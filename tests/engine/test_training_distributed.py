@@ -1,7 +1,5 @@
 """Two processes of a group against one with the whole batch."""
 
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from processes import CONTEXT, free_port
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -82,13 +81,10 @@ def _process(rank: int, port: int, path: Path, arguments: tuple[Any, ...]) -> No
 
 
 def group(folder: Path, *arguments: Any) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port = free_port()
     paths = [folder / f"{rank}.pt" for rank in range(PROCESSES)]
     processes = [
-        context.Process(target=_process, args=(rank, port, path, arguments)) for rank, path in enumerate(paths)
+        CONTEXT.Process(target=_process, args=(rank, port, path, arguments)) for rank, path in enumerate(paths)
     ]
     for process in processes:
         process.start()

@@ -211,6 +211,9 @@ def test_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "csrc" / "other.cpp"  # another package's, beside ours in site-packages
+    other.parent.mkdir()
+    other.touch()
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=r"the C\+\+ sources are not beside the package"):
         _library._load_built(_library._CPU)

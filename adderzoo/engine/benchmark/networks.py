@@ -180,7 +180,8 @@ def contenders(
             found += [make(twin, "int8", "freezing")]
             found += [*both(name, "fused"), make(name, "u8"), make(name, "u8", "default")]
         else:
-            found += [*both(name), *both(name, "fused"), make(name, "fused", "default")]
+            found += [*both(name), make(name, compiled="default")]
+            found += [*both(name, "fused"), make(name, "fused", "default")]
             for form, how in (("cdist", ""), ("authors", ""), ("authors", "default")) if naive else ():
                 found.append(make(name, form, how, memory_format="contiguous", batch=1))
     return [contender for contender in found if compiled or not contender.compiled]

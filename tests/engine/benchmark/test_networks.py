@@ -79,6 +79,7 @@ def test_contenders_of_inference() -> None:
         "CNN, bfloat16",
         "CNN, bfloat16, compiled, frozen",
         "adder network",
+        "adder network, compiled",
         "adder network, fused",
         "adder network, fused, compiled",
         "adder network, unfold + cdist",
