@@ -116,6 +116,8 @@ class ModelInfo:
     def energy(self, type: str = "float32") -> float:
         """What these operations take on a 45 nm chip, in millijoules; memory, BatchNorm and the like not counted.
 
+        What binary and shift layers compute is none of these operations: of networks with them it is a part.
+
         Args:
             type: Of all numbers, "float32" or "int8".
 

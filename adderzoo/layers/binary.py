@@ -1,6 +1,7 @@
 """Binary layers: one bit for every weight and activation, the baseline that adder networks are compared with."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
@@ -14,7 +15,7 @@ class BinaryConv2d(nn.Conv2d):
         conv2d(round(clip(x, 0, 1)), sign(w) * E|w|),   sign(0) = 1,
 
     where E|w| is the mean over all of `weight`. Gradients pass straight through sign and E|w| to `weight`, and through
-    the rounding to `x` where clip(x, 0, 1) lets them pass. `weight` and its gradient are what is trained, in float.
+    the rounding to `x` where that is between 0 and 1. `weight` and its gradient are what is trained, in float.
 
     Activations are 0 or 1, with the step at 0.5: behind BatchNorm and ReLU about a third of them are 1. (In a ReLU's
     image clip(x, 0, 1) is the bounded activation that the paper asks for, and padding with zeros is one of the two
@@ -84,7 +85,7 @@ class BinaryConv2d(nn.Conv2d):
 
 def _binary_activations(input: Tensor) -> Tensor:
     """0 or 1, of the same shape (DoReFa-Net, section 2.4, with k = 1 and h(x) = clip(x, 0, 1))."""
-    bounded = input.clamp(0, 1)
+    bounded = F.hardtanh(input, 0.0, 1.0)  # clamp(), but the ONNX exporter breaks a clamp() behind a ReLU
     return straight_through(bounded.round(), bounded)
 
 

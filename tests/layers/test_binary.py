@@ -32,7 +32,7 @@ class DoReFaConv64(torch.autograd.Function):
         of_bits = F.conv_transpose2d(grad, binary)  # the adjoint of a convolution of stride 1 without padding
         patches = F.unfold(bits, binary.shape[2:])
         of_binary = torch.einsum("nol,nkl->ok", grad.flatten(2), patches).view_as(binary)
-        bounded = ((input >= 0) & (input <= 1)).double()  # the derivative of clip(x, 0, 1)
+        bounded = ((input > 0) & (input < 1)).double()  # the derivative of clip(x, 0, 1)
         return of_bits * bounded, of_binary, None  # sign and E|w| are passed straight through
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import adderzoo
-from adderzoo.layers import AdderTranspose2d, BatchNorm2d
+from adderzoo.layers import Adder2d, AdderTranspose2d, BatchNorm2d
 from adderzoo.optim import adaptive_lr
+from adderzoo.quantization import calibrate, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,7 +141,7 @@ def test_output_size_chooses_the_output_padding_of_a_call() -> None:
 
 def test_of_stride_one_it_is_the_adder_layer_of_the_filters_turned_around() -> None:
     torch.manual_seed(0)
-    layer, adder = AdderTranspose2d(2, 3, 3, padding=1), adderzoo.layers.Adder2d(2, 3, 3, padding=1)
+    layer, adder = AdderTranspose2d(2, 3, 3, padding=1), Adder2d(2, 3, 3, padding=1)
     with torch.no_grad():
         layer.weight.copy_(adder.weight.flip(2, 3).transpose(0, 1))
         nn.init.normal_(layer.bias)
@@ -208,7 +209,7 @@ def test_filters_have_the_adaptive_learning_rate() -> None:
 def network() -> nn.Sequential:
     """From 4x4 to 9x9 and back to a convolution."""
     torch.manual_seed(0)
-    layers = AdderTranspose2d(3, 4, 3, stride=2, groups=1), BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    layers = AdderTranspose2d(3, 4, 3, stride=2), BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
     model = nn.Sequential(*layers)
     model[1].momentum = 1.0
     with torch.no_grad():
@@ -226,6 +227,21 @@ def test_other_forms_of_a_network_give_its_output(way: str) -> None:
     model = network()
     other = {**ways(images), "fuse": adderzoo.fuse}[way](model)
     torch.testing.assert_close(other(images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_quantisation_of_a_network_leaves_the_layer_in_float() -> None:
+    torch.manual_seed(0)
+    adder = nn.Sequential(Adder2d(2, 4, 3, padding=1), BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(network(), *adder)
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.momentum = 1.0
+    x = torch.randn(16, 3, 4, 4)
+    expected = model.train()(x)
+    result = quantize(calibrate(model.eval(), [x]))
+    assert any(isinstance(module, AdderTranspose2d) for module in result.modules())
+    assert (result(x) - model(x)).square().mean().sqrt() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("way", [torch.jit.script, torch.fx.symbolic_trace, lambda model: model])
