@@ -259,12 +259,14 @@ def _values(*_: Any, out_shape: Any, **__: Any) -> int:
     return math.prod(out_shape if isinstance(out_shape, torch.Size) else out_shape[0])
 
 
-# What scales and shifts each value.
+# What scales and shifts each value. PyTorch 2.11 counts what native_batch_norm is made of.
 _SCALING = dict.fromkeys(
     (
         _OPERATORS.adder2d_affine,
         _OPERATORS.adder2d_u8,
         torch.ops.aten.native_batch_norm,
+        torch.ops.aten._native_batch_norm_legit,
+        torch.ops.aten._native_batch_norm_legit_no_training,
         torch.ops.aten.native_group_norm,
         torch.ops.aten.native_layer_norm,
     ),

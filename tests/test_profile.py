@@ -60,6 +60,13 @@ LAYERS = {
     "adder, transposed": (AdderTranspose2d(2, 3, 2, 2, bias=False), (2, 4, 4), Operations(add=3072), 24, 24),
     "adder, linear": (AdderLinear(10, 4), (3, 10), Operations(add=240), 44, 40),
     "BatchNorm": (nn.BatchNorm2d(3), (3, 4, 5), Operations(mul=60, add=60), 6, 0),
+    "BatchNorm of batches": (
+        nn.BatchNorm2d(3, track_running_stats=False),
+        (3, 4, 5),
+        Operations(mul=60, add=60),
+        6,
+        0,
+    ),
     "own BatchNorm": (BatchNorm2d(3, dtype=torch.bfloat16), (3, 4, 5), Operations(mul=60, add=60), 6, 0),
     "LayerNorm": (nn.LayerNorm(5), (3, 5), Operations(mul=15, add=15), 10, 0),
     "GroupNorm": (nn.GroupNorm(2, 4), (4, 3, 3), Operations(mul=36, add=36), 8, 0),
