@@ -61,7 +61,15 @@ def test_four_figures_of_six_trainings(
     figures.main()
     assert capsys.readouterr().out == f"Pictures: {out / 'figures'}\n"
 
-    models = {name: (args.model, args.epochs) for name, args in trainings.items()}
+    seen = trainings.copy()
+    trainings.clear()
+    figures.main()  # again: everything is there
+    assert not trainings
+    (out / "full_x100" / "summary.csv").write_text("epoch,train_loss,eval_top1\n1,1.0,50.0\n")  # interrupted
+    figures.main()
+    assert list(trainings) == ["full_x100"]
+
+    models = {name: (args.model, args.epochs) for name, args in seen.items()}
     assert models == {
         "adder_lenet_plus_plus": ("adder_lenet_plus_plus", 3),
         "cnn_lenet_plus_plus": ("cnn_lenet_plus_plus", 3),
@@ -70,7 +78,7 @@ def test_four_figures_of_six_trainings(
         "sign_adaptive": ("adder_lenet5.mnist", 50),
         "sign_x100": ("adder_lenet5.mnist", 50),
     }
-    assert all(args.resume and args.dataset == "torch/mnist" for args in trainings.values())
+    assert all(args.resume and args.dataset == "torch/mnist" for args in seen.values())
     pictures = {path.name: np.asarray(Image.open(path).convert("RGB")) for path in (out / "figures").iterdir()}
     assert sorted(pictures) == ["features.png", "filters.png", "first_layer.png", "learning_curves.png"]
 

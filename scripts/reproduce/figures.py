@@ -53,8 +53,7 @@ def main() -> None:
 
     features = {}
     for name in ("adder_lenet_plus_plus", "cnn_lenet_plus_plus"):
-        rate = "--eta 0.1" if name.startswith("adder") else ""
-        train(args, name, name, f"--epochs {args.epochs} --batch-size 64 --sched-on-updates {rate}")
+        train(args, name, name, args.epochs, "--batch-size 64 --sched-on-updates --eta 0.1")
         features[name] = features_of(name, args.out / name / "last.safetensors", args.data)
     write_atomically(pictures / "features.png", lambda path: draw_features(features).savefig(path, dpi=200))
 
@@ -63,15 +62,19 @@ def main() -> None:
     draw_filters(lenets, ["conv3"], pictures / "filters.png")
 
     for name, (_, options, _, _) in ABLATION.items():
-        train(args, name, "adder_lenet5.mnist", f"--epochs 50 --batch-size 256 {options}")
+        train(args, name, "adder_lenet5.mnist", 50, f"--batch-size 256 {options}")
     write_atomically(pictures / "learning_curves.png", lambda path: draw_curves(args.out).savefig(path, dpi=200))
     print(f"Pictures: {pictures}")
 
 
-def train(args: argparse.Namespace, name: str, model: str, options: str) -> None:
+def train(args: argparse.Namespace, name: str, model: str, epochs: int, options: str) -> None:
     """Train a network into OUT/name, or what is left of it."""
+    summary = args.out / name / "summary.csv"
+    if summary.is_file() and len(summary.read_text().splitlines()) == 1 + epochs:
+        return
     where = ["--dataset", "torch/mnist", "--data-dir", args.data, "--output", str(args.out), "--experiment", name]
-    if adderzoo(["train", "--model", model, *where, *shlex.split(f"{RECIPE} {options}")]):
+    recipe = shlex.split(f"{RECIPE} --epochs {epochs} {options}")
+    if adderzoo(["train", "--model", model, *where, *recipe]):
         sys.exit(1)
 
 
@@ -97,7 +100,9 @@ def draw_features(features: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Fig
         for digit, color in enumerate(DIGITS):
             place = points[labels == digit].median(0).values.tolist()
             halo = [withStroke(linewidth=2.5, foreground="white")]
-            axes.annotate(str(digit), place, color=color, fontsize=12, weight="bold", ha="center", path_effects=halo)
+            axes.annotate(
+                str(digit), place, color=color, fontsize=12, weight="bold", ha="center", va="center", path_effects=halo
+            )
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
