@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adderzoo import models
 from adderzoo.checkpoints import write_atomically
+from adderzoo.layers import BinaryConv2d, ShiftConv2d
 
 RESULTS = models.WEIGHTS / "results.json"
 
@@ -99,7 +100,8 @@ class ModelInfo:
     Attributes:
         name: As `timm.create_model` takes it.
         parameters: Number of trained parameters.
-        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`.
+        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`; what
+            binary and shift layers compute is none.
         adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
         input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
@@ -118,6 +120,8 @@ class ModelInfo:
 
     def energy(self, type: str = "float32") -> float:
         """What these operations take on a 45 nm chip, in millijoules; memory, BatchNorm and the like not counted.
+
+        What binary and shift layers compute is none of these operations: of networks with them it is a part.
 
         Args:
             type: Of all numbers, "float32" or "int8".
@@ -147,9 +151,9 @@ def task(name: str) -> str:
 
 
 def twin(name: str) -> str | None:
-    """The CNN of the same definition as an adder network, or the adder network of a CNN; None if there is none."""
+    """The CNN of the same definition, of a CNN the adder network; None if there is none."""
     kind, _, rest = name.partition("_")
-    other = {"adder": f"cnn_{rest}", "cnn": f"adder_{rest}"}.get(kind)
+    other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
     return other if other in network_names() else None
 
 
@@ -205,7 +209,12 @@ def _count_operations(model: torch.nn.Module, input_size: tuple[int, ...]) -> tu
         model(torch.empty(1, *input_size, device="meta"))
     counts = counter.get_flop_counts()["Global"]
     adder = counts.get(torch.ops.adderzoo.adder2d, 0)
-    return (sum(counts.values()) - adder) // 2, adder // 2  # two operations each
+    others = sum(
+        sum(counter.get_flop_counts()[f"{type(model).__name__}.{name}"].values())
+        for name, module in model.named_modules()
+        if isinstance(module, BinaryConv2d | ShiftConv2d)  # whose convolutions in float stand for something else
+    )
+    return (sum(counts.values()) - adder - others) // 2, adder // 2  # two operations each
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Measurement]:

@@ -42,10 +42,10 @@ def lenet() -> nn.Module:
     return timm.create_model("adder_lenet5.digits", pretrained=True).eval()
 
 
-def resnet() -> nn.Module:
+def resnet(**arguments: Any) -> nn.Module:
     """With residual additions."""
     torch.manual_seed(0)
-    model = timm.create_model("adder_resnet18", widths=(4, 6, 8, 10), num_classes=10)
+    model = timm.create_model("adder_resnet18", widths=(4, 6, 8, 10), num_classes=10, **arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -73,8 +73,10 @@ def quantised(model: nn.Module, size: int) -> nn.Module:
         (lambda: quantised(resnet(), 32), 32),
         (edsr, 8),
         (lambda: quantised(edsr(), 8), 8),
+        (lambda: resnet(conv_layer="binary", layers=(1, 1, 1, 1)), 32),
+        (lambda: resnet(conv_layer="shiftadd", layers=(1, 1, 1, 1)), 32),
     ],
-    ids=["float", "bytes", "residual-bytes", "super-resolution", "super-resolution-bytes"],
+    ids=["float", "bytes", "residual-bytes", "super-resolution", "super-resolution-bytes", "binary", "shiftadd"],
 )
 @torch.no_grad()
 def test_files_give_the_networks_results_for_any_batch(

@@ -27,7 +27,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from adderzoo.checkpoints import classifier_prefixes
-from adderzoo.layers import Adder2d, AdderLinear
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result
@@ -192,7 +192,7 @@ def create_optimizer(
         raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
-    if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
+    if any(isinstance(module, Adder2d | AdderLinear | AdderTranspose2d) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")
             for group in optimizer.param_groups:
