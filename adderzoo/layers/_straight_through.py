@@ -4,5 +4,5 @@ from torch import Tensor
 
 
 def straight_through(value: Tensor, source: Tensor) -> Tensor:
-    """`value`, to the bit, with the gradient of `source` (of the same shape, finite): the step between them is 1."""
+    """`value`, to the bit, whose gradient goes to `source` as it is. Both have one shape; `source` is finite."""
     return value.detach() + (source - source.detach())

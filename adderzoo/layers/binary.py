@@ -17,9 +17,9 @@ class BinaryConv2d(nn.Conv2d):
     where E|w| is the mean over all of `weight`. Gradients pass straight through sign and E|w| to `weight`, and through
     the rounding to `x` where that is between 0 and 1. `weight` and its gradient are what is trained, in float.
 
-    Activations are 0 or 1, with the step at 0.5: behind BatchNorm and ReLU about a third of them are 1. (In a ReLU's
-    image clip(x, 0, 1) is the bounded activation that the paper asks for, and padding with zeros is one of the two
-    values.) So a product is an AND of two bits and a sign, and E|w| a scale of the output, which a BatchNorm behind the
+    Activations are 0 or 1, with the step at 0.5: behind BatchNorm and ReLU about a third of them are 1. Of what a ReLU
+    gives, clip(x, 0, 1) is the bounded activation that the paper asks for, and padding with zeros is one of the two
+    values. A product is an AND of two bits with a sign, and E|w| a factor of the output, which a BatchNorm behind the
     layer takes up.
 
     This is a simulation in float, like the paper's own: every value is exact, no kernel for bits is behind it.
