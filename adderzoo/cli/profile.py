@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("data-dir and dataset are for plots: name a folder for these")
     model = open_network(args, quiet=not args.plots, any_task=True).eval()
     images, count = open_some_images(model, args) if args.data_dir or args.dataset else ((), 0)
-    name = args.model.partition(".")[0]
+    name = model.pretrained_cfg.get("architecture") or args.model.partition(".")[0]
     channels, height, width = resolve_model_data_config(model)["input_size"]
     channels = getattr(model, "in_chans", dict(args.model_kwargs).get("in_chans", channels))
     size = (channels, args.img_size or height, args.img_size or width)

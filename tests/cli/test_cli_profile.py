@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 from commands import Done
 from PIL import Image
+from timm.models import save_for_hf
 
 from adderzoo import hub, models
 
@@ -131,6 +133,14 @@ def test_any_network_and_image(adderzoo: Command) -> None:
     assert layers["conv1"] == ["Conv2d", *["3,211,264"] * 2, "3,136"]  # 49 * 64 * 32 * 32
     assert layers["fc"] == ["Linear", "3,584", "3,584", "3,591"]
     assert totals["network"] == ["resnet18"]
+
+
+def test_a_network_in_a_folder_is_the_one_that_its_configuration_says(adderzoo: Command, tmp_path: Path) -> None:
+    model = timm.create_model("adder_lenet5.digits", pretrained=True)
+    save_for_hf(model, tmp_path)
+    title, _, totals, _ = sections(adderzoo("profile", "--model", f"local-dir:{tmp_path}", "--pretrained"))
+    assert title == "adder_lenet5, one image of 1x32x32"
+    assert totals["network"] == ["adder_lenet5", "cnn_lenet5"]
 
 
 def test_the_twin_has_the_same_arguments(adderzoo: Command) -> None:
