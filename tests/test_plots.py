@@ -139,7 +139,7 @@ def test_figure_4_of_the_paper(lenets: dict[str, nn.Module], tmp_path: Path) -> 
 def test_first_layers_are_shown_filter_by_filter(tmp_path: Path) -> None:
     grey, colour = nn.Conv2d(1, 2, 2), nn.Conv2d(3, 2, 1, bias=False)
     with torch.no_grad():
-        grey.weight.copy_(torch.tensor([[0, 1], [2, 3], [4, 5], [6, 8.0]]).view(2, 1, 2, 2))
+        grey.weight.copy_(torch.tensor([[0, 1], [2, 3], [4, 5], [6, 8.0]]).view(2, 1, 2, 2) - 3)
     draw_first_layer({"grey": nn.Sequential(grey)}, tmp_path / "new" / "f.png")
     colors = {tuple(map(int, color)) for color in pixels(tmp_path / "new" / "f.png").reshape(-1, 3)[::7]}
     shades = [round(255 * value / 8) for value in (0, 1, 2, 3, 4, 5, 6, 8)]
