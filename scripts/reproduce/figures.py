@@ -4,8 +4,8 @@
 
 MNIST: folder as for `scripts/reproduce/mnist.sh`. OUT: folder of the trainings (output/mnist), those of mnist.sh and
 mnist_ablation.sh among them if they have run. What is missing is trained first: for Figure 1 LeNet++, adder network and
-CNN, N epochs each (10), for Figure 3 four LeNet-5-BN (five minutes each).
-What was interrupted goes on when the command is given again.
+CNN, N epochs each (10; an epoch of both takes some 20 minutes on one core of 2024), for Figure 3 four LeNet-5-BN (five
+minutes each). What was interrupted goes on when the command is given again.
 
 Writes OUT/figures/: features.png (Figure 1: the two-dimensional features of the test images), first_layer.png (2),
 learning_curves.png (3) and filters.png (4). Figures 2 and 4 are of the published weights, `mnist`.
