@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_augmentation(parser.add_argument_group("augmentation"))
     _add_optimizer(parser.add_argument_group("optimiser"))
     _add_adder(parser.add_argument_group("adder filters"))
+    _add_distillation(parser.add_argument_group("distillation"))
     _add_schedule(parser.add_argument_group("schedule"))
     _add_machine(parser.add_argument_group("machine"))
     _add_output(parser.add_argument_group("output"))
@@ -165,6 +166,32 @@ def _add_adder(adder: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_distillation(kd: argparse._ArgumentGroup) -> None:
+    kd.add_argument(
+        "--kd",
+        choices=("logits", "pkkd"),
+        help="learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
+        "is trained at the same time (progressive kernel-based knowledge distillation)",
+    )
+    kd.add_argument("--kd-model-name", metavar="NAME", help="teacher (the network's CNN twin)")
+    kd.add_argument(
+        "--kd-checkpoint", metavar="FILE", type=Path, help="its weights, for logits (the published ones of its tag)"
+    )
+    kd.add_argument(
+        "--kd-temperature", metavar="X", type=float, default=4.0, help="that divides both logits (%(default)s)"
+    )
+    kd.add_argument("--task-loss-weight", metavar="X", type=float, help="of the loss by the labels (1)")
+    kd.add_argument(
+        "--distill-loss-weight",
+        metavar="X",
+        type=float,
+        help="of the loss by the teacher's logits (what --task-loss-weight leaves of 1, or 1 without it)",
+    )
+    kd.add_argument(
+        "--feature-loss-weight", metavar="X", type=float, default=1.0, help="of pkkd's loss by layers (%(default)s)"
+    )
+
+
 def _add_schedule(schedule: argparse._ArgumentGroup) -> None:
     schedule.add_argument("--epochs", metavar="N", type=int, default=400, help="passes over the data (%(default)s)")
     schedule.add_argument(
@@ -235,8 +262,11 @@ _LEAST = {
     "mixup_off_epoch": 0,
 }
 _SHARES = ("hflip", "vflip", "smoothing", "reprob", "mixup_prob", "mixup_switch_prob", "model_ema_decay")
-_NOT_NEGATIVE = ("color_jitter", "eta", "mixup", "cutmix", "momentum", "weight_decay", "min_lr", "warmup_lr")
-_ABOVE_ZERO = ("filter_lr_scale", "clip_grad", "decay_epochs", "decay_rate")
+_NOT_NEGATIVE = (
+    *("color_jitter", "eta", "mixup", "cutmix", "momentum", "weight_decay", "min_lr", "warmup_lr"),
+    *("task_loss_weight", "distill_loss_weight", "feature_loss_weight"),
+)
+_ABOVE_ZERO = ("filter_lr_scale", "clip_grad", "decay_epochs", "decay_rate", "kd_temperature")
 _RANGES = ("scale", "ratio")
 # What KEY=VALUE does not give, because there are options for it.
 _KEYS = {
@@ -265,6 +295,17 @@ _CLASSIFIERS_ALONE: tuple[str, ...] = (
     "cutmix",
     "smoothing",
     "quantize_bits",
+    "kd",
+)
+
+# Options that mean nothing without a teacher.
+_DISTILLATION = (
+    "kd_model_name",
+    "kd_checkpoint",
+    "kd_temperature",
+    "task_loss_weight",
+    "distill_loss_weight",
+    "feature_loss_weight",
 )
 
 
@@ -301,7 +342,8 @@ def check(args: argparse.Namespace, super_resolution: bool) -> None:
     for name in _SHARES:
         _require(0 <= getattr(args, name) <= 1, name, "from 0 to 1", getattr(args, name))
     for name in _NOT_NEGATIVE:
-        _require(0 <= getattr(args, name) < math.inf, name, "a finite number from 0", getattr(args, name))
+        value = getattr(args, name)
+        _require(value is None or 0 <= value < math.inf, name, "a finite number from 0", value)
     for name in _ABOVE_ZERO:
         value = getattr(args, name)
         _require(value is None or 0 < value < math.inf, name, "a finite number above 0", value)
@@ -326,12 +368,32 @@ def check(args: argparse.Namespace, super_resolution: bool) -> None:
     )
     if args.quantize_bits is not None and not (args.pretrained or args.initial_checkpoint):
         raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
+    _check_distillation(args, defaults)
     if args.resume and not args.experiment:
         raise ValueError("resume needs --experiment: the name of the training to go on with")
     if args.log_tensorboard and find_spec("tensorboard") is None:
         raise ValueError("log-tensorboard needs tensorboard: pip install 'adderzoo[log]'")
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ValueError(f"batch-size must be even for mixup and CutMix, got {args.batch_size}")
+
+
+def _check_distillation(args: argparse.Namespace, defaults: argparse.Namespace) -> None:
+    given = [name for name in _DISTILLATION if getattr(args, name) != getattr(defaults, name)]
+    if given and not args.kd:
+        raise ValueError(f"{given[0].replace('_', '-')} needs --kd")
+    if args.kd == "logits" and "feature_loss_weight" in given:
+        raise ValueError("feature-loss-weight is for --kd pkkd")
+    if args.kd == "pkkd":
+        if args.kd_checkpoint:
+            raise ValueError("kd-checkpoint is for --kd logits: the teacher of pkkd is trained at the same time")
+        if args.clip_grad is not None:
+            raise ValueError("clip-grad cannot be used with --kd pkkd, whose teacher is to take steps of its own")
+        if args.torchcompile:
+            raise ValueError("torchcompile cannot be used with --kd pkkd, which reads the outputs of layers")
+        if args.quantize_bits is not None:
+            raise ValueError("quantize-bits cannot be used with --kd pkkd, whose student has float layers")
+        if "layer_decay" in dict(args.opt_kwargs):
+            raise ValueError("opt-kwargs layer_decay cannot be used with --kd pkkd, which trains two networks")
 
 
 def _check_value(name: str, value: object) -> None:

@@ -141,8 +141,13 @@ class Classification:
         if self.args.quantize_bits is not None:
             known["ranges"] = json.dumps(ranges(model))
         if len(self.indices) == model.num_classes:
-            known["classes"] = json.dumps(sorted(self.indices, key=lambda name: self.indices[name]))
+            known["classes"] = json.dumps(self.classes)
         return known
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the images' classes in their order, as far as the data set has names."""
+        return sorted(self.indices, key=lambda name: self.indices[name])
 
     def describe(self, model: Any) -> str:
         return f"{_images(self.train_set, self.val_set)}, {model.num_classes} classes"

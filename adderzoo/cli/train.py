@@ -61,8 +61,9 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
         _check_folder(args, folder, options)
     if args.quantize_bits is not None and isinstance(data, Classification):
         model = data.calibrate(model, group)
+    distillation = _create_distillation(args, group, model, data) if args.kd else None
     loader, validate = data.open_loaders(group)
-    training, recipe = _prepare(args, group, model, data, len(loader))
+    training, recipe = _prepare(args, group, model, distillation, data, len(loader))
     metadata = {
         "architecture": args.model.partition(".")[0],
         "num_classes": str(model.num_classes),
@@ -145,6 +146,60 @@ def _open_network(args: argparse.Namespace, group: Group, num_classes: int | Non
     return model.to(group.device).to(memory_format=memory_format)
 
 
+def _create_distillation(args: argparse.Namespace, group: Group, model: Any, data: Any) -> Any:
+    """What trains the network as a student of a teacher."""
+    from timm.task import DistillationTeacher
+    from timm.utils import random_seed
+
+    from adderzoo.engine import KernelDistillationTask, LogitDistillationTask
+    from adderzoo.hub import twin
+
+    name = args.kd_model_name or twin(args.model.partition(".")[0])
+    if name is None:
+        raise ValueError(f"kd-model-name must be given for {args.model}, which has no twin")
+    options = {
+        "criterion": data.loss(),
+        "task_loss_weight": args.task_loss_weight,
+        "distill_loss_weight": args.distill_loss_weight,
+        "temperature": args.kd_temperature,
+        "device": group.device,
+        "verbose": False,
+    }
+    # Where timm's task looks for how the images are normalised.
+    model.pretrained_cfg.update({key: data.config[key] for key in ("mean", "std")})
+    if args.kd == "logits":
+        teacher = _open_teacher(args, group, name, model.num_classes, data)
+        return LogitDistillationTask(model, DistillationTeacher(teacher, device=group.device), **options)
+    random_seed(args.seed)  # the teacher is the network that it would be alone
+    alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None}
+    teacher = _open_network(argparse.Namespace(**alone), group, model.num_classes)
+    try:
+        return KernelDistillationTask(model, teacher, args.feature_loss_weight, **options)
+    except ValueError as error:
+        raise ValueError(f"kd pkkd cannot be used for {args.model} with the teacher {name}: {error}") from error
+
+
+def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes: int, data: Any) -> Any:
+    """A trained network, for the student's classes."""
+    import torch
+
+    from adderzoo.checkpoints import open_network, read_classes
+
+    teacher: Any = open_network(name, pretrained=not args.kd_checkpoint, checkpoint=args.kd_checkpoint)
+    if teacher.num_classes != num_classes:
+        raise ValueError(f"kd-model-name must be a network of {num_classes} classes, {name} has {teacher.num_classes}")
+    channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
+    if channels != wanted:
+        raise ValueError(f"kd-model-name must be a network for images of {wanted} channels, {name} takes {channels}")
+    known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else None
+    if known and data.classes and known != data.classes:
+        raise ValueError(
+            f"kd-checkpoint must have the classes of the images, {', '.join(data.classes[:4])} ..., "
+            f"{args.kd_checkpoint} has {', '.join(known[:4])} ..."
+        )
+    return teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
+
+
 def _origin(args: argparse.Namespace, model: Any) -> dict[str, str]:
     """Licence and origin of the weights to start from."""
     from adderzoo.checkpoints import read_origin
@@ -174,7 +229,12 @@ def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, i
 
 
 def _prepare(
-    args: argparse.Namespace, group: Group, model: Any, data: Classification | SuperResolution, batches: int
+    args: argparse.Namespace,
+    group: Group,
+    model: Any,
+    task: Any,
+    data: Classification | SuperResolution,
+    batches: int,
 ) -> tuple["Training", "Recipe"]:
     """What trains the network, and how."""
     import torch
@@ -210,7 +270,7 @@ def _prepare(
         seed=args.seed,
     )
     optimizer = create_optimizer(
-        model,
+        task.get_trainable_module() if task else model,
         args.opt,
         args.lr,
         args.momentum,
@@ -232,8 +292,12 @@ def _prepare(
         decay_rate=args.decay_rate,
     )
     ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
+    network = model
     try:
-        network = torch.compile(model, backend=args.torchcompile) if args.torchcompile else model
+        if args.torchcompile and task:
+            task.compile(args.torchcompile)
+        elif args.torchcompile:
+            network = torch.compile(model, backend=args.torchcompile)
     except RuntimeError as error:
         raise ValueError(f"torchcompile cannot be used: {error}") from error
     if group.processes > 1:
@@ -243,9 +307,12 @@ def _prepare(
         unsynced: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
         }
-        network = DistributedDataParallel(network, device_ids, **unsynced)
+        if task:
+            task.prepare_distributed(device_ids, **unsynced)
+        else:
+            network = DistributedDataParallel(network, device_ids, **unsynced)
     scaler = NativeScaler(group.device.type) if amp_dtype == torch.float16 else None
-    return Training(model, optimizer, scheduler, scaler, ema, network), recipe
+    return Training(model, optimizer, scheduler, scaler, ema, network, task), recipe
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Loops over data."""
 
+from .distillation import KernelDistillationTask, LogitDistillationTask
 from .evaluation import Result, evaluate
 from .files import best_epoch, read_state, write_epoch
 from .image_quality import psnr, quality, ssim
@@ -8,6 +9,8 @@ from .training import Epoch, Recipe, Training, create_optimizer, create_schedule
 
 __all__ = [
     "Epoch",
+    "KernelDistillationTask",
+    "LogitDistillationTask",
     "Recipe",
     "Result",
     "SuperResolutionResult",

@@ -81,6 +81,7 @@ def _state(training: Training) -> dict[str, Any]:
         "scheduler": plateau.state_dict() if plateau else None,
         "scaler": training.scaler.state_dict() if training.scaler else None,
         "ema": training.ema.module.state_dict() if training.ema else None,
+        "task": training.task.get_task_state() if training.task else None,
         "step": training.step,
         "history": [asdict(epoch) for epoch in training.history],
     }
@@ -115,6 +116,8 @@ def read_state(folder: Path, training: Training) -> bool:
             training.scaler.load_state_dict(state["scaler"])
         if training.ema:
             training.ema.module.load_state_dict(state["ema"])
+        if training.task:
+            training.task.load_task_state(state["task"])
         if state["scheduler"]:
             training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
         training.step = state["step"]

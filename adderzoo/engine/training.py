@@ -19,6 +19,7 @@ from timm.data import Mixup
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -87,6 +88,8 @@ class Training:
         scaler: timm's, of a loss in float16.
         ema: timm's moving average of the weights, which is validated and saved in the place of the model's own.
         network: What is called in training: the model, compiled or in DistributedDataParallel. None for the model.
+        task: timm's, of a student, the model, and its teacher; called in training in the place of network and loss. Its
+            trainable module's parameters are the optimiser's.
         step: Optimiser steps so far.
         history: The complete epochs.
     """
@@ -97,6 +100,7 @@ class Training:
     scaler: NativeScaler | None = None
     ema: ModelEmaV3 | None = None
     network: Any = None
+    task: TrainingTask | None = None
     step: int = 0
     history: list[Epoch] = field(default_factory=list)
 
@@ -288,7 +292,7 @@ def train(
             if training.ema:
                 _measure_statistics(training.ema.module, loader, recipe.device)
             if in_group():
-                for network in training.networks:
+                for network in (training.task or training.model, *training.networks[1:]):  # a teacher too
                     distribute_bn(network, dist.get_world_size(), reduce=True)
             result = validate(training.best_network) if validate else None
             _check_epoch(training, result)
@@ -345,7 +349,7 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
         Mean loss and, if it is counted, top-1 accuracy in percent, both of the network as it was at each batch.
     """
     device = recipe.device
-    training.model.train()
+    (training.task or training.model).train()
     training.optimizer.zero_grad()
     losses: list[Tensor] = []
     right: Tensor | int = 0
@@ -384,17 +388,21 @@ def _step(
     Returns:
         Output and loss of this batch.
     """
-    network: Any = training.model if training.network is None else training.network
+    network: Any = training.task or training.network or training.model
     optimizer, device = training.optimizer, recipe.device
     autocast: AbstractContextManager = (
         torch.autocast(device.type, recipe.amp_dtype) if recipe.amp_dtype else nullcontext()
     )
     # Gradients of the group's processes are averaged once a step.
-    apart = isinstance(network, DistributedDataParallel) and not complete
+    apart = isinstance(network, DistributedDataParallel | TrainingTask) and not complete
     with network.no_sync() if apart else nullcontext():
         with autocast:
-            output = network(x).float()
-            value = _loss(recipe.loss, output, target)
+            if isinstance(network, TrainingTask):
+                losses = network(x, target)
+                output, value = losses["output"], losses["loss"]
+            else:
+                output = network(x).float()
+                value = checked_loss(recipe.loss, output, target)
         parameters = _clipped_parameters(training.model, recipe.clip_mode)
         if training.scaler:
             training.scaler(
@@ -434,7 +442,8 @@ def _mix(mixup: Mixup, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-def _loss(loss: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+def checked_loss(loss: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """The loss, or a ValueError where a label is none of the network's classes."""
     try:
         return loss(output, target)
     except IndexError as error:

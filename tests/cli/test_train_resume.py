@@ -121,6 +121,11 @@ OPTIONS = {
         *("--model-kwargs", "drop_rate=0.2", "--clip-grad", 1),
     ),
     "plateau": ("--sched", "plateau"),
+    "pkkd": (
+        *("--kd", "pkkd", "--mixup", 0.2, "--model-ema", "--model-ema-decay", 0.9, "--amp", "--amp-dtype", "float16"),
+        *("--grad-accum-steps", 3, "--sched-on-updates"),
+    ),
+    "logits": ("--kd", "logits", "--num-classes", 10),
     "quantised": ("--model", "adder_lenet5.digits", "--pretrained", "--quantize-bits", 4, "--model-ema"),
 }
 
