@@ -388,7 +388,8 @@ def _step(
     Returns:
         Output and loss of this batch.
     """
-    network: Any = training.task or training.network or training.model
+    # Not by `or`: a network may have a length, and a compiled one raises where it has none.
+    network: Any = next(each for each in (training.task, training.network, training.model) if each is not None)
     optimizer, device = training.optimizer, recipe.device
     autocast: AbstractContextManager = (
         torch.autocast(device.type, recipe.amp_dtype) if recipe.amp_dtype else nullcontext()
