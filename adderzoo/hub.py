@@ -147,7 +147,7 @@ def twin(name: str) -> str | None:
     """The CNN of the same definition, of a CNN the adder network; None if there is none."""
     kind, _, rest = name.partition("_")
     other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
-    return other if other in network_names() else None
+    return other if {name, other} <= set(network_names()) else None
 
 
 def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:

@@ -114,6 +114,16 @@ def test_a_file_is_for_one_image_unless_batches_are_asked_for(tmp_path: Path) ->
         run(x)
 
 
+def test_a_single_result_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one class, whose standard deviation over one image is not a number."""
+    torch.manual_seed(0)
+    model = timm.create_model("adder_lenet5", num_classes=1)
+    assert export_network(model, tmp_path / "network.pt2", "pt2") < 1e-3
+    monkeypatch.setitem(export._READERS, "pt2", lambda path: lambda x: model.eval()(x) * 1.1)
+    with pytest.raises(ValueError, match="does not give the network's results"):
+        export_network(model, tmp_path / "other.pt2", "pt2")
+
+
 def test_what_is_said_of_the_network_is_in_the_file(tmp_path: Path) -> None:
     model, path = lenet(), tmp_path / "network.pt2"
     said = describe(model, classes=map(str, range(10)))

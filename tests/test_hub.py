@@ -165,6 +165,7 @@ def test_a_twin_is_the_other_network_of_the_same_definition() -> None:
     assert twin("bicubic") is None
     assert twin("adder_no_such_net") is None
     assert twin("resnet50") is None
+    assert twin("tv_resnet50") is None  # a name of timm's
 
 
 def test_parameters_of_lenet5_are_those_of_its_layers(networks: dict[str, ModelInfo]) -> None:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.profile import like_paper, profile, published
+    from adderzoo.profile import like_paper, profile
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     twin = _twin(name, model, args)
     if twin:
         profiles |= {twin[0]: profile(twin[1], size)}
-    row = published(name)
+    row = _published(name, profiles[name]) if args.like_paper else None
     counted = profiles
     if args.like_paper:
         counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
@@ -85,6 +85,23 @@ def run(args: argparse.Namespace) -> None:
         write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     if args.plots:
         print(f"\n{_draw(model, twin, counted, args.plots, images, count)}")
+
+
+def _published(name: str, found: "Profile") -> "Published | None":
+    """What the paper prints for this network: nothing for one of another size, or with other layers."""
+    import torch
+
+    from adderzoo.checkpoints import create_model
+    from adderzoo.profile import like_paper, profile, published
+
+    row = published(name)
+    if row is None:
+        return None
+    with torch.device("meta"):
+        registered: Any = create_model(name)
+    whole = profile(registered, registered.pretrained_cfg["input_size"])
+    same = like_paper(found, ends=True).operations == like_paper(whole, ends=True).operations
+    return row if same else None
 
 
 def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:

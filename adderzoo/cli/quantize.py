@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, open_network
+from ._network import add_network_arguments, check_channels, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +112,7 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     from adderzoo.data import open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
 
+    check_channels(model, args)
     if is_super_resolution(model):
         return _small_images(model, args)
     config = resolve_model_data_config(model)

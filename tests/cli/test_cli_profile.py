@@ -102,6 +102,15 @@ def test_a_network_that_the_paper_does_not_have(adderzoo: Command) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "options", [("--img-size", 16), ("--num-classes", 100), ("--model-kwargs", "conv_layer=conv")], ids=str
+)
+def test_figures_are_those_of_the_papers_network_alone(adderzoo: Command, options: tuple[object, ...]) -> None:
+    done = adderzoo("profile", "--model", "adder_resnet20", *options, "--like-paper")
+    assert "without BatchNorm, first and last layer" in done.out
+    assert "rinted" not in done.out
+
+
 def test_json_has_everything(adderzoo: Command, tmp_path: Path) -> None:
     file = tmp_path / "new" / "p.json"
     done = adderzoo("profile", "--model", "cnn_resnet20", "--like-paper", "--json", file)
