@@ -168,7 +168,8 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
         teacher = _open_teacher(args, group, name, model.num_classes, data)
         return LogitDistillationTask(model, DistillationTeacher(teacher, device=group.device), **options)
     random_seed(args.seed)  # the teacher is the network that it would be alone
-    alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None}
+    kwargs = [(key, value) for key, value in args.model_kwargs if key != "conv_layer"]  # the student's, as its name
+    alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None, "model_kwargs": kwargs}
     teacher = _open_network(argparse.Namespace(**alone), group, model.num_classes)
     try:
         return KernelDistillationTask(model, teacher, args.feature_loss_weight, **options)
