@@ -188,7 +188,7 @@ def _add_distillation(kd: argparse._ArgumentGroup) -> None:
         help="of the loss by the teacher's logits (what --task-loss-weight leaves of 1, or 1 without it)",
     )
     kd.add_argument(
-        "--feature-loss-weight", metavar="X", type=float, default=1.0, help="of pkkd's loss by layers (%(default)s)"
+        "--feature-loss-weight", metavar="X", type=float, default=10.0, help="of pkkd's loss by layers (%(default)s)"
     )
 
 

@@ -77,7 +77,9 @@ class KernelDistillationTask(LogitDistillationTask):
     Args:
         student_model: Network with adder layers.
         teacher_model: Network with a convolution of the same name and stride for each of them.
-        feature_loss_weight: Of the feature loss, beside timm's `task_loss_weight` and `distill_loss_weight`.
+        feature_loss_weight: Of the feature loss, beside timm's `task_loss_weight` and `distill_loss_weight`. In
+            ResNet-20, trained or not, the gradient that it gives adder filters is 0.03 to 0.05 times that of the
+            labels' loss (the median of the layers) at a weight of 1.
         width: Of the kernels, above.
         options: Arguments of timm's task.
 
@@ -89,7 +91,7 @@ class KernelDistillationTask(LogitDistillationTask):
         self,
         student_model: nn.Module,
         teacher_model: nn.Module,
-        feature_loss_weight: float = 1.0,
+        feature_loss_weight: float = 10.0,
         width: float = 4.0,
         **options: Any,
     ) -> None:

@@ -69,7 +69,7 @@ def test_weights_and_temperature_reach_the_task(done: Callable[..., Path], monke
     done("--kd", "pkkd", "--task-loss-weight", 0.25, name="rest")
     weights = ("--task-loss-weight", 0.5, "--distill-loss-weight", 0.6, "--feature-loss-weight", 0.7)
     done("--kd", "pkkd", *weights, "--kd-temperature", 2, name="given")
-    assert found == [(1.0, 1.0, 1.0, 4.0), (0.25, 0.75, 1.0, 4.0), (0.5, 0.6, 0.7, 2.0)]
+    assert found == [(1.0, 1.0, 10.0, 4.0), (0.25, 0.75, 10.0, 4.0), (0.5, 0.6, 0.7, 2.0)]
 
 
 def test_logits_come_from_published_weights_or_a_checkpoint(done: Callable[..., Path]) -> None:
