@@ -89,11 +89,13 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
         folder: Where the weights lie, with results.json.
 
     Raises:
-        ValueError: if the registry has no such tag, there is no file of its weights in the folder, or nobody measured
-            them.
+        ValueError: if the registry has no such tag, there is no file of its weights in the folder, nobody measured
+            them, or they are of a network with binary or shift layers.
     """
     if name not in timm.list_models(name.partition(".")[0], include_tags=True):
         raise ValueError(f"a model card is of weights with a tag in the registry, got {name!r}")
+    if name.partition("_")[0] not in ("adder", "cnn"):
+        raise ValueError(f"a model card is of an adder network or a CNN, whose operations are counted, got {name!r}")
     file, results = folder / f"{name}.safetensors", read_results(folder / RESULTS.name)
     measured = results.get(name)
     if not file.is_file() or measured is None:

@@ -47,7 +47,7 @@ class BackboneWithFPN(nn.Module):
 
 
 def fpn_backbone(
-    name: str, pretrained: bool = False, checkpoint: Path | None = None, out_channels: int = 256, **arguments: Any
+    name: str, pretrained: bool = False, checkpoint: Path | str | None = None, out_channels: int = 256, **arguments: Any
 ) -> BackboneWithFPN:
     """A backbone for torchvision's FCOS, RetinaNet and their like, in the place of its `resnet_fpn_backbone`.
 
@@ -72,6 +72,7 @@ def fpn_backbone(
     if out_channels < 1:
         raise ValueError(f"out_channels must be at least 1, got {out_channels}")
     if checkpoint:
+        checkpoint = Path(checkpoint)
         arguments = read_model_args(checkpoint) | arguments
     body: Any = create_model(name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1), **arguments)
     if checkpoint:

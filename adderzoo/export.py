@@ -58,7 +58,7 @@ def export_network(
 
     Returns:
         How far the file's results are from the network's, evaluated in eager mode: the root of the mean square of the
-        difference, as a share of the standard deviation of the results.
+        difference, as a share of the standard deviation of the results (of the result, if that is a single number).
 
     Raises:
         ValueError: if an argument is none of what it takes, the network cannot be exported, or the file's results are
@@ -157,7 +157,8 @@ def _images(size: tuple[int, int, int], batches: Iterable[int]) -> Iterator[Tens
 
 def _error(got: Tensor, expected: Tensor) -> float:
     tiny = torch.finfo(expected.dtype).tiny
-    return float((got - expected).square().mean().sqrt() / expected.std().clamp(min=tiny))
+    spread = expected.std() if expected.numel() > 1 else expected.abs()  # one number has no deviation
+    return float((got - expected).square().mean().sqrt() / spread.clamp(min=tiny))
 
 
 # ------------------------------------------------------------------------------------------------------------- formats

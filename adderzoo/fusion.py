@@ -462,7 +462,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     What follows is BatchNorm, then a residual addition, then ReLU, as far as they are there and nothing else sees what
     is between them. BatchNorm behind a convolution is folded into it. Everything else stays as it is, BatchNorm and
-    ReLU behind a pooling layer too. Results are the same but for rounding.
+    ReLU behind a pooling layer too, and BatchNorm behind a binary or shift layer, of whose weights it would make other
+    numbers than two values or powers of two. Results are the same but for rounding.
 
     The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
     network; its state dict fits `fuse(create_model(name))`. It has the network's `num_classes`, `pretrained_cfg` and

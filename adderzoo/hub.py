@@ -9,16 +9,12 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
-from torch.utils.flop_counter import FlopCounterMode
 
 from adderzoo import models
 from adderzoo.checkpoints import write_atomically
+from adderzoo.profile import Operations, profile
 
 RESULTS = models.WEIGHTS / "results.json"
-
-# Picojoules of a multiply-add and of an element |x - w|, which is two additions, on a 45 nm chip, by the figures that
-# papers on adder networks count with (M. Horowitz, "Computing's Energy Problem", ISSCC 2014).
-_PICOJOULES = {"float32": (3.7 + 0.9, 2 * 0.9), "int8": (0.2 + 0.03, 2 * 0.03)}
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,8 @@ class ModelInfo:
     Attributes:
         name: As `timm.create_model` takes it.
         parameters: Number of trained parameters.
-        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`.
+        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`; what
+            binary and shift layers compute is none.
         adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
         input_size: (C, H, W), the network's own unless weights of another one are described.
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
@@ -119,16 +116,16 @@ class ModelInfo:
     def energy(self, type: str = "float32") -> float:
         """What these operations take on a 45 nm chip, in millijoules; memory, BatchNorm and the like not counted.
 
+        What binary and shift layers compute is none of these operations: of networks with them it is a part.
+
         Args:
             type: Of all numbers, "float32" or "int8".
 
         Raises:
             ValueError: if it is neither.
         """
-        if type not in _PICOJOULES:
-            raise ValueError(f"type must be one of {', '.join(_PICOJOULES)}, got {type!r}")
-        multiply_add, element = _PICOJOULES[type]
-        return 1e-9 * (self.multiply_adds * multiply_add + self.adder_elements * element)
+        additions = self.multiply_adds + 2 * self.adder_elements
+        return Operations(mul=self.multiply_adds, add=additions).energy(type)
 
 
 def network_names() -> list[str]:
@@ -147,10 +144,10 @@ def task(name: str) -> str:
 
 
 def twin(name: str) -> str | None:
-    """The CNN of the same definition as an adder network, or the adder network of a CNN; None if there is none."""
+    """The CNN of the same definition, of a CNN the adder network; None if there is none."""
     kind, _, rest = name.partition("_")
-    other = {"adder": f"cnn_{rest}", "cnn": f"adder_{rest}"}.get(kind)
-    return other if other in network_names() else None
+    other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
+    return other if {name, other} <= set(network_names()) else None
 
 
 def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
@@ -181,15 +178,15 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
         model = timm.create_model(name, **arguments).eval()
     channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
     input_size = (channels, height, width)
-    multiply_adds, adder_elements = _count_operations(model, input_size)
+    costs = profile(model, input_size)
     results = read_results()
     default = get_pretrained_cfg(name).tag
     tags = [split_model_name_tag(tagged)[1] for tagged in timm.list_pretrained(name)]
     return ModelInfo(
         name=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=multiply_adds,
-        adder_elements=adder_elements,
+        parameters=costs.parameters,
+        multiply_adds=costs.products("conv"),
+        adder_elements=costs.products("adder"),
         input_size=input_size,
         pretrained=tuple(
             Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
@@ -197,15 +194,6 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
         task=task(name),
         scale=getattr(model, "scale", None),
     )
-
-
-def _count_operations(model: torch.nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
-    """(of convolutions and linear layers, of adder layers) of a network on the meta device, for one image."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *input_size, device="meta"))
-    counts = counter.get_flop_counts()["Global"]
-    adder = counts.get(torch.ops.adderzoo.adder2d, 0)
-    return (sum(counts.values()) - adder) // 2, adder // 2  # two operations each
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Measurement]:

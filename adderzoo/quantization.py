@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from adderzoo import fusion
 from adderzoo.checkpoints import (
@@ -174,9 +175,10 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     network = fusion.trace(model, "Quantized").float()
     patterns = fusion.find_patterns(network)
     if not patterns:
+        kinds = {type(module).__name__ for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)}
         raise ValueError(
-            f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with none; a network "
-            "that was fused or quantised has none left"
+            f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with "
+            f"{', '.join(sorted(kinds)) or 'none'}; a network that was fused or quantised has none left"
         )
     for tensor, users in _byte_tensors(patterns).items():
         current: fx.Node | None = None
@@ -254,9 +256,9 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     What is multiplied stays PyTorch's own, in float32: convolutions with BatchNorm folded into them, which oneDNN runs,
     since the first one sees pixels, which a byte of 4 bits is too coarse for, and the classifier needs float logits and
     costs next to nothing. What is behind the last adder layer, the classifier as a rule, has its weight in int8 with a
-    scale for every output channel, for the sake of its size. Everything else, such as pooling layers (PyTorch's do
-    not take bytes, or few of them) and BatchNorm behind them, stays as it is in the float network, and its result is
-    turned into bytes where an adder layer reads it.
+    scale for every output channel, for the sake of its size. Everything else, such as shift layers, pooling layers
+    (PyTorch's do not take bytes, or few of them) and BatchNorm behind them, stays as it is in the float network, and
+    its result is turned into bytes where an adder layer reads it.
 
     The result is a :class:`torch.fx.GraphModule`, which is pickled, compiled, exported and scripted like any network.
     It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients. Its state dict alone says

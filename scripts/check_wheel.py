@@ -138,7 +138,7 @@ def main() -> None:
     pythons = [Path(os.path.abspath(python)) for python in parser.parse_args().pythons]
     with tempfile.TemporaryDirectory(prefix="check_wheel_") as temporary:
         folder = Path(temporary)
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=ROOT)
+        run(sys.executable, "-m", "build", "--quiet", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=ROOT)
         (source,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
         print(wheel.name, flush=True)
         check_wheel(wheel)

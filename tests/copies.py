@@ -24,7 +24,7 @@ def through_torchscript(program: torch.jit.ScriptModule) -> torch.jit.ScriptModu
 
 
 def through_export(network: nn.Module, x: Tensor) -> nn.Module:
-    dynamic_shapes = {"x": {0: torch.export.Dim("batch")}}
+    dynamic_shapes = ({0: torch.export.Dim("batch")},)
     file = io.BytesIO()
     torch.export.save(torch.export.export(network, (x,), dynamic_shapes=dynamic_shapes), file)
     file.seek(0)
@@ -32,7 +32,7 @@ def through_export(network: nn.Module, x: Tensor) -> nn.Module:
 
 
 def ways(images: Callable[[], Tensor]) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """By name, for networks that take these images as `x`."""
+    """By name, for networks that take these images alone."""
     return {
         "torch.save": through_torch_save,
         "pickle": lambda network: pickle.loads(pickle.dumps(network)),

@@ -248,6 +248,7 @@ def test_weights_from_somebody_elses_file_were_only_measured_here(tmp_path: Path
         ("adder_lenet5.no_such_tag", "tag in the registry, got 'adder_lenet5.no_such_tag'"),
         ("adder_lenet5", "tag in the registry, got 'adder_lenet5'"),
         ("adder_resnet20.huawei_cifar10", "'adder_resnet20.huawei_cifar10' has no file$"),
+        ("bnn_resnet20.untrained", "of an adder network or a CNN, .*, got 'bnn_resnet20.untrained'"),
         (UNTRAINED, f"'{UNTRAINED}' has no file and no row in results.json$"),
     ],
 )

@@ -179,7 +179,8 @@ def test_the_weights_of_a_checkpoint(tmp_path: Path, format: str) -> None:
     else:
         torch.save(classifier.state_dict(), path)
         arguments = NARROW
-    backbone = fpn_backbone("adder_resnet18", checkpoint=path, out_channels=32, **arguments)
+    checkpoint = path if format == "safetensors" else str(path)
+    backbone = fpn_backbone("adder_resnet18", checkpoint=checkpoint, out_channels=32, **arguments)
     assert_same_weights(backbone.body, classifier)
     model: Any = fcos(backbone, 2)
     assert model.transform.image_mean == ([0.1, 0.2, 0.3] if format == "safetensors" else [0.485, 0.456, 0.406])

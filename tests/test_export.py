@@ -42,10 +42,10 @@ def lenet() -> nn.Module:
     return timm.create_model("adder_lenet5.digits", pretrained=True).eval()
 
 
-def resnet() -> nn.Module:
+def resnet(**arguments: Any) -> nn.Module:
     """With residual additions."""
     torch.manual_seed(0)
-    model = timm.create_model("adder_resnet18", widths=(4, 6, 8, 10), num_classes=10)
+    model = timm.create_model("adder_resnet18", widths=(4, 6, 8, 10), num_classes=10, **arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -73,8 +73,10 @@ def quantised(model: nn.Module, size: int) -> nn.Module:
         (lambda: quantised(resnet(), 32), 32),
         (edsr, 8),
         (lambda: quantised(edsr(), 8), 8),
+        (lambda: resnet(conv_layer="binary", layers=(1, 1, 1, 1)), 32),
+        (lambda: resnet(conv_layer="shiftadd", layers=(1, 1, 1, 1)), 32),
     ],
-    ids=["float", "bytes", "residual-bytes", "super-resolution", "super-resolution-bytes"],
+    ids=["float", "bytes", "residual-bytes", "super-resolution", "super-resolution-bytes", "binary", "shiftadd"],
 )
 @torch.no_grad()
 def test_files_give_the_networks_results_for_any_batch(
@@ -110,6 +112,16 @@ def test_a_file_is_for_one_image_unless_batches_are_asked_for(tmp_path: Path) ->
     torch.testing.assert_close(run(x[:1]), model.eval()(x[:1]), rtol=1e-3, atol=1e-3)
     with pytest.raises((AssertionError, RuntimeError), match=r"[Gg]uard|shape"):
         run(x)
+
+
+def test_a_single_result_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one class, whose standard deviation over one image is not a number."""
+    torch.manual_seed(0)
+    model = timm.create_model("adder_lenet5", num_classes=1)
+    assert export_network(model, tmp_path / "network.pt2", "pt2") < 1e-3
+    monkeypatch.setitem(export._READERS, "pt2", lambda path: lambda x: model.eval()(x) * 1.1)
+    with pytest.raises(ValueError, match="does not give the network's results"):
+        export_network(model, tmp_path / "other.pt2", "pt2")
 
 
 def test_what_is_said_of_the_network_is_in_the_file(tmp_path: Path) -> None:

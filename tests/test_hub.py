@@ -83,6 +83,10 @@ def test_every_network_of_the_sources_is_listed_and_no_other(networks: dict[str,
         ("adder_resnet32", 443_008, 69_124_736 - 443_008),
         ("cnn_resnet32", 69_124_736, 0),
         ("adder_vgg_small", 3 * 9 * 128 * 32 * 32 + 8192 * 10, 603_979_776),
+        ("bnn_resnet20", 443_008, 0),
+        ("shift_resnet20", 443_008, 0),
+        # Nine adder layers of 16 channels see as many as before; the first of a wider stage sees twice as many.
+        ("shiftadd_resnet20", 443_008, 40_370_176 + 2 * (9 * 16 * 32 * 16**2 + 16 * 32 * 16**2)),
     ],
 )
 def test_operations_are_those_of_the_paper(
@@ -155,10 +159,13 @@ def test_a_twin_is_the_other_network_of_the_same_definition() -> None:
     assert {name: twin(name) for name in NAMES if name.startswith("adder_")} == {
         name: name.replace("adder_", "cnn_") for name in NAMES if name.startswith("adder_")
     }
-    assert all(twin(twin(name) or "") == name for name in NAMES - {"bicubic"})
+    assert all(twin(twin(name) or "") == name for name in NAMES if name.startswith(("adder_", "cnn_")))
+    assert twin("bnn_resnet18") == "cnn_resnet18"
+    assert twin("shiftadd_resnet20") == "cnn_resnet20"
     assert twin("bicubic") is None
     assert twin("adder_no_such_net") is None
     assert twin("resnet50") is None
+    assert twin("tv_resnet50") is None  # a name of timm's
 
 
 def test_parameters_of_lenet5_are_those_of_its_layers(networks: dict[str, ModelInfo]) -> None:
@@ -194,8 +201,9 @@ def test_a_pattern_chooses_by_tag(networks: dict[str, ModelInfo]) -> None:
 
 
 def test_several_patterns_choose_what_any_of_them_does(networks: dict[str, ModelInfo]) -> None:
-    expected = {"adder_lenet5", "adder_resnet20", "cnn_resnet20"} | {name for name, tag in TAGGED if tag == "digits"}
-    assert "cnn_lenet5" in expected
+    expected = {"adder_lenet5"} | {name for name in NAMES if name.endswith("_resnet20")}
+    expected |= {name for name, tag in TAGGED if tag == "digits"}
+    assert {"adder_resnet20", "cnn_resnet20", "cnn_lenet5"} <= expected
     chosen = names(adderzoo.list_models(["*_resnet20", "*.digits", "adder_lenet5"]))
     assert chosen == [name for name in networks if name in expected]
 

@@ -424,7 +424,8 @@ def test_tensor_that_changes_in_place_is_read_as_it_was() -> None:
 
 def registered() -> list[str]:
     modules = sorted(str(module) for module in timm.list_modules() if str(module).startswith("adder_"))
-    names = sorted(name for module in modules for name in timm.list_models("adder_*", module=module))
+    kinds = ["adder_*", "shiftadd_*"]
+    names = sorted(name for module in modules for name in timm.list_models(kinds, module=module))
     return [name for name in names if timm.get_pretrained_cfg(name).num_classes]  # the classifiers
 
 
@@ -601,6 +602,9 @@ def test_network_without_adder_layers_is_refused(network: nn.Module) -> None:
     for other in (timm.create_model("cnn_lenet5"), adderzoo.fuse(network), quantized(network)):
         with pytest.raises(ValueError, match=r"^model must have adder layers \(Adder2d, AdderLinear\), got"):
             calibrate(other, [images()])
+    for name, layer in (("bnn_resnet20", "BinaryConv2d"), ("shift_resnet20", "ShiftConv2d")):
+        with pytest.raises(ValueError, match=f"^model must have adder layers .*, got ResNet with .*{layer}"):
+            calibrate(timm.create_model(name), [images()])
 
 
 def test_network_that_was_never_calibrated_is_refused(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 COMMANDS = {
     "list": "list the networks, what they cost, and their published weights",
+    "profile": "count what a network costs: operations, energy, latency, size",
     "train": "train a network, or fine-tune one, on images",
     "validate": "measure the accuracy of a network on a data set, or how well it makes images larger",
     "predict": "name what is on images",

@@ -77,6 +77,22 @@ def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool =
     return model
 
 
+def check_channels(model: Any, args: argparse.Namespace) -> None:
+    """Refuse a network whose images have other channels than those of its data configuration, which prepares them.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    from timm.data import resolve_model_data_config
+
+    channels = resolve_model_data_config(model)["input_size"][0]
+    given = dict(args.model_kwargs).get("in_chans", channels)
+    if given != channels:
+        raise ValueError(
+            f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration, got {given}"
+        )
+
+
 def open_device(name: str, rank: int | None = None) -> "torch.device":
     """A device that can be used; in a process group, the process's own GPU.
 

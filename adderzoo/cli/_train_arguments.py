@@ -173,7 +173,7 @@ def _add_distillation(kd: argparse._ArgumentGroup) -> None:
         help="learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
         "is trained at the same time (progressive kernel-based knowledge distillation)",
     )
-    kd.add_argument("--kd-model-name", metavar="NAME", help="teacher (the network's CNN twin)")
+    kd.add_argument("--kd-model-name", metavar="NAME", help="teacher (the network's CNN twin, of the same tag)")
     kd.add_argument(
         "--kd-checkpoint", metavar="FILE", type=Path, help="its weights, for logits (the published ones of its tag)"
     )

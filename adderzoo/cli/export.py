@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ._network import add_network_arguments, open_network
+from ._network import add_network_arguments, check_channels, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from .predict import class_names
 
     model = open_network(args, any_task=True)
+    check_channels(model, args)
     classes = None
     if not is_super_resolution(model):
         classes = class_names(model, args)

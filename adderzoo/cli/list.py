@@ -17,9 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything that is known, exact numbers, as JSON")
     parser.epilog = (
         "For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
-        "elements |x - w| of its adder layers. `pretrained=True` without a tag takes the first of a network's tags. "
-        "Of classifiers top-1 accuracies are shown, with standard error, and on how many images; of networks for "
-        "super-resolution PSNR in dB, and on which test set, the first of those that --json tells."
+        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. `pretrained=True` "
+        "without a tag takes the first of a network's tags. Of classifiers top-1 accuracies are shown, with standard "
+        "error, and on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first "
+        "of those that --json tells."
     )
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, open_device, open_network
+from ._network import add_network_arguments, check_channels, open_device, open_network
 
 _BATCH_SIZE = 32
 
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     device = open_device(args.device)
     paths = find_images(args.images)
     model = open_network(args).to(device).eval()
+    check_channels(model, args)
     names = class_names(model, args)
     config = resolve_model_data_config(model)
     transform = create_transform(**config)

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, open_network
+from ._network import add_network_arguments, check_channels, open_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the data set; not needed for a checkpoint of `train --quantize-bits`, which has ranges",
     )
+    add_some_images_arguments(parser)
+
+
+def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of :func:`open_some_images` but for data-dir."""
     parser.add_argument(
         "--dataset",
         metavar="NAME",
@@ -50,9 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.checkpoints import read_metadata, read_model_args
     from adderzoo.quantization import quantize, save, simulate
 
-    for name in ("images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    check_some_images(args)
     if args.destination.suffix != ".safetensors":
         raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
     model = open_network(args, any_task=True)
@@ -83,24 +86,41 @@ def run(args: argparse.Namespace) -> None:
 
 def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str]:
     """The simulation, and what its ranges come from."""
+    from adderzoo.quantization import calibrate
+
+    images, count = open_some_images(model, args)
+    return calibrate(model, images, bits, args.quantile), f"{count} images"
+
+
+def check_some_images(args: argparse.Namespace) -> None:
+    """Refuse arguments of :func:`open_some_images` that are none.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name in ("images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+
+
+def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any], int]:
+    """Batches for a network, images or tuples that begin with them, and how many images they have together."""
     import torch
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
     from adderzoo.data import open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
-    from adderzoo.quantization import calibrate
 
+    check_channels(model, args)
     if is_super_resolution(model):
-        images, count = _small_images(model, args)
-        return calibrate(model, images, bits, args.quantile), f"{count} images"
+        return _small_images(model, args)
     config = resolve_model_data_config(model)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
     some = spread(dataset, args.images)
-    loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
-    return calibrate(model, loader, bits, args.quantile), f"{len(some)} images"
+    return open_loader(some, config, args.batch_size, args.workers, torch.device("cpu")), len(some)
 
 
 def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], int]:

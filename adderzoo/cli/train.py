@@ -152,11 +152,8 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
     from timm.utils import random_seed
 
     from adderzoo.engine import KernelDistillationTask, LogitDistillationTask
-    from adderzoo.hub import twin
 
-    name = args.kd_model_name or twin(args.model.partition(".")[0])
-    if name is None:
-        raise ValueError(f"kd-model-name must be given for {args.model}, which has no twin")
+    name = args.kd_model_name or _twin(args.model)
     options = {
         "criterion": data.loss(),
         "task_loss_weight": args.task_loss_weight,
@@ -171,12 +168,26 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
         teacher = _open_teacher(args, group, name, model.num_classes, data)
         return LogitDistillationTask(model, DistillationTeacher(teacher, device=group.device), **options)
     random_seed(args.seed)  # the teacher is the network that it would be alone
-    alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None}
+    kwargs = [(key, value) for key, value in args.model_kwargs if key != "conv_layer"]  # the student's, as its name
+    alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None, "model_kwargs": kwargs}
     teacher = _open_network(argparse.Namespace(**alone), group, model.num_classes)
     try:
         return KernelDistillationTask(model, teacher, args.feature_loss_weight, **options)
     except ValueError as error:
         raise ValueError(f"kd pkkd cannot be used for {args.model} with the teacher {name}: {error}") from error
+
+
+def _twin(model: str) -> str:
+    """The network of the other kind, with the same tag if it has weights of that: its classes are the same."""
+    from timm.models import is_model_pretrained
+
+    from adderzoo.hub import twin
+
+    network, _, tag = model.partition(".")
+    name = twin(network)
+    if name is None:
+        raise ValueError(f"kd-model-name must be given for {model}, which has no twin")
+    return f"{name}.{tag}" if is_model_pretrained(f"{name}.{tag}") else name
 
 
 def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes: int, data: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ._network import Group, add_network_arguments, open_group, open_network
+from ._network import Group, add_network_arguments, check_channels, open_group, open_network
 from ._table import align
 
 
@@ -77,6 +77,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from adderzoo.models import is_super_resolution
 
     model = open_network(args, quiet=group.rank != 0, any_task=True)
+    check_channels(model, args)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model = model.to(group.device).to(memory_format=memory_format)
     if is_super_resolution(model):

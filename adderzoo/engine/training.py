@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from adderzoo.checkpoints import classifier_prefixes
-from adderzoo.layers import Adder2d, AdderLinear
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result
@@ -196,7 +196,7 @@ def create_optimizer(
         raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
-    if any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
+    if any(isinstance(module, Adder2d | AdderLinear | AdderTranspose2d) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")
             for group in optimizer.param_groups:
@@ -388,7 +388,8 @@ def _step(
     Returns:
         Output and loss of this batch.
     """
-    network: Any = training.task or training.network or training.model
+    # Not by `or`: a network may have a length, and a compiled one raises where it has none.
+    network: Any = next(each for each in (training.task, training.network, training.model) if each is not None)
     optimizer, device = training.optimizer, recipe.device
     autocast: AbstractContextManager = (
         torch.autocast(device.type, recipe.amp_dtype) if recipe.amp_dtype else nullcontext()

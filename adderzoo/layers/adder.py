@@ -194,20 +194,6 @@ class AdderLinear(_AdderFilter):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-_CONV_LAYERS: dict[str, type[nn.Module]] = {"adder": Adder2d, "conv": nn.Conv2d}
-
-
-def get_conv_layer(kind: str) -> type[nn.Module]:
-    """The layer that a network's argument `conv_layer` names: "adder" or "conv".
-
-    Raises:
-        ValueError: if there is no such kind.
-    """
-    if kind not in _CONV_LAYERS:
-        raise ValueError(f"conv_layer must be one of {', '.join(map(repr, _CONV_LAYERS))}, got {kind!r}")
-    return _CONV_LAYERS[kind]
-
-
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 

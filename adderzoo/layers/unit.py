@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .adder import get_conv_layer
+from .kinds import get_conv_layer
 from .norm import BatchNorm2d
 from .power import PowerActivation
 
@@ -24,7 +24,7 @@ class ConvUnit(nn.Module):
         in_channels: Channels of the input.
         out_channels: Number of filters.
         kernel_size: Side of the filters, odd; the input is padded with zeros to keep its size.
-        conv_layer: "adder" or "conv".
+        conv_layer: "adder", "conv" or another one that :func:`get_conv_layer` names.
         relu: Whether there is a ReLU.
         norm: Whether there is a BatchNorm. The layer has a bias where there is none.
         self_shortcut: Whether the input is added, if it has as many channels as the output.

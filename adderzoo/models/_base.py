@@ -8,6 +8,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from adderzoo.layers import ShiftConv2d
+
 
 class ConvNet(nn.Module):
     """A row of modules that ends in a head.
@@ -28,11 +30,11 @@ class ConvNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initial values: N(0, 1) for adder filters as in the paper, Kaiming's for convolutions."""
+        """Initial values: N(0, 1) for adder filters as in the paper, Kaiming's for convolutions and binary layers."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # type: ignore[operator]
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not isinstance(module, ShiftConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @torch.jit.ignore
@@ -42,8 +44,9 @@ class ConvNet(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """None: the paper decays every parameter."""
-        return set()
+        """Shifts and signs of shift layers: their decay would not make weights small. The paper decays all others."""
+        shifts = {name for name, module in self.named_modules() if isinstance(module, ShiftConv2d)}
+        return {f"{name}.{part}" for name in shifts for part in ("shift", "sign")}
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         module = getattr(self, name)

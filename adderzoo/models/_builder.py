@@ -16,6 +16,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
+# Where networks with shift layers are from.
+SHIFTADDNET = {"paper_ids": "arXiv:2010.12785", "paper_name": "ShiftAddNet: A Hardware-Inspired Deep Network"}
+
 # SHA-256 of the weights that others publish, by file name.
 FOREIGN_SHA256 = {"ResNet20-AdderNet.pth": "fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b"}
 

@@ -86,7 +86,13 @@ def check_scale(scale: int, scales: tuple[int, ...] = (2, 3, 4)) -> None:
 
 
 def additions(conv_layer: str, norm: bool | None, self_shortcut: bool | None, power: bool | None) -> dict[str, bool]:
-    """Arguments of a `ConvUnit`: what is None is there in adder networks, and absent in the published CNNs."""
+    """Arguments of a `ConvUnit`: what is None is there in adder networks, and absent in the published CNNs.
+
+    Raises:
+        ValueError: for other kinds of layers, of which neither is published. (A network's radius counts one per layer.)
+    """
+    if conv_layer not in ("adder", "conv"):
+        raise ValueError(f"conv_layer must be one of 'adder', 'conv', got {conv_layer!r}")
     given = {"norm": norm, "self_shortcut": self_shortcut, "power": power}
     return {name: conv_layer == "adder" if value is None else value for name, value in given.items()}
 

@@ -83,7 +83,7 @@ class LeNet5(_LeNet):
     Shape: (N, in_chans, H, W) to (N, num_classes), H and W at least 32, which is the paper's.
 
     Args:
-        conv_layer: Kind of every layer, "adder" or "conv".
+        conv_layer: Kind of every layer, as :func:`adderzoo.layers.get_conv_layer` names them.
         num_classes: Number of classes; 0 for features, (N, 84).
         in_chans: Channels of the input.
         global_pool: "avg", "max", "avgmax", "catavgmax" or "" for none.
@@ -151,7 +151,7 @@ class LeNetPlusPlus(_LeNet):
     Shape: (N, in_chans, H, W) to (N, num_classes), H and W at least 24; the paper's is 28.
 
     Args:
-        conv_layer: Kind of every layer, "adder" or "conv".
+        conv_layer: Kind of every layer, as :func:`adderzoo.layers.get_conv_layer` names them.
         num_classes: Number of classes; 0 for features, (N, 2).
         in_chans: Channels of the input.
         global_pool: "avg", "max", "avgmax", "catavgmax" or "" for none.

@@ -1,4 +1,4 @@
-"""ResNets, adder networks and their CNN twins.
+"""ResNets, adder networks, their CNN twins and binary networks.
 
 The networks of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (CVPR 2020, Table 3): torchvision's
 ResNets (stride on the 3x3 layer, "v1.5"); the first convolution and the classifier stay convolutions; BatchNorm on the
@@ -110,7 +110,7 @@ class ResNet(ConvNet):
     Args:
         layers: Number of blocks of each stage, three or four of them.
         block: "basic" or "bottleneck".
-        conv_layer: Kind of all layers but the first and the last, "adder" or "conv".
+        conv_layer: Kind of all layers but the first and the last, as :func:`adderzoo.layers.get_conv_layer` names them.
         widths: Channels of each stage (a bottleneck's stage has four times as many).
         small_images: Begin with a 3x3 convolution of stride 1, as for 32x32 images, instead of a 7x7 one of stride 2
             and a max pooling.
@@ -265,6 +265,8 @@ default_cfgs = generate_default_cfgs(
             license="bsd-3-clause", origin_url="https://github.com/huawei-noah/AdderNet"
         ),
         "adder_resnet101.untrained": _cfg(),
+        "bnn_resnet18.untrained": _cfg(),
+        "bnn_resnet50.untrained": _cfg(),
         "cnn_resnet18.untrained": _cfg(),
         "cnn_resnet34.untrained": _cfg(),
         "cnn_resnet50.untrained": _cfg(),
@@ -302,6 +304,18 @@ def adder_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def adder_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """Adder ResNet-101."""
     return create_resnet("adder_resnet101", pretrained, **dict(_LAYERS[101], conv_layer="adder") | kwargs)
+
+
+@register_model
+def bnn_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """`adder_resnet18` with binary layers: CVPR 2020 Table 3, 51.2 % on ImageNet."""
+    return create_resnet("bnn_resnet18", pretrained, **dict(_LAYERS[18], conv_layer="binary") | kwargs)
+
+
+@register_model
+def bnn_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """`adder_resnet50` with binary layers: CVPR 2020 Table 3, 55.8 % on ImageNet."""
+    return create_resnet("bnn_resnet50", pretrained, **dict(_LAYERS[50], conv_layer="binary") | kwargs)
 
 
 @register_model

@@ -1,4 +1,4 @@
-"""ResNets for 32x32 images, adder networks and their CNN twins.
+"""ResNets for 32x32 images: adder networks, their CNN twins, and the same of binary and of shift layers.
 
 The networks of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (CVPR 2020, Table 2): 6n + 2 layers in
 three stages of 16, 32 and 64 channels; the first convolution and the classifier stay convolutions; BatchNorm on the
@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from ._builder import weights_file
+from ._builder import SHIFTADDNET, weights_file
 from ._download import hub_id
 from .adder_resnet import ResNet, create_resnet
 
@@ -50,8 +50,12 @@ default_cfgs = generate_default_cfgs(
             label_names=_NAMES,
         ),
         "adder_resnet32.untrained": _cfg(),
+        "bnn_resnet20.untrained": _cfg(),
+        "bnn_resnet32.untrained": _cfg(),
         "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),
         "cnn_resnet32.untrained": _cfg(),
+        "shift_resnet20.untrained": _cfg(**SHIFTADDNET),
+        "shiftadd_resnet20.untrained": _cfg(**SHIFTADDNET),
     }
 )
 
@@ -80,6 +84,18 @@ def adder_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 @register_model
+def bnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """`adder_resnet20` with binary layers: CVPR 2020 Table 2, 84.87 % on CIFAR-10."""
+    return _create("bnn_resnet20", pretrained, 3, "binary", kwargs)
+
+
+@register_model
+def bnn_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """`adder_resnet32` with binary layers: CVPR 2020 Table 2, 86.74 % on CIFAR-10."""
+    return _create("bnn_resnet32", pretrained, 5, "binary", kwargs)
+
+
+@register_model
 def cnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """The CNN twin of `adder_resnet20`: CVPR 2020 Table 2, 92.25 % on CIFAR-10."""
     return _create("cnn_resnet20", pretrained, 3, "conv", kwargs)
@@ -89,3 +105,15 @@ def cnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def cnn_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """The CNN twin of `adder_resnet32`: CVPR 2020 Table 2, 93.29 % on CIFAR-10."""
     return _create("cnn_resnet32", pretrained, 5, "conv", kwargs)
+
+
+@register_model
+def shift_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """`adder_resnet20` with shift layers: DeepShift-PS, a baseline of ShiftAddNet (NeurIPS 2020)."""
+    return _create("shift_resnet20", pretrained, 3, "shift", kwargs)
+
+
+@register_model
+def shiftadd_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ShiftAddNet's ResNet-20 (NeurIPS 2020): a shift layer in front of every adder layer of `adder_resnet20`."""
+    return _create("shiftadd_resnet20", pretrained, 3, "shiftadd", kwargs)

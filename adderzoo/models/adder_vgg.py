@@ -1,4 +1,4 @@
-"""VGG-small, adder network and CNN twin.
+"""VGG-small: adder network, CNN twin, and the same of binary layers and of shift and adder layers.
 
 The network of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (CVPR 2020, Table 2): six 3x3 layers, of
 which the first stays a convolution, and one fully connected layer on the flattened 4x4 image.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import build_model, from_original
+from ._builder import SHIFTADDNET, build_model, from_original
 
 __all__ = ["VGGSmall"]
 
@@ -30,7 +30,7 @@ class VGGSmall(ConvNet):
     Shape: (N, in_chans, H, W) to (N, num_classes).
 
     Args:
-        conv_layer: Kind of all layers but the first and the last, "adder" or "conv".
+        conv_layer: Kind of all layers but the first and the last, as :func:`adderzoo.layers.get_conv_layer` names them.
         num_classes: Number of classes; 0 for pooled features.
         in_chans: Channels of the input.
         global_pool: How images larger than 32x32 get to the 4x4 pixels that the classifier sees: "avg", "max",
@@ -155,7 +155,14 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"adder_vgg_small.untrained": _cfg(), "cnn_vgg_small.untrained": _cfg()})
+default_cfgs = generate_default_cfgs(
+    {
+        "adder_vgg_small.untrained": _cfg(),
+        "bnn_vgg_small.untrained": _cfg(),
+        "cnn_vgg_small.untrained": _cfg(),
+        "shiftadd_vgg_small.untrained": _cfg(**SHIFTADDNET),
+    }
+)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> VGGSmall:
@@ -176,6 +183,18 @@ def adder_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
 
 
 @register_model
+def bnn_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+    """`adder_vgg_small` with binary layers: CVPR 2020 Table 2, 89.80 % on CIFAR-10."""
+    return _create("bnn_vgg_small", pretrained, **{"conv_layer": "binary"} | kwargs)
+
+
+@register_model
 def cnn_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
     """The CNN twin of `adder_vgg_small`: CVPR 2020 Table 2, 93.80 % on CIFAR-10."""
     return _create("cnn_vgg_small", pretrained, **{"conv_layer": "conv"} | kwargs)
+
+
+@register_model
+def shiftadd_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+    """ShiftAddNet's VGG-small (NeurIPS 2020): a shift layer in front of every adder layer of `adder_vgg_small`."""
+    return _create("shiftadd_vgg_small", pretrained, **{"conv_layer": "shiftadd"} | kwargs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from processes import CONTEXT, free_port
+from fork_server import CONTEXT, free_port
 
 from adderzoo.cli import main
 

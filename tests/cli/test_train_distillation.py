@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,21 @@ def test_logits_come_from_published_weights_or_a_checkpoint(done: Callable[..., 
     again = done("--kd", "logits", "--kd-checkpoint", cnn / "best.safetensors", name="again")
     for key, value in load_file(again / "last.safetensors").items():
         torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-4, msg=key)
+
+
+def test_the_twin_has_the_tag_of_the_network(done: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights trained on other images have as many classes, and teach nonsense."""
+    found = []
+
+    class Watched(adderzoo.engine.LogitDistillationTask):
+        def __init__(self, student: Any, teacher: Any, **options: Any) -> None:
+            super().__init__(student, teacher, **options)
+            found.append(teacher.model.pretrained_cfg["tag"])
+
+    monkeypatch.setattr(adderzoo.engine, "LogitDistillationTask", Watched)
+    for model in ("adder_lenet5.digits", "adder_lenet5.mnist", "adder_lenet5"):
+        done("--num-classes", 10, "--model", model, "--kd", "logits", name=model)
+    assert found == ["digits", "mnist", "mnist"]
 
 
 def test_a_student_of_few_bits_learns_from_a_float_teacher(done: Callable[..., Path]) -> None:

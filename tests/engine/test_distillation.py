@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from processes import CONTEXT, free_port
+from fork_server import CONTEXT, free_port
 from test_training import batches, lenet
 from torch import Tensor, nn
 

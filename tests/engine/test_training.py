@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from timm.data import Mixup
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
@@ -84,6 +85,30 @@ def test_every_parameter_decays_batchnorms_too() -> None:
     optimizer = create_optimizer(lenet(), weight_decay=5e-4)
     parameters = [p for group in optimizer.param_groups if group["weight_decay"] == 5e-4 for p in group["params"]]
     assert len(parameters) == len(list(lenet().parameters()))
+
+
+@pytest.mark.parametrize("name", ["shift_resnet20", "shiftadd_resnet20"])
+def test_shifts_and_signs_do_not_decay(name: str) -> None:
+    model = timm.create_model(name)
+    spared = {id(p) for key, p in model.named_parameters() if key.endswith((".shift", ".sign"))}
+    groups = create_optimizer(model, weight_decay=5e-4).param_groups
+    assert {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]} == spared
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("conv_layer", ["binary", "xnor", "shift", "shiftadd"])
+def test_networks_of_other_kinds_of_layers_learn_digits(conv_layer: str) -> None:
+    """On one half of scikit-learn's; chance is 10 %."""
+    digits = load_digits()
+    images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
+    labels = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = timm.create_model("adder_resnet20", conv_layer=conv_layer, layers=(1, 1, 1), widths=(8, 16, 32), in_chans=1)
+    data = list(zip(images[:896].split(64), labels[:896].split(64), strict=True))
+    list(train(training(model, epochs=6), data, epochs=6))
+    with torch.no_grad():
+        right = model.eval()(images[896:]).argmax(1) == labels[896:]
+    assert right.float().mean() > 0.6
 
 
 def test_the_adaptive_rate_is_left_out_where_there_are_no_adder_filters() -> None:

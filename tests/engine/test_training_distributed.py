@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from processes import CONTEXT, free_port
+from fork_server import CONTEXT, free_port
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from adderzoo.layers import Adder2d, AdderLinear, get_conv_layer
+from adderzoo.layers import Adder2d, AdderLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -216,13 +216,6 @@ def test_printed_form_is_that_of_conv2d(arguments: dict[str, Any]) -> None:
 def test_printed_form_of_linear_is_that_of_linear() -> None:
     for bias in (True, False):
         assert repr(AdderLinear(4, 6, bias)) == "Adder" + repr(nn.Linear(4, 6, bias))
-
-
-def test_kinds_of_layers_are_named_and_others_refused() -> None:
-    assert get_conv_layer("adder") is Adder2d
-    assert get_conv_layer("conv") is nn.Conv2d
-    with pytest.raises(ValueError, match="conv_layer must be one of 'adder', 'conv', got 'shift'"):
-        get_conv_layer("shift")
 
 
 def network(bias: bool = True, device: str = "cpu") -> nn.Sequential:

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from adderzoo.layers import Adder2d  # the package registers its networks
+from adderzoo.layers import Adder2d, BinaryConv2d, ShiftAdd2d, ShiftConv2d  # the package registers its networks
 
 MODULES = sorted(str(module) for module in timm.list_modules() if str(module).startswith("adder_"))
 EVERY_NAME = sorted(name for module in MODULES for name in timm.list_models(module=module))
@@ -19,6 +19,13 @@ TAGS = sorted(
     if tag.partition(".")[0] in NAMES
 )
 ADDERS = [name for name in NAMES if name.startswith("adder_")]
+BINARY = [name for name in NAMES if name.startswith("bnn_")]
+# By the first part of a network's name, what its layers are but the first and the last.
+KINDS: dict[str, type[nn.Module]] = {
+    "adder": Adder2d, "cnn": nn.Conv2d, "bnn": BinaryConv2d, "shift": ShiftConv2d, "shiftadd": ShiftAdd2d
+}  # fmt: skip
+# What is tested of all classifiers but those that differ from others in depth alone.
+CONTRACT = [name for name in NAMES if name not in ("bnn_resnet32", "bnn_resnet50")]
 LENETS = [name for name in NAMES if "lenet" in name]
 VGGS = [name for name in NAMES if "vgg" in name]
 RESNETS = [name for name in NAMES if "resnet" in name]
@@ -26,8 +33,14 @@ CIFAR_RESNETS = [name for name in RESNETS if name.endswith(("20", "32"))]
 IMAGENET_RESNETS = [name for name in RESNETS if name not in CIFAR_RESNETS]
 
 
+def kind(name: str) -> str:
+    """The first part of its name: "adder", "cnn" ..."""
+    return name.partition("_")[0]
+
+
 def twin(name: str) -> str:
-    return name.replace("adder_", "cnn_")
+    """The CNN of the same definition."""
+    return f"cnn_{name.partition('_')[2]}"
 
 
 def small(name: str) -> dict[str, Any]:

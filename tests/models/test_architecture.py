@@ -13,6 +13,7 @@ from networks import (
     ADDERS,
     CIFAR_RESNETS,
     IMAGENET_RESNETS,
+    KINDS,
     LENETS,
     NAMES,
     RESNETS,
@@ -21,6 +22,7 @@ from networks import (
     build,
     images,
     is_layer,
+    kind,
     logits_norm_name,
     make,
     twin,
@@ -29,9 +31,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import adderzoo.models
-from adderzoo.layers import Adder2d
+from adderzoo.layers import Adder2d, ShiftAdd2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+BASELINES = [name for name in NAMES if kind(name) not in ("adder", "cnn")]
 
 
 @functools.cache
@@ -47,7 +51,9 @@ def image_of(network: nn.Module) -> Tensor:
 def test_the_registry_holds_what_the_package_exports() -> None:
     every_name = {*NAMES, *SUPER_RESOLUTION, "bicubic"}
     assert every_name == {name for name in vars(adderzoo.models) if timm.is_model(name)}
-    assert {twin(name) for name in ADDERS} == set(NAMES) - set(ADDERS)
+    assert {name for name in NAMES if kind(name) == "cnn"} == {twin(name) for name in ADDERS}
+    binary = {"bnn_resnet20", "bnn_resnet32", "bnn_vgg_small", "bnn_resnet18", "bnn_resnet50"}
+    assert set(BASELINES) == binary | {"shift_resnet20", "shiftadd_resnet20", "shiftadd_vgg_small"}
     families = ("lenet5", "lenet_plus_plus", "vgg_small", "resnet20", "resnet32")
     imagenet = ("resnet18", "resnet34", "resnet50", "resnet101")
     assert {f"adder_{family}" for family in families + imagenet} <= set(ADDERS)
@@ -67,6 +73,21 @@ def test_adder_network_and_cnn_twin_differ_in_the_kind_of_layers_alone(name: str
             assert (other.stride, other.padding, other.dilation) == (layer.stride, layer.padding, layer.dilation)
         else:
             assert type(other) is type(layer)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_differ_from_the_cnn_in_the_kind_of_layers_but_the_first_and_last(name: str) -> None:
+    network, cnn = bare(name), bare(twin(name))
+    for key, layer in cnn.named_modules():
+        other = network.get_submodule(key)
+        if not isinstance(layer, nn.Conv2d) or key in ("conv1", "fc"):
+            assert type(other) is type(layer)
+            continue
+        assert type(other) is KINDS[kind(name)]
+        parts = [other.shift, other.adder] if isinstance(other, ShiftAdd2d) else [other]
+        assert parts[0].extra_repr() == layer.extra_repr()
+        for part in parts:
+            assert (part.kernel_size, part.dilation, part.groups) == (layer.kernel_size, layer.dilation, layer.groups)
 
 
 def executed(network: nn.Module, kinds: type | tuple[type, ...] = nn.Module) -> dict[str, torch.Size]:
@@ -163,7 +184,9 @@ def test_no_layer_has_a_bias_but_the_classifiers_of_imagenet_resnets_and_of_vgg_
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_has_its_batch_norm_but_the_classifier_of_vgg_small(name: str) -> None:
     network = bare(name)
-    layers = [module.weight.shape[0] for module in network.modules() if is_layer(module)]
+    # The shift layer of a pair has none: it is behind the adder layer.
+    pairs = {module.shift for module in network.modules() if isinstance(module, ShiftAdd2d)}
+    layers = [module.weight.shape[0] for module in network.modules() if is_layer(module) and module not in pairs]
     norms = [module.num_features for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms == layers[: -1 if name in VGGS else None]
     assert (logits_norm_name(network) is None) == (name in VGGS)
@@ -249,7 +272,8 @@ def test_cifar_resnets_have_three_stages_for_images_of_32_pixels(name: str) -> N
     assert shapes["conv1"] == (1, 16, 32, 32)
     for stage, (width, size) in enumerate([(16, 32), (32, 16), (64, 8)], start=1):
         assert len(network.get_submodule(f"layer{stage}")) == blocks
-        assert shapes[f"layer{stage}.{blocks - 1}.conv2"] == (1, width, size, size)
+        last = f"layer{stage}.{blocks - 1}.conv2" + (".adder" if kind(name) == "shiftadd" else "")
+        assert shapes[last] == (1, width, size, size)
     assert len(network.layer4) == 0
 
 
@@ -262,7 +286,8 @@ def test_shortcuts_of_resnets_are_1x1_layers_with_batch_norm_where_the_shape_cha
     assert changing == [key for key in blocks if key.endswith(".0") and (bottleneck or key != "layer1.0")]
     for key in changing:
         layer, norm = blocks[key].downsample
-        assert isinstance(layer, Adder2d if name in ADDERS else nn.Conv2d)
+        assert type(layer) is KINDS[kind(name)]
+        layer = layer.shift if isinstance(layer, ShiftAdd2d) else layer
         assert (layer.kernel_size, layer.stride) == ((1, 1), (1, 1) if key == "layer1.0" else (2, 2))
         assert isinstance(norm, nn.BatchNorm2d)
 
@@ -369,14 +394,14 @@ def test_output_stride_dilates_in_place_of_shrinking(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_conv_layer_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ValueError, match="conv_layer must be one of 'adder', 'conv', got 'shift'"):
-        build(name, conv_layer="shift")
+    with pytest.raises(ValueError, match=r"conv_layer must be one of 'adder', 'conv', .*, got 'ternary'"):
+        build(name, conv_layer="ternary")
 
 
 @pytest.mark.parametrize(("name", "smallest", "larger"), [("lenet5", 32, 47), ("lenet_plus_plus", 24, 39)])
 def test_lenets_take_images_of_a_smallest_size_and_more(name: str, smallest: int, larger: int) -> None:
-    for kind in ("adder", "cnn"):
-        network = build(f"{kind}_{name}").eval()
+    for first in ("adder", "cnn"):
+        network = build(f"{first}_{name}").eval()
         assert network(images(network, size=smallest)).shape == network(images(network, size=larger)).shape == (2, 10)
         with pytest.raises(RuntimeError):
             network(images(network, size=smallest - 1))

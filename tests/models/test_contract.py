@@ -11,10 +11,11 @@ import torch
 import torch.fx
 from networks import (
     ADDERS,
+    BINARY,
     CIFAR_RESNETS,
+    CONTRACT,
     IMAGENET_RESNETS,
     LENETS,
-    NAMES,
     RESNETS,
     VGGS,
     build,
@@ -67,7 +68,7 @@ def runs(network: nn.Module, x: Tensor) -> set[str]:
 # Arguments
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_in_chans_and_num_classes_are_what_the_network_takes_and_gives(name: str) -> None:
     for in_chans in (1, 2, 3, 5):
         network = build(name, in_chans=in_chans, num_classes=in_chans + 2).eval()
@@ -75,7 +76,7 @@ def test_in_chans_and_num_classes_are_what_the_network_takes_and_gives(name: str
         assert (network.in_chans, network.num_classes) == (in_chans, in_chans + 2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_device_and_dtype_are_those_of_every_parameter(name: str) -> None:
     network = build(name, device="meta", dtype=torch.float64).eval()
     assert {(p.device.type, p.dtype) for p in network.parameters()} == {("meta", torch.float64)}
@@ -84,7 +85,7 @@ def test_device_and_dtype_are_those_of_every_parameter(name: str) -> None:
     assert build(name, dtype=torch.float64).eval()(x).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_forward_is_features_then_head(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -95,7 +96,7 @@ def test_forward_is_features_then_head(name: str) -> None:
     assert network.forward_head(features, pre_logits=True).shape == (2, network.head_hidden_size)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_network_without_classes_gives_the_features_before_the_classifier(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -118,7 +119,7 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_pooling_is_what_its_name_says(name: str, pooling: str) -> None:
     """To one pixel, in VGG-small to 4x4."""
     network = make(name, global_pool=pooling)
@@ -144,7 +145,7 @@ def test_without_pooling_the_head_runs_on_every_pixel(name: str) -> None:
     torch.testing.assert_close(scores[:, :, 1, 2], network.forward_head(features[:, :, 1:2, 2:3]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_without_pooling_and_classes_the_network_gives_its_feature_maps(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -153,7 +154,7 @@ def test_without_pooling_and_classes_the_network_gives_its_feature_maps(name: st
     assert torch.equal(network(x), features)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_dropout_before_the_classifier_acts_in_training_alone(name: str) -> None:
     network = make(name, drop_rate=0.5)
     features = network.forward_features(images(network)).detach().abs()[:1].expand(300, -1, -1, -1) + 1
@@ -172,7 +173,7 @@ def test_dropout_before_the_classifier_acts_in_training_alone(name: str) -> None
 # Classifier
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_reset_classifier_replaces_the_head_alone(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -189,7 +190,7 @@ def test_reset_classifier_replaces_the_head_alone(name: str) -> None:
     assert network.get_classifier().weight.shape[0] == 4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_reset_classifier_keeps_dtype_device_mode_and_pooling(name: str) -> None:
     network = build(name, global_pool="max").double().eval()
     network.reset_classifier(4)
@@ -202,7 +203,7 @@ def test_reset_classifier_keeps_dtype_device_mode_and_pooling(name: str) -> None
     assert all(module.training for module in network.modules())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_reset_classifier_can_change_the_pooling(name: str) -> None:
     network = build(name).eval()
     before = network.head_hidden_size
@@ -215,7 +216,7 @@ def test_reset_classifier_can_change_the_pooling(name: str) -> None:
     assert network(images(network)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_classifier_is_found_by_name(name: str) -> None:
     network = build(name)
     assert network.get_classifier(name_only=True) == network.pretrained_cfg["classifier"]
@@ -228,7 +229,7 @@ def test_classifier_is_found_by_name(name: str) -> None:
 # Features
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_features_only_gives_every_level_of_the_network(name: str, tmp_path: Path) -> None:
     network = make(name)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
@@ -249,7 +250,7 @@ def test_features_only_gives_every_level_of_the_network(name: str, tmp_path: Pat
             assert [x.shape[2] // feature.shape[2] for feature in features] == backbone.feature_info.reduction()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_out_indices_choose_the_features(name: str) -> None:
     network = build(name).eval()
     x = images(network)
@@ -271,7 +272,7 @@ def test_features_of_a_dilated_network_say_how_much_smaller_they_are(name: str) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_forward_intermediates_gives_what_a_forward_computes(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -288,7 +289,7 @@ def test_forward_intermediates_gives_what_a_forward_computes(name: str) -> None:
         network.forward_intermediates(x, output_fmt="NLC")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_stopping_early_and_pruning_run_no_layer_behind_the_level(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -309,7 +310,7 @@ def test_stopping_early_and_pruning_run_no_layer_behind_the_level(name: str) -> 
     assert needed == {key for key in everything if key != "fc"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_pruning_behind_the_last_level_can_leave_the_head(name: str) -> None:
     network = make(name)
     x = images(network)
@@ -361,7 +362,7 @@ def test_gradient_checkpointing_of_a_lenet_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_groups_for_layer_wise_rates_cover_all_parameters_in_the_order_of_depth(name: str, coarse: bool) -> None:
     network = build(name)
     matcher = network.group_matcher(coarse=coarse)
@@ -377,13 +378,13 @@ def test_groups_for_layer_wise_rates_cover_all_parameters_in_the_order_of_depth(
         stages = [stage for stage in (network.layer1, network.layer2, network.layer3, network.layer4) if len(stage)]
         blocks = len(stages) if coarse else sum(len(stage) for stage in stages)
     else:
-        blocks = sum(key.startswith("conv") for key in keys) - 1
+        blocks = len({key.partition(".")[0] for key in keys if key.startswith("conv")}) - 1
     assert max(order) + 1 == blocks + 2
     modules = group_modules(network, matcher, reverse=True)
     assert all(modules[key.rpartition(".")[0]] == group[key] for key in keys)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_timms_layer_decay_gives_deeper_layers_larger_rates(name: str) -> None:
     network = build(name)
     scales = {
@@ -397,16 +398,18 @@ def test_timms_layer_decay_gives_deeper_layers_larger_rates(name: str) -> None:
     assert rates[0] < 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_parameter_is_spared_weight_decay_by_name(name: str) -> None:
+@pytest.mark.parametrize("name", CONTRACT)
+def test_no_parameter_but_shifts_and_signs_is_spared_weight_decay_by_name(name: str) -> None:
     network = build(name)
-    assert network.no_weight_decay() == set()
+    spared = {key for key, _ in network.named_parameters() if key.endswith((".shift", ".sign"))}
+    assert network.no_weight_decay() == spared
+    assert bool(spared) == name.startswith("shift")
     groups = param_groups_weight_decay(network, 0.1, no_weight_decay_list=network.no_weight_decay())
-    filters = {id(p) for p in network.parameters() if p.ndim > 1}
+    filters = {id(p) for key, p in network.named_parameters() if p.ndim > 1 and key not in spared}
     assert {id(p) for group in groups if group["weight_decay"] for p in group["params"]} == filters
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_init_weights_fills_a_network_that_was_built_without_memory(name: str) -> None:
     torch.manual_seed(0)
     network = timm.create_model(name, device="meta") if name in VGGS + LENETS else build(name, device="meta")
@@ -416,7 +419,7 @@ def test_init_weights_fills_a_network_that_was_built_without_memory(name: str) -
     network.init_weights()
     fresh = build(name).state_dict()
     for key, tensor in network.state_dict().items():
-        if "weight" in key and tensor.ndim > 1:
+        if tensor.ndim > 1:
             assert tensor.isfinite().all()
             assert tensor.abs().max() < 77
         else:
@@ -430,7 +433,7 @@ def test_init_weights_fills_a_network_that_was_built_without_memory(name: str) -
     assert network.train()(images(network, 4)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = make(name).train()
     network(images(network, 4)).square().sum().backward()
@@ -444,7 +447,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("way", [torch.jit.script, torch.fx.symbolic_trace], ids=["script", "fx"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_scripted_and_traced_networks_give_the_same_logits(name: str, way: Callable[[nn.Module], nn.Module]) -> None:
     network = make(name, num_classes=5)
     other = way(network)
@@ -469,15 +472,17 @@ def test_scripted_and_traced_networks_train_as_the_network_does(
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_channels_last_gives_the_same_logits(name: str) -> None:
     network = make(name)
     x = images(network, 4)
+    if name in BINARY:  # where a rounding error that crosses 0.5 is a 1 for a 0
+        network, x = network.double(), x.double()
     other = copy.deepcopy(network).to(memory_format=torch.channels_last)
     torch.testing.assert_close(other(x.contiguous(memory_format=torch.channels_last)), network(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_network_is_built_without_memory_and_filled_from_a_state_dict(name: str) -> None:
     network = make(name)
     with torch.device("meta"):
@@ -494,7 +499,7 @@ def error(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected).square().mean().sqrt() / expected.std())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_bfloat16_network_is_as_near_to_float32_as_rounded_parameters_can_be(name: str) -> None:
     network = make(name)
     x = images(network, 8)
@@ -505,16 +510,19 @@ def test_bfloat16_network_is_as_near_to_float32_as_rounded_parameters_can_be(nam
         logits, expected, possible = half(x.bfloat16()), network(x), rounded(x.bfloat16().float())
         levels = half.forward_intermediates(x.bfloat16(), intermediates_only=True)
         expected_levels = network.forward_intermediates(x, intermediates_only=True)
+        possible_levels = rounded.forward_intermediates(x.bfloat16().float(), intermediates_only=True)
     assert logits.dtype == torch.bfloat16
     assert all(level.dtype == torch.bfloat16 for level in levels)
     assert error(logits, expected) < 0.05 + 2 * error(possible, expected)
     for level in (0, 1):  # random networks of a hundred layers make noise of any rounding, in float32 too
-        assert error(levels[level], expected_levels[level]) < 0.1
+        assert error(levels[level], expected_levels[level]) < 0.05 + 2 * error(
+            possible_levels[level], expected_levels[level]
+        )
     half.train()(x.bfloat16()).float().square().sum().backward()
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in half.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_bfloat16_network_keeps_running_statistics_in_training(name: str) -> None:
     network = make(name).train()
     half = copy.deepcopy(network).to(torch.bfloat16)
@@ -534,7 +542,7 @@ def test_bfloat16_network_keeps_running_statistics_in_training(name: str) -> Non
     assert ((mine - theirs).abs() < 0.02 * spread).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_network_saved_for_the_hub_comes_back_from_its_folder_with_all_its_arguments(name: str, tmp_path: Path) -> None:
     conv = "conv" if name in ADDERS else "adder"  # the other kind
     args = {"global_pool": "max", "in_chans": 2, "conv_layer": conv, "drop_rate": 0.25}
@@ -554,7 +562,7 @@ def test_network_saved_for_the_hub_comes_back_from_its_folder_with_all_its_argum
     assert torch.equal(fine_tuned.forward_features(x), network.forward_features(x))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTRACT)
 def test_pooling_is_a_module_that_timms_tools_know(name: str) -> None:
     network = build(name)
     assert isinstance(network.global_pool, SelectAdaptivePool2d)

@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from adderzoo import ops
+from adderzoo.plots import import_matplotlib
 
 from .devices import Gpu, describe_gpu, is_gpu
 from .layers import OperatorResult
@@ -260,14 +260,3 @@ def _bar_label(row: Row, section: Section) -> str:
     if section.part == "threads":
         return f"{contender.label}, {contender.threads} thread{'s' if contender.threads > 1 else ''}"
     return contender.label + (f" (batch {contender.batch})" if contender.batch != section.batch else "")
-
-
-def import_matplotlib() -> Any:
-    """matplotlib, or an error that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError(
-            f"the chart needs matplotlib, which {sys.executable} does not have: pip install 'adderzoo[demo]'"
-        ) from error
-    return matplotlib

@@ -135,5 +135,5 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"the chart needs matplotlib, .* pip install 'adderzoo\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pictures need matplotlib, .* pip install 'adderzoo\[demo\]'"):
         draw(report(), tmp_path / "chart.png")

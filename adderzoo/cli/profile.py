@@ -1,0 +1,271 @@
+"""`adderzoo profile`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._network import add_network_arguments, open_network
+from ._table import align
+from .quantize import add_some_images_arguments, check_some_images, open_some_images
+
+if TYPE_CHECKING:
+    from adderzoo.profile import Operations, Profile, Published
+
+_TYPES = ("float32", "int8")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_network_arguments(parser)
+    parser.add_argument("--img-size", metavar="N", type=int, help="height and width of the image (the network's own)")
+    parser.add_argument(
+        "--like-paper",
+        action="store_true",
+        help="count what the AdderNet paper counts, without BatchNorm, first and last layer, and show its own figures",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
+    parser.add_argument("--plots", metavar="DIR", type=Path, help="draw pictures of the network here")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="of the pictures: folder of images, whose ranges layer by layer are shown too"
+    )
+    add_some_images_arguments(parser)
+    parser.epilog = (
+        "For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer adds "
+        "twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
+        "activations, pooling and the additions of shortcuts are not counted. Energy is that of the operations on a "
+        "45 nm chip, without memory; latency that of the operations one after the other, a multiplication taking 4 "
+        "cycles and an addition 2 (VIA Nano 2000). Bytes are those of the parameters; in int8 filters and matrices "
+        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32. The pictures are "
+        "operations.png, of the network and its twin; first_layer.png and filters.png, the distributions of filters, "
+        "also of the twin if it has published weights of the tag that --pretrained takes; ranges.png, of filters and, "
+        "with --data-dir or --dataset, of what goes into each layer."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from timm.data import resolve_model_data_config
+
+    from adderzoo.profile import like_paper, profile
+
+    if args.img_size is not None and args.img_size < 1:
+        raise ValueError(f"img-size must be at least 1, got {args.img_size}")
+    check_some_images(args)
+    if args.plots:
+        from adderzoo.plots import import_matplotlib
+
+        import_matplotlib()
+    elif args.data_dir or args.dataset:
+        raise ValueError("data-dir and dataset are for plots: name a folder for these")
+    model = open_network(args, quiet=not args.plots, any_task=True).eval()
+    images, count = open_some_images(model, args) if args.data_dir or args.dataset else ((), 0)
+    name = model.pretrained_cfg.get("architecture") or args.model.partition(".")[0]
+    channels, height, width = resolve_model_data_config(model)["input_size"]
+    channels = getattr(model, "in_chans", dict(args.model_kwargs).get("in_chans", channels))
+    size = (channels, args.img_size or height, args.img_size or width)
+
+    profiles = {name: profile(model, size)}
+    twin = _twin(name, model, args)
+    if twin:
+        profiles |= {twin[0]: profile(twin[1], size)}
+    row = _published(name, profiles[name]) if args.like_paper else None
+    counted = profiles
+    if args.like_paper:
+        counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
+    print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
+    print(f"\n{_totals(counted, profiles)}")
+    if args.like_paper:
+        print(f"\n{_paper(profiles[name], row)}")
+    if args.json:
+        from adderzoo.checkpoints import write_atomically
+
+        report = _report(name, counted, profiles, args.like_paper, row)
+        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    if args.plots:
+        print(f"\n{_draw(model, twin, counted, args.plots, images, count)}")
+
+
+def _published(name: str, found: "Profile") -> "Published | None":
+    """What the paper prints for this network: nothing for one of another size, or with other layers."""
+    import torch
+
+    from adderzoo.checkpoints import create_model
+    from adderzoo.profile import like_paper, profile, published
+
+    row = published(name)
+    if row is None:
+        return None
+    with torch.device("meta"):
+        registered: Any = create_model(name)
+    whole = profile(registered, registered.pretrained_cfg["input_size"])
+    same = like_paper(found, ends=True).operations == like_paper(whole, ends=True).operations
+    return row if same else None
+
+
+def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:
+    """The network of the other kind, by name; with published weights if the network has them too, else on "meta"."""
+    import timm
+    import torch
+
+    from adderzoo.checkpoints import create_model, read_model_args
+    from adderzoo.hub import twin
+
+    other = twin(name)
+    if other is None:
+        return None
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
+    arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
+    arguments["num_classes"] = model.num_classes
+    tagged = f"{other}.{model.pretrained_cfg.get('tag', '')}"
+    if args.plots and args.pretrained and timm.is_model_pretrained(tagged):
+        return other, create_model(tagged, pretrained=True, **arguments).eval()
+    with torch.device("meta"):
+        return other, create_model(other, **arguments)
+
+
+def _used(profiles: "Sequence[Profile]") -> list[str]:
+    """Operations to show: XNORs and shifts only where there are some."""
+    totals = [asdict(profile.operations) for profile in profiles]
+    return [key for key in totals[0] if key in ("mul", "add") or any(total[key] for total in totals)]
+
+
+_TITLES = {"mul": "#Mul", "add": "#Add", "xnor": "#XNOR", "shift": "#Shift", "latency": "latency, cycles"}
+
+
+def _layers(profile: "Profile") -> str:
+    """A line a layer, and their sum."""
+    keys = _used([profile])
+    rows = [("layer", "type", *(_TITLES[key] for key in keys), "params")]
+    for layer in profile.layers:
+        counts = asdict(layer.operations)
+        cells = (f"{counts[key]:,}" for key in keys)
+        rows.append((layer.name or "(itself)", layer.type, *cells, f"{layer.parameters:,}"))
+    counts = asdict(profile.operations)
+    rows.append(("total", "", *(f"{counts[key]:,}" for key in keys), f"{profile.parameters:,}"))
+    return align(rows, left={0, 1})
+
+
+def _totals(counted: "dict[str, Profile]", profiles: "dict[str, Profile]") -> str:
+    """A column a network; operations are those that are counted, sizes those of all layers."""
+    rows = [("network", *counted)]
+    operations = [profile.operations for profile in counted.values()]
+    for key in _used(list(counted.values())):
+        rows.append((_TITLES[key], *(f"{getattr(each, key):,}" for each in operations)))
+    for type in _TYPES:
+        rows.append((f"energy in {type}, mJ", *(f"{each.energy(type):.3g}" for each in operations)))
+    rows.append((_TITLES["latency"], *(_cycles(each) for each in operations)))
+    rows.append(("parameters", *(f"{profile.parameters:,}" for profile in profiles.values())))
+    for type in _TYPES:
+        rows.append((f"bytes in {type}", *(f"{profile.size(type):,}" for profile in profiles.values())))
+    return align(rows, left={0})
+
+
+def _cycles(operations: "Operations") -> str:
+    cycles = operations.latency()
+    return "-" if cycles is None else f"{cycles:,}"
+
+
+_KINDS = {"conv": "convolutions", "adder": "adder layers", "binary": "binary layers", "shift": "shift layers"}
+
+
+def _paper(profile: "Profile", row: "Published | None") -> str:
+    """What is counted by the paper's words, what by its figures, and what it prints."""
+    from adderzoo.profile import like_paper
+
+    words, figures = like_paper(profile), like_paper(profile, ends=True)
+    ways = [("all layers but BatchNorm", figures)]
+    if not (row and row.ends):
+        kind = next((_KINDS[layer.kind] for layer in figures.layers), "")
+        ways = [
+            ("without BatchNorm, first and last layer", words),
+            (f"without BatchNorm, all layers as {kind}", figures),
+        ]
+    if row is None:
+        keys = _used([words])
+        lines = [("", *(_TITLES[key] for key in keys))]
+        lines += [(text, *(f"{getattr(each.operations, key):,}" for key in keys)) for text, each in ways]
+        return align(lines, left={0})
+    lines = [("", *(_TITLES[key] for key in row.figures))]
+    lines += [(text, *row.prints(each.operations).values()) for text, each in ways]
+    lines.append((f"printed in the paper's {row.where}", *row.figures.values()))
+    note = f"\n{row.note}" if row.prints(figures.operations) != row.figures else ""
+    return align(lines, left={0}) + note
+
+
+def _report(
+    name: str,
+    counted: "dict[str, Profile]",
+    profiles: "dict[str, Profile]",
+    paper: bool,
+    row: "Published | None",
+) -> dict[str, Any]:
+    """Everything, as JSON has it."""
+    from adderzoo.profile import like_paper
+
+    report: dict[str, Any] = {
+        "model": name,
+        "input_size": list(counted[name].input_size),
+        "like_paper": paper,
+        "layers": [
+            {"name": layer.name, "type": layer.type, **asdict(layer.operations), "parameters": layer.parameters}
+            for layer in counted[name].layers
+        ],
+        "networks": {
+            each: {
+                **asdict(profile.operations),
+                "energy_mj": {type: profile.operations.energy(type) for type in _TYPES},
+                "latency_cycles": profile.operations.latency(),
+                "parameters": profiles[each].parameters,
+                "bytes": {type: profiles[each].size(type) for type in _TYPES},
+            }
+            for each, profile in counted.items()
+        },
+    }
+    if paper and row:
+        found = row.prints(like_paper(profiles[name], ends=True).operations)
+        report["paper"] = {"where": row.where, "printed": row.figures, "all_layers": found}
+        if not row.ends:
+            report["paper"]["without_first_and_last"] = row.prints(like_paper(profiles[name]).operations)
+        if found != row.figures:
+            report["paper"]["note"] = row.note
+    return report
+
+
+def _draw(
+    model: Any,
+    twin: tuple[str, Any] | None,
+    profiles: "dict[str, Profile]",
+    folder: Path,
+    images: Iterable[Any],
+    count: int,
+) -> str:
+    """Write the pictures; what is on them, a line each."""
+    from adderzoo import plots
+
+    name, profile = next(iter(profiles.items()))
+    plots.draw_operations(profiles, folder / "operations.png")
+    lines = [f"{folder / 'operations.png'}: {', '.join(profiles)}"]
+    models = {name: model}
+    if twin and not any(parameter.is_meta for parameter in twin[1].parameters()):
+        models |= dict([twin])
+    try:
+        weights = {each: plots.filters(network) for each, network in models.items()}
+        plots.draw_first_layer(models, folder / "first_layer.png")
+    except ValueError as error:  # filters of bytes, or none, or none of images
+        print(f"adderzoo profile: no pictures of filters: {error}", file=sys.stderr)
+        return "\n".join(lines)
+    lines.append(f"{folder / 'first_layer.png'}: {', '.join(models)}")
+
+    kind = max((layer.kind for layer in profile.layers), key=profile.products)
+    layers = [layer.name for layer in profile.layers if layer.kind == kind and layer.name in weights[name]]
+    some = list(dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
+    plots.draw_filters(models, some, folder / "filters.png")
+    better = {each: [plots.Fit.of(weights[each][layer]).better for layer in layers] for each in models}
+    found = ", ".join(f"{each.count('Laplace')} of {len(layers)} in {network}" for network, each in better.items())
+    lines.append(f"{folder / 'filters.png'}: Laplace fits the layers better than Gaussian: {found}")
+
+    plots.draw_ranges(plots.ranges(model, images), name, folder / "ranges.png")
+    lines.append(f"{folder / 'ranges.png'}: filters" + (f", and inputs for {count} images" if count else ""))
+    return "\n".join(lines)

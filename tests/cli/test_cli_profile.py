@@ -1,0 +1,301 @@
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+from commands import Done
+from PIL import Image
+from timm.models import save_for_hf
+
+from adderzoo import hub, models
+
+Command = Callable[..., Done]
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """Cells by the first one of their line; two spaces or more are between them."""
+    return {cells[0]: cells[1:] for cells in (re.split(r"  +", line) for line in text.splitlines())}
+
+
+def sections(done: Done) -> tuple[str, dict[str, list[str]], dict[str, list[str]], list[str]]:
+    """Title, layers, totals, and what else there is."""
+    assert (done.status, done.err) == (0, ""), done
+    title, layers, totals, *others = done.out.rstrip("\n").split("\n\n")
+    return title, table(layers), table(totals), others
+
+
+def test_every_layer_and_the_sum(adderzoo: Command) -> None:
+    title, layers, totals, others = sections(adderzoo("profile", "--model", "adder_resnet20.cifar10"))
+    assert title == "adder_resnet20, one image of 3x32x32"
+    assert others == []
+    assert layers["layer"] == ["type", "#Mul", "#Add", "params"]
+    assert layers["conv1"] == ["Conv2d", "442,368", "442,368", "432"]  # 3 * 9 * 16 * 32 * 32
+    assert layers["layer1.0.conv1"] == ["Adder2d", "0", "4,718,592", "2,304"]  # 2 * 16 * 9 * 16 * 32 * 32
+    assert layers["bn2"] == ["BatchNorm2d", "10", "10", "20"]
+    rows = [[int(cell.replace(",", "")) for cell in cells[-3:]] for cells in list(layers.values())[1:-1]]
+    (network,) = hub.list_models("adder_resnet20")
+    assert [int(cell.replace(",", "")) for cell in layers["total"]] == [
+        sum(column) for column in zip(*rows, strict=True)
+    ]
+    assert layers["total"][-1] == f"{network.parameters:,}"
+    assert totals["network"] == ["adder_resnet20", "cnn_resnet20"]
+    assert totals["#Mul"][0] == layers["total"][0]
+    assert totals["#Add"][0] == layers["total"][1]
+    assert totals["bytes in float32"] == [f"{4 * network.parameters:,}"] * 2
+
+
+def test_lenet_like_the_paper(adderzoo: Command) -> None:
+    done = adderzoo("profile", "--model", "adder_lenet5", "--like-paper")
+    _, layers, totals, (paper,) = sections(done)
+    assert [name for name in layers if name not in ("layer", "total")] == ["conv1", "conv2", "conv3", "conv4", "fc"]
+    assert totals["#Mul"] == ["0", "416,520"]
+    assert totals["#Add"] == ["833,040", "416,520"]
+    assert totals["latency, cycles"] == ["1,666,080", "2,499,120"]
+    *lines, note = paper.splitlines()
+    assert table("\n".join(lines)) == {
+        "": ["#Add", "latency, cycles"],
+        "all layers but BatchNorm": ["833K", "1.7M"],
+        "printed in the paper's section 4.1": ["870K", "1.7M"],
+    }
+    assert note.startswith("Printed are 435,886 products: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "figures", "printed", "note"),
+    [
+        ("adder_resnet32", ["137.36M"], ["138.25M"], ["138.24M"], "twice 69.12M"),
+        ("cnn_resnet32", ["68.68M"] * 2, ["69.12M"] * 2, ["69.12M"] * 2, ""),
+        ("cnn_resnet20", ["40.37M"] * 2, ["40.81M"] * 2, ["41.17M"] * 2, "does not follow"),
+        ("adder_vgg_small", ["1.21G"], ["1.22G"], ["1.30G"], "does not follow"),
+        ("adder_resnet18", ["3.4G"], ["3.6G"], ["3.6G"], ""),
+        ("bnn_resnet18", ["1.7G"] * 2, ["1.8G"] * 2, ["1.8G"] * 2, ""),
+    ],
+)
+def test_tables_of_the_paper(
+    adderzoo: Command, name: str, words: list[str], figures: list[str], printed: list[str], note: str
+) -> None:
+    paper = sections(adderzoo("profile", "--model", name, "--like-paper"))[3][0]
+    lines = table(paper)
+    kind, operations = {
+        "adder": ("adder layers", ["#Add"]),
+        "cnn": ("convolutions", ["#Mul", "#Add"]),
+        "bnn": ("binary layers", ["#Add", "#XNOR"]),
+    }[name.partition("_")[0]]
+    where = "Table 3" if "resnet18" in name else "Table 2"
+    assert lines[""] == operations
+    assert lines["without BatchNorm, first and last layer"] == words
+    assert lines[f"without BatchNorm, all layers as {kind}"] == figures
+    assert lines[f"printed in the paper's {where}"] == printed
+    assert len(lines) == (5 if note else 4)
+    assert note in paper.splitlines()[-1]
+
+
+def test_a_network_that_the_paper_does_not_have(adderzoo: Command) -> None:
+    done = adderzoo("profile", "--model", "adder_lenet_plus_plus", "--like-paper")
+    assert list(table(sections(done)[3][0])) == [
+        "",
+        "without BatchNorm, first and last layer",
+        "without BatchNorm, all layers as adder layers",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [("--img-size", 16), ("--num-classes", 100), ("--model-kwargs", "conv_layer=conv")], ids=str
+)
+def test_figures_are_those_of_the_papers_network_alone(adderzoo: Command, options: tuple[object, ...]) -> None:
+    done = adderzoo("profile", "--model", "adder_resnet20", *options, "--like-paper")
+    assert "without BatchNorm, first and last layer" in done.out
+    assert "rinted" not in done.out
+
+
+def test_json_has_everything(adderzoo: Command, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "p.json"
+    done = adderzoo("profile", "--model", "cnn_resnet20", "--like-paper", "--json", file)
+    _, layers, totals, _ = sections(done)
+    read = json.loads(file.read_text())
+    assert (read["model"], read["input_size"], read["like_paper"]) == ("cnn_resnet20", [3, 32, 32], True)
+    for row in read["layers"]:
+        assert layers[row["name"]] == [row["type"], f"{row['mul']:,}", f"{row['add']:,}", f"{row['parameters']:,}"]
+        assert row["xnor"] == row["shift"] == 0
+    assert len(read["layers"]) == len(layers) - 2
+    assert list(read["networks"]) == totals["network"] == ["cnn_resnet20", "adder_resnet20"]
+    cnn, adder = read["networks"].values()
+    assert (cnn["mul"], cnn["add"], adder["mul"], adder["add"]) == (40_370_176, 40_370_176, 0, 80_740_352)
+    assert cnn["latency_cycles"] == 6 * 40_370_176
+    assert cnn["energy_mj"]["float32"] == pytest.approx(4.6e-9 * 40_370_176)
+    assert cnn["energy_mj"]["int8"] == pytest.approx(0.23e-9 * 40_370_176)
+    assert cnn["parameters"] == adder["parameters"] == 272_484
+    assert cnn["bytes"] == {"float32": 1_089_936, "int8": 270_896 - 432 - 640 + 432 + 640 + 4 * (272_484 - 270_896)}
+    assert read["paper"]["printed"] == {"mul": "41.17M", "add": "41.17M"}
+    assert read["paper"]["all_layers"] == {"mul": "40.81M", "add": "40.81M"}
+    assert read["paper"]["without_first_and_last"] == {"mul": "40.37M", "add": "40.37M"}
+    assert "does not follow" in read["paper"]["note"]
+
+
+def test_any_network_and_image(adderzoo: Command) -> None:
+    arguments = ("--num-classes", 7, "--img-size", 64, "--model-kwargs", "in_chans=1")
+    title, layers, totals, _ = sections(adderzoo("profile", "--model", "resnet18", *arguments))
+    assert title == "resnet18, one image of 1x64x64"
+    assert layers["conv1"] == ["Conv2d", *["3,211,264"] * 2, "3,136"]  # 49 * 64 * 32 * 32
+    assert layers["fc"] == ["Linear", "3,584", "3,584", "3,591"]
+    assert totals["network"] == ["resnet18"]
+
+
+def test_a_network_in_a_folder_is_the_one_that_its_configuration_says(adderzoo: Command, tmp_path: Path) -> None:
+    model = timm.create_model("adder_lenet5.digits", pretrained=True)
+    save_for_hf(model, tmp_path)
+    title, _, totals, _ = sections(adderzoo("profile", "--model", f"local-dir:{tmp_path}", "--pretrained"))
+    assert title == "adder_lenet5, one image of 1x32x32"
+    assert totals["network"] == ["adder_lenet5", "cnn_lenet5"]
+
+
+def test_the_twin_has_the_same_arguments(adderzoo: Command) -> None:
+    arguments = ("--num-classes", 7, "--model-kwargs", "in_chans=1", "widths=(4,6,8)", "conv_layer=adder")
+    title, layers, totals, _ = sections(adderzoo("profile", "--model", "cnn_resnet20", *arguments))
+    assert title == "cnn_resnet20, one image of 1x32x32"
+    assert layers["layer1.0.conv1"][0] == "Adder2d"
+    assert totals["network"] == ["cnn_resnet20", "adder_resnet20"]
+    assert len({*totals["parameters"]}) == len({*totals["#Add"]}) == 1
+
+
+def test_networks_for_super_resolution_and_without_parameters(adderzoo: Command) -> None:
+    title, _, totals, _ = sections(adderzoo("profile", "--model", "adder_vdsr", "--img-size", 24))
+    assert title == "adder_vdsr, one image of 3x24x24"
+    assert totals["network"] == ["adder_vdsr", "cnn_vdsr"]
+    totals = sections(adderzoo("profile", "--model", "bicubic", "--like-paper"))[2]
+    assert totals["parameters"] == ["0"]
+
+
+def test_xnors_and_shifts_are_shown_where_there_are_some(adderzoo: Command) -> None:
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "bnn_resnet20"))
+    assert layers["layer"] == ["type", "#Mul", "#Add", "#XNOR", "params"]
+    assert totals["network"] == ["bnn_resnet20", "cnn_resnet20"]
+    assert totals["#XNOR"] == ["40,370,176", "0"]
+    assert totals["latency, cycles"][0] == "-"
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "shiftadd_resnet20"))
+    assert layers["layer"] == ["type", "#Mul", "#Add", "#Shift", "params"]
+    assert totals["#Shift"] == ["40,370,176", "0"]
+
+
+def test_a_quantised_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    network = ("--model", "adder_lenet5.digits", "--pretrained")
+    done = adderzoo("quantize", file, *network, "--data-dir", digits / "train", "--workers", 0)
+    assert done.status == 0, done
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "adder_lenet5", "--checkpoint", file))
+    assert layers["conv1"] == ["QuantizedAdder2d", "4,704", "239,904", "162"]
+    assert totals["parameters"] == ["61,942"] * 2
+    assert totals["#Mul"] == ["6,518", "423,038"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "adder_resnet20", "--img-size", 0), "img-size must be at least 1, got 0"),
+        (("--model", "adder_lenet5", "--img-size", 8), "model must take one image of 1x8x8 on the meta device: "),
+        (("--model", "adder_nothing"), "model must be a registered network, got 'adder_nothing'"),
+    ],
+)
+def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...], message: str) -> None:
+    done = adderzoo("profile", *arguments)
+    assert done.error.startswith(f"adderzoo profile: error: {message}")
+
+
+def test_the_readme_shows_these_totals(adderzoo: Command) -> None:
+    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+    assert "adderzoo profile --model adder_resnet20\n" in readme
+    totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
+    assert f"\n```text\n...\n{totals}```\n" in readme
+    networks = ("vgg_small", "resnet20", "resnet32", "resnet18", "resnet50")
+    papers = [table(sections(adderzoo("profile", "--model", f"cnn_{name}", "--like-paper"))[3][0]) for name in networks]
+    printed = [next(cells for name, cells in lines.items() if name.startswith("printed")) for lines in papers]
+    for title, cells in (
+        ("printed in Tables 2 and 3", printed),
+        ("all layers but BatchNorm", [lines["without BatchNorm, all layers as convolutions"] for lines in papers]),
+        ("without first and last layer too", [lines["without BatchNorm, first and last layer"] for lines in papers]),
+    ):
+        assert f"| {title} | {' | '.join(cell for cell, _ in cells)} |" in readme
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+PICTURES = ["filters.png", "first_layer.png", "operations.png", "ranges.png"]
+
+
+def written(folder: Path) -> list[str]:
+    """Pictures in a folder, with nothing else in it."""
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert (image.format, image.width) == ("PNG", 1440)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_of_published_weights_and_images(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "plots"
+    done = adderzoo(
+        "profile", "--model", "adder_lenet5.mnist", "--pretrained", "--plots", folder,
+        "--data-dir", digits / "train", "--images", 20, "--workers", 0,
+    )  # fmt: skip
+    *_, (pictures,) = sections(done)
+    assert pictures.splitlines() == [
+        f"{folder}/operations.png: adder_lenet5, cnn_lenet5",
+        f"{folder}/first_layer.png: adder_lenet5, cnn_lenet5",
+        f"{folder}/filters.png: Laplace fits the layers better than Gaussian: 5 of 5 in adder_lenet5, "
+        "1 of 5 in cnn_lenet5",
+        f"{folder}/ranges.png: filters, and inputs for 20 images",
+    ]
+    assert written(folder) == PICTURES
+
+
+def test_pictures_of_a_checkpoint_are_without_the_twins_filters(adderzoo: Command, tmp_path: Path) -> None:
+    weights = models.WEIGHTS / "adder_lenet5.digits.safetensors"
+    done = adderzoo("profile", "--model", "adder_lenet5", "--checkpoint", weights, "--plots", tmp_path)
+    lines = sections(done)[3][0].splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "adder_lenet5, cnn_lenet5",
+        "adder_lenet5",
+        "Laplace fits the layers better than Gaussian: 5 of 5 in adder_lenet5",
+        "filters",
+    ]
+    assert written(tmp_path) == PICTURES
+
+
+def test_pictures_of_any_network(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo("profile", "--model", "resnet10t", "--like-paper", "--plots", tmp_path)
+    assert done.status == 0
+    assert done.err == "adderzoo profile: neither --pretrained nor --checkpoint: random weights\n"
+    assert written(tmp_path) == PICTURES
+
+
+def test_a_network_without_filters_has_a_picture_of_its_operations(adderzoo: Command, tmp_path: Path) -> None:
+    done = adderzoo("profile", "--model", "bicubic", "--plots", tmp_path)
+    assert done.status == 0
+    assert done.err.startswith("adderzoo profile: no pictures of filters: model must have convolutions, ")
+    assert written(tmp_path) == ["operations.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data-dir", "images"), "data-dir and dataset are for plots: name a folder for these"),
+        (("--plots", "plots", "--data-dir", "absent"), "data-dir must be"),
+        (("--plots", "plots", "--data-dir", "absent", "--images", 0), "images must be at least 1, got 0"),
+    ],
+)
+def test_images_that_are_none(
+    adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = adderzoo("profile", "--model", "adder_lenet5.digits", "--pretrained", *arguments)
+    assert done.error.startswith(f"adderzoo profile: error: {message}")
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_matplotlib(adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = adderzoo("profile", "--model", "adder_lenet5", "--plots", tmp_path / "plots")
+    assert "pictures need matplotlib" in done.error
+    assert not (tmp_path / "plots").exists()
