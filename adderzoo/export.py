@@ -135,13 +135,18 @@ def input_size(model: Any, image_size: int | None = None) -> tuple[int, int, int
     """(C, H, W) of the images of a network.
 
     Raises:
-        ValueError: if `image_size` is less than 1, or None for a network for super-resolution, which takes any size.
+        ValueError: if `image_size` is less than 1, or None for a network for super-resolution, which takes any size; if
+            the network has other channels than its configuration.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"img-size must be at least 1, got {image_size}")
     if image_size is None and is_super_resolution(model):
         raise ValueError("img-size must be given for a network for super-resolution, whose images have any size")
     channels, height, width = resolve_model_data_config(model)["input_size"]
+    if getattr(model, "in_chans", channels) != channels:
+        raise ValueError(
+            f"model must take images of {channels} channels, as its configuration says, got {model.in_chans}"
+        )
     return (channels, height, width) if image_size is None else (channels, image_size, image_size)
 
 

@@ -185,6 +185,11 @@ class Branches(nn.Module):
         (lenet, {"image_size": 0}, r"^img-size must be at least 1, got 0"),
         (edsr, {}, r"^img-size must be given for a network for super-resolution"),
         (
+            lambda: timm.create_model("adder_lenet5", in_chans=3),
+            {},
+            r"^model must take images of 1 channels, as its configuration says, got 3",
+        ),
+        (
             lambda: lenet().double(),
             {},
             r"^model must be of float32 and on the CPU, got conv1\.weight of torch\.float64",

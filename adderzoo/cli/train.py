@@ -202,8 +202,17 @@ def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes
     channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
     if channels != wanted:
         raise ValueError(f"kd-model-name must be a network for images of {wanted} channels, {name} takes {channels}")
-    known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else None
-    if known and data.classes and known != data.classes:
+    known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else teacher.pretrained_cfg.get("label_names")
+    known = list(known or data.classes)
+    different = bool(data.classes) and known != data.classes
+    if different and not args.kd_checkpoint:  # the folders of the same classes may have other names
+        if group.rank == 0:
+            print(
+                f"adderzoo {args.command}: the classes of the teacher {name} are {', '.join(known[:4])} ..., those of "
+                f"the images {', '.join(data.classes[:4])} ...: taken for the same, in this order",
+                file=sys.stderr,
+            )
+    elif different:
         raise ValueError(
             f"kd-checkpoint must have the classes of the images, {', '.join(data.classes[:4])} ..., "
             f"{args.kd_checkpoint} has {', '.join(known[:4])} ..."

@@ -61,7 +61,7 @@ class ShiftConv2d(nn.Conv2d):
         nn.init.uniform_(self.shift, -14, 0)
         nn.init.uniform_(self.sign, -1, 1)
         if self.bias is not None:  # as Conv2d's
-            bound = self.shift[0].numel() ** -0.5
+            bound = max(1, self.shift[0].numel()) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
     @property

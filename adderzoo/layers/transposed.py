@@ -104,7 +104,7 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         )
         top, left = self.zeros_before[0], self.zeros_before[1]
         sides = [left, left + more[1], top, top + more[0]]
-        spread = _spread(input, self.stride, sides)  # type: ignore[arg-type]
+        spread = _spread(input, self.in_channels, self.stride, sides)  # type: ignore[arg-type]
         filters = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
         output = torch.ops.adderzoo.adder2d(spread, filters, dilation=self.dilation, groups=self.groups)
         bias = self.bias
@@ -114,10 +114,12 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
 
 
 @torch.fx.wrap  # one node of a traced graph, which cannot record an assignment to part of a tensor
-def _spread(input: Tensor, stride: list[int], sides: list[int]) -> Tensor:
+def _spread(input: Tensor, channels: int, stride: list[int], sides: list[int]) -> Tensor:
     """The pixels `stride` apart, with zeros between them and on the (left, right, top, bottom); below 0, cut there."""
     if input.dim() != 4:
         raise ValueError(f"input must be (N, C, H, W), got {input.dim()} dimensions")
+    if input.shape[1] != channels:
+        raise ValueError(f"input must have {channels} channels, got {input.shape[1]}")
     height, width = input.shape[2:]
     rows, columns = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
     if rows + sides[2] + sides[3] < 1 or columns + sides[0] + sides[1] < 1:

@@ -170,3 +170,13 @@ def test_a_teacher_of_other_classes_is_refused(done: Callable[..., Path], train:
     write_classes(tmp_path / "other" / "train", {"a": 4, "c": 4})
     finished = train("--data-dir", tmp_path / "other", "--kd", "logits", "--kd-checkpoint", cnn / "best.safetensors")
     assert "kd-checkpoint must have the classes of the images, a, c ..., " in finished.error
+
+
+def test_a_published_teacher_of_other_classes_is_said_to_be_one(train: Train, tmp_path: Path) -> None:
+    options = (*QUICK, "--model", "adder_lenet5.digits", "--kd", "logits")
+    for names in ("0123456789", "abcdefghij"):
+        write_classes(tmp_path / names / "train", dict.fromkeys(names, 1))
+        finished = train("--data-dir", tmp_path / names, *options, "--experiment", names)
+        assert finished.status == 0
+        said = "the classes of the teacher cnn_lenet5.digits are 0, 1, 2, 3 ..., those of the images a, b, c, d ..."
+        assert (said in finished.err) == (names == "abcdefghij")

@@ -187,7 +187,7 @@ def test_bad_geometry_is_refused_by_name(arguments: dict[str, Any], named: str) 
 
 def test_input_that_does_not_fit_the_layer_is_refused() -> None:
     layer = AdderTranspose2d(3, 4, 3, stride=2)
-    with pytest.raises(RuntimeError, match="input must have groups times the channels of weight"):
+    with pytest.raises(ValueError, match="input must have 3 channels, got 2"):
         layer(torch.randn(1, 2, 5, 5))
     with pytest.raises(ValueError, match=r"input must be \(N, C, H, W\), got 3 dimensions"):
         layer(torch.randn(3, 5, 5))
