@@ -111,8 +111,8 @@ class KernelDistillationTask(LogitDistillationTask):
         return self
 
     def compile(self, *arguments: Any, **options: Any) -> None:
-        """Refused: hooks that come and go with each batch read the outputs of layers."""
-        raise NotImplementedError("the networks of PKKD cannot be compiled")
+        """Refused, with a RuntimeError: compiled code keeps no outputs of layers, which the feature loss is made of."""
+        raise RuntimeError("the networks of PKKD cannot be compiled: its loss reads the outputs of their layers")
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module:
         """The student."""
