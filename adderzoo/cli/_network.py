@@ -77,15 +77,17 @@ def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool =
     return model
 
 
-def check_channels(model: Any, args: argparse.Namespace) -> None:
+def check_channels(config: dict[str, Any], args: argparse.Namespace) -> None:
     """Refuse a network whose images have other channels than those of its data configuration, which prepares them.
+
+    Args:
+        config: As timm's `resolve_model_data_config` gives it.
+        args: Those of :func:`add_network_arguments`.
 
     Raises:
         ValueError: naming the argument.
     """
-    from timm.data import resolve_model_data_config
-
-    channels = resolve_model_data_config(model)["input_size"][0]
+    channels = config["input_size"][0]
     given = dict(args.model_kwargs).get("in_chans", channels)
     if given != channels:
         raise ValueError(

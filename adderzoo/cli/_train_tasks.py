@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._network import Group
+from ._network import Group, check_channels
 
 if TYPE_CHECKING:
     from adderzoo.engine import Recipe
@@ -42,18 +42,14 @@ class Classification:
         if args.img_size:
             self.config["input_size"] = (self.config["input_size"][0], args.img_size, args.img_size)
         self.input_size = self.config["input_size"]
-        channels = self.input_size[0]
-        if dict(args.model_kwargs).get("in_chans", channels) != channels:
-            raise ValueError(
-                f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration"
-            )
+        check_channels(self.config, args)
         keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
         self.train_set, self.val_set = open_training_data(
             args.dataset,
             args.data_dir,
             args.train_split,
             args.val_split,
-            channels,
+            self.input_size[0],
             args.dataset_download,
             **keys,
         )

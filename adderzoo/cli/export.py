@@ -29,13 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from timm.data import resolve_model_data_config
+
     from adderzoo.export import describe, export_network
     from adderzoo.models import is_super_resolution
 
     from .predict import class_names
 
     model = open_network(args, any_task=True)
-    check_channels(model, args)
+    check_channels(resolve_model_data_config(model), args)
     classes = None
     if not is_super_resolution(model):
         classes = class_names(model, args)

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> None:
     device = open_device(args.device)
     paths = find_images(args.images)
     model = open_network(args).to(device).eval()
-    check_channels(model, args)
-    names = class_names(model, args)
     config = resolve_model_data_config(model)
+    check_channels(config, args)
+    names = class_names(model, args)
     transform = create_transform(**config)
 
     rows: list[dict[str, Any]] = []

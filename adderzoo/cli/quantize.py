@@ -112,10 +112,10 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     from adderzoo.data import open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
 
-    check_channels(model, args)
+    config = resolve_model_data_config(model)
+    check_channels(config, args)
     if is_super_resolution(model):
         return _small_images(model, args)
-    config = resolve_model_data_config(model)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")

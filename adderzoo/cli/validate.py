@@ -77,7 +77,8 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from adderzoo.models import is_super_resolution
 
     model = open_network(args, quiet=group.rank != 0, any_task=True)
-    check_channels(model, args)
+    config = resolve_model_data_config(model)
+    check_channels(config, args)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model = model.to(group.device).to(memory_format=memory_format)
     if is_super_resolution(model):
@@ -86,7 +87,6 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     for name in ("self_ensemble", "tile"):
         if getattr(args, name):
             raise ValueError(f"{name.replace('_', '-')} is for super-resolution, but {args.model} is a classifier")
-    config = resolve_model_data_config(model)
 
     keys = {key: getattr(args, key) for key in ("input_key", "target_key") if getattr(args, key)}
     dataset = open_dataset(
