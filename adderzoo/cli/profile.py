@@ -259,12 +259,16 @@ def _draw(
     lines.append(f"{folder / 'first_layer.png'}: {', '.join(models)}")
 
     kind = max((layer.kind for layer in profile.layers), key=profile.products)
-    layers = [layer.name for layer in profile.layers if layer.kind == kind and layer.name in weights[name]]
-    some = list(dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
-    plots.draw_filters(models, some, folder / "filters.png")
-    better = {each: [plots.Fit.of(weights[each][layer]).better for layer in layers] for each in models}
-    found = ", ".join(f"{each.count('Laplace')} of {len(layers)} in {network}" for network, each in better.items())
-    lines.append(f"{folder / 'filters.png'}: Laplace fits the layers better than Gaussian: {found}")
+    varied = [{layer for layer, weight in each.items() if weight.std() > 0} for each in weights.values()]
+    layers = [
+        layer.name for layer in profile.layers if layer.kind == kind and all(layer.name in each for each in varied)
+    ]
+    if layers:  # some can be all zeros, as a classifier that is to be trained, and no density fits them
+        some = list(dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
+        plots.draw_filters(models, some, folder / "filters.png")
+        better = {each: [plots.Fit.of(weights[each][layer]).better for layer in layers] for each in models}
+        found = ", ".join(f"{each.count('Laplace')} of {len(layers)} in {network}" for network, each in better.items())
+        lines.append(f"{folder / 'filters.png'}: Laplace fits the layers better than Gaussian: {found}")
 
     plots.draw_ranges(plots.ranges(model, images), name, folder / "ranges.png")
     lines.append(f"{folder / 'ranges.png'}: filters" + (f", and inputs for {count} images" if count else ""))

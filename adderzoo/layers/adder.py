@@ -89,10 +89,10 @@ class Adder2d(_AdderFilter, _ConvNd):
         super().__init__(
             in_channels,
             out_channels,
-            _pair(kernel_size),
-            _pair(stride),
-            padding if isinstance(padding, str) else _pair(padding),
-            _pair(dilation),
+            _pair("kernel_size", kernel_size),
+            _pair("stride", stride),
+            padding if isinstance(padding, str) else _pair("padding", padding, 0),
+            _pair("dilation", dilation),
             False,
             (0, 0),
             groups,
@@ -194,8 +194,15 @@ class AdderLinear(_AdderFilter):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else value
+    if not (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and all(isinstance(each, int) and each >= least for each in pair)
+    ):
+        raise ValueError(f"{name} must be one or two integers of at least {least}, got {value!r}")
+    return pair[0], pair[1]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -41,7 +41,7 @@ class BinaryConv2d(nn.Conv2d):
         scale_per_filter: Take E|w| over each filter by itself: the scaling factors of "XNOR-Net" (arXiv:1603.05279).
 
     Raises:
-        ValueError: if an argument is none of what it takes.
+        ValueError: as :class:`torch.nn.Conv2d`, which refuses other numbers in the first call, by a RuntimeError.
     """
 
     def __init__(

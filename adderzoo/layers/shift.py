@@ -43,7 +43,7 @@ class ShiftConv2d(nn.Conv2d):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: if an argument is none of what it takes.
+        ValueError: as :class:`torch.nn.Conv2d`, which refuses other numbers in the first call, by a RuntimeError.
     """
 
     shift: Tensor
@@ -99,7 +99,7 @@ class ShiftAdd2d(nn.Module):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: if an argument is none of what it takes.
+        ValueError: as :class:`torch.nn.Conv2d`, which refuses other numbers in the first call, by a RuntimeError.
     """
 
     def __init__(

@@ -62,12 +62,12 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         super().__init__(
             in_channels,
             out_channels,
-            _pair(kernel_size),
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
+            _pair("kernel_size", kernel_size),
+            _pair("stride", stride),
+            _pair("padding", padding, 0),
+            _pair("dilation", dilation),
             True,
-            _pair(output_padding),
+            _pair("output_padding", output_padding, 0),
             groups,
             bias,
             padding_mode,
@@ -77,12 +77,12 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         # Above and on the left, behind the pixels that the padding cuts off.
         self.zeros_before = [
             apart * (size - 1) - cut
-            for apart, size, cut in zip(self.dilation, self.kernel_size, _pair(padding), strict=True)
+            for apart, size, cut in zip(self.dilation, self.kernel_size, _pair("padding", padding, 0), strict=True)
         ]
         for more, step, apart in zip(self.output_padding, self.stride, self.dilation, strict=True):
-            if not 0 <= more < max(step, apart):
+            if more >= max(step, apart):
                 raise ValueError(
-                    f"output_padding must be at least 0 and smaller than stride or dilation, got {output_padding} with "
+                    f"output_padding must be smaller than stride or dilation, got {output_padding} with "
                     f"stride {stride} and dilation {dilation}"
                 )
 

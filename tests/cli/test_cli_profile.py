@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from commands import Done
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from adderzoo import hub, models
@@ -268,6 +270,21 @@ def test_pictures_of_any_network(adderzoo: Command, tmp_path: Path) -> None:
     assert done.status == 0
     assert done.err == "adderzoo profile: neither --pretrained nor --checkpoint: random weights\n"
     assert written(tmp_path) == PICTURES
+
+
+def test_layers_of_zeros_are_left_out_of_the_pictures_of_filters(adderzoo: Command, tmp_path: Path) -> None:
+    weights = load_file(models.WEIGHTS / "adder_lenet5.digits.safetensors")
+    weights["conv1.weight"].zero_()
+    save_file(weights, tmp_path / "zeros.safetensors")
+    command = ("profile", "--model", "adder_lenet5", "--checkpoint", tmp_path / "zeros.safetensors", "--plots")
+    done = adderzoo(*command, tmp_path / "plots")
+    assert "Laplace fits the layers better than Gaussian: 4 of 4 in adder_lenet5\n" in done.out
+    assert written(tmp_path / "plots") == PICTURES
+
+    save_file({name: torch.zeros_like(weight) for name, weight in weights.items()}, tmp_path / "zeros.safetensors")
+    done = adderzoo(*command, tmp_path / "none")
+    assert done.status == 0
+    assert written(tmp_path / "none") == [name for name in PICTURES if name != "filters.png"]
 
 
 def test_a_network_without_filters_has_a_picture_of_its_operations(adderzoo: Command, tmp_path: Path) -> None:

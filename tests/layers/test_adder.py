@@ -181,12 +181,17 @@ def test_bias_gets_the_gradient_of_an_addition() -> None:
         ({"padding": "same", "stride": 2}, "padding='same'"),
         ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
         ({"groups": 2}, "groups"),
+        ({"stride": 0}, "stride must be one or two integers of at least 1, got 0"),
+        ({"stride": (1, 2, 1)}, r"stride must be one or two integers of at least 1, got \(1, 2, 1\)"),
+        ({"dilation": (1, 0)}, r"dilation must be one or two integers of at least 1, got \(1, 0\)"),
+        ({"padding": -1}, "padding must be one or two integers of at least 0, got -1"),
+        ({"kernel_size": 1.5}, "kernel_size must be one or two integers of at least 1, got 1.5"),
     ],
     ids=str,
 )
 def test_unknown_modes_and_bad_geometry_are_refused_by_name(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        Adder2d(3, 4, 3, **arguments)
+        Adder2d(3, 4, **({"kernel_size": 3} | arguments))
 
 
 def test_input_that_does_not_fit_the_layer_is_refused() -> None:
