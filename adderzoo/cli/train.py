@@ -204,19 +204,18 @@ def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes
         raise ValueError(f"kd-model-name must be a network for images of {wanted} channels, {name} takes {channels}")
     known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else teacher.pretrained_cfg.get("label_names")
     known = list(known or data.classes)
-    different = bool(data.classes) and known != data.classes
-    if different and not args.kd_checkpoint:  # the folders of the same classes may have other names
-        if group.rank == 0:
+    if data.classes and known != data.classes:
+        theirs, ours = (", ".join(names[:4]) + " ..." for names in (known, data.classes))
+        if args.kd_checkpoint:
+            raise ValueError(
+                f"kd-checkpoint must have the classes of the images, {ours}, {args.kd_checkpoint} has {theirs}"
+            )
+        if group.rank == 0:  # no error: folders of the published classes may have other names
             print(
-                f"adderzoo {args.command}: the classes of the teacher {name} are {', '.join(known[:4])} ..., those of "
-                f"the images {', '.join(data.classes[:4])} ...: taken for the same, in this order",
+                f"adderzoo {args.command}: the classes of the teacher {name} are {theirs}, those of the images {ours}: "
+                "taken for the same, in this order",
                 file=sys.stderr,
             )
-    elif different:
-        raise ValueError(
-            f"kd-checkpoint must have the classes of the images, {', '.join(data.classes[:4])} ..., "
-            f"{args.kd_checkpoint} has {', '.join(known[:4])} ..."
-        )
     return teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
 
 

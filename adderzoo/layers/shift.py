@@ -99,7 +99,7 @@ class ShiftAdd2d(nn.Module):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: as :class:`torch.nn.Conv2d`, which refuses other numbers in the first call, by a RuntimeError.
+        ValueError: as :class:`ShiftConv2d` and :class:`Adder2d`.
     """
 
     def __init__(

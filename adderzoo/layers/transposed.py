@@ -59,12 +59,13 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        cut = _pair("padding", padding, 0)
         super().__init__(
             in_channels,
             out_channels,
             _pair("kernel_size", kernel_size),
             _pair("stride", stride),
-            _pair("padding", padding, 0),
+            cut,
             _pair("dilation", dilation),
             True,
             _pair("output_padding", output_padding, 0),
@@ -76,8 +77,7 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         )
         # Above and on the left, behind the pixels that the padding cuts off.
         self.zeros_before = [
-            apart * (size - 1) - cut
-            for apart, size, cut in zip(self.dilation, self.kernel_size, _pair("padding", padding, 0), strict=True)
+            apart * (size - 1) - less for apart, size, less in zip(self.dilation, self.kernel_size, cut, strict=True)
         ]
         for more, step, apart in zip(self.output_padding, self.stride, self.dilation, strict=True):
             if more >= max(step, apart):
