@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import write_atomically
 from adderzoo.fusion import fuse
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators

@@ -20,6 +20,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
+from adderzoo._files import write_atomically
 from adderzoo.card import model_card
 from adderzoo.checkpoints import (
     create_model,
@@ -29,7 +30,6 @@ from adderzoo.checkpoints import (
     read_metadata,
     read_model_args,
     read_num_classes,
-    write_atomically,
 )
 from adderzoo.hub import (
     RESULTS,

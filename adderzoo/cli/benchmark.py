@@ -208,7 +208,7 @@ def _section_text(section: "Section") -> str:
 
 
 def _write(report: "Report", args: argparse.Namespace) -> None:
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.engine.benchmark import draw
 
     if args.json:

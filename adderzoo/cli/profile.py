@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if args.like_paper:
         print(f"\n{_paper(profiles[name], row)}")
     if args.json:
-        from adderzoo.checkpoints import write_atomically
+        from adderzoo._files import write_atomically
 
         report = _report(name, counted, profiles, args.like_paper, row)
         write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))

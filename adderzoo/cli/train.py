@@ -46,7 +46,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.engine import best_epoch, read_state, train, write_epoch
 
     random_seed(args.seed)

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.data.photos import check_photo_path, read_photo, write_photo
 
     if args.tile < 1:

@@ -71,7 +71,8 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import read_classes, write_atomically
+    from adderzoo._files import write_atomically
+    from adderzoo.checkpoints import read_classes
     from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
     from adderzoo.engine import evaluate
     from adderzoo.models import is_super_resolution
@@ -140,7 +141,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     import torch
 
     from adderzoo import ops
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.data import ImagePairs
     from adderzoo.engine import evaluate_super_resolution
 

@@ -16,7 +16,8 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from adderzoo.checkpoints import save_weights, write_atomically
+from adderzoo._files import write_atomically
+from adderzoo.checkpoints import save_weights
 
 from .group import from_first, is_first
 from .training import Epoch, Training
