@@ -12,10 +12,10 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from adderzoo._files import write_atomically
+from adderzoo._files import in_memory, write_atomically
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import FOREIGN_SHA256, from_original, read_network, to_original
 
@@ -370,9 +370,9 @@ def convert(
         "source_sha256": digest,
     }
     if original:
-        write_atomically(destination, lambda path: torch.save(to_original(state_dict, model), path))
+        write_atomically(destination, in_memory(lambda file: torch.save(to_original(state_dict, model), file)))
     else:
-        write_atomically(destination, lambda path: save_file(state_dict, path, metadata))
+        write_atomically(destination, lambda path: path.write_bytes(save(state_dict, metadata)))
     return metadata
 
 
@@ -384,4 +384,4 @@ def save_weights(model: nn.Module, destination: Path, metadata: Mapping[str, str
     """
     # safetensors takes neither views nor strides.
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    write_atomically(destination, lambda path: save_file(weights, path, {"format": "pt", **metadata}))
+    write_atomically(destination, lambda path: path.write_bytes(save(weights, {"format": "pt", **metadata})))
