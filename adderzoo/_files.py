@@ -20,6 +20,9 @@ from typing import Any, BinaryIO
 _PREFIX = ".adderzoo-"
 _LOCK = ".adderzoo-lock"
 
+# Pixels. The library says so on standard error itself, if it is tried.
+_JPEG_SIDE = 65_500
+
 
 # -------------------------------------------------------------------------------------------------------------- checks
 
@@ -69,7 +72,7 @@ def _check_folder(folder: Path, what: str) -> None:
     try:
         trial = tempfile.mkdtemp(dir=there, prefix=_PREFIX)  # the rights alone do not tell, on some file systems
     except OSError as error:
-        raise OSError(error.errno, f"{what} cannot be written, nothing can in {there}: {error.strerror}") from error
+        raise OSError(f"{what} cannot be written: no file can be made in {there}: {error.strerror}") from error
     with contextlib.suppress(FileNotFoundError):  # removed by another process, since it is not locked
         os.rmdir(trial)
 
@@ -96,6 +99,9 @@ def check_image_output(path: Path, name: str, size: tuple[int, int] = (1, 1), mo
         raise ValueError(f"{name} must end as an image file does that can be written, such as .png or .jpg, got {path}")
     width, height = size
     what = f"{name} {path} cannot hold an image of {width}x{height} pixels in {mode}"
+    remedy = "; .png, .webp and .tif keep an alpha channel" if mode.endswith("A") else ""
+    if format == "JPEG" and max(size) > _JPEG_SIDE:
+        raise ValueError(f"{what}: JPEG has at most {_JPEG_SIDE} a side")
     for strip in ((width, 1), (1, height)):
         file = io.BytesIO()
         try:
@@ -104,11 +110,11 @@ def check_image_output(path: Path, name: str, size: tuple[int, int] = (1, 1), mo
                 kept = image.size == strip
                 alpha = image.convert("RGBA").getchannel("A").tobytes()
         except Exception as error:  # formats raise nearly anything
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"{what}: {error}{remedy}") from error
         if not kept:
             raise ValueError(f"{what}: {format} has no such sizes")
-        if mode.endswith("A") and not all(112 < value < 144 for value in alpha):
-            raise ValueError(f"{what}: {format} has no alpha channel for it, .png, .webp and .tif have")
+        if remedy and not all(112 < value < 144 for value in alpha):
+            raise ValueError(f"{what}: {format} has no alpha channel for it{remedy}")
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

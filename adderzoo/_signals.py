@@ -72,7 +72,9 @@ def received() -> bool:
 def report(error: BaseException) -> int:
     """Say what ended the command; the exit status."""
     number = _State.received or signal.SIGINT
-    _say(str(error) if isinstance(error, Stopped) and str(error) else _NAMES[signal.Signals(number)])
+    if _is_to_speak():
+        text = str(error) if isinstance(error, Stopped) else ""
+        print(f"{_State.command}: {text or _NAMES[signal.Signals(number)]}", file=sys.stderr)
     return 128 + number
 
 
@@ -89,8 +91,9 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    if os.getpid() == _State.process:
-        _say(_NAMES[signal.Signals(number)])
+    if os.getpid() == _State.process and _is_to_speak():
+        with contextlib.suppress(OSError):
+            os.write(2, f"{_State.command}: {_NAMES[signal.Signals(number)]}\n".encode())
     os._exit(128 + number)
 
 
@@ -105,8 +108,7 @@ def _unraisable(hook: Any) -> Any:
     return end
 
 
-def _say(text: str) -> None:
-    if not _State.said and os.environ.get("RANK", "0") == "0":  # of a group's processes the first
-        _State.said = True
-        with contextlib.suppress(OSError):
-            os.write(2, f"{_State.command}: {text}\n".encode(errors="replace"))
+def _is_to_speak() -> bool:
+    """Once, and of a group's processes the first alone."""
+    silent, _State.said = _State.said or os.environ.get("RANK", "0") != "0", True
+    return not silent
