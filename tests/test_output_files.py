@@ -17,6 +17,7 @@ import pytest
 from fork_server import CONTEXT
 from PIL import Image
 
+from adderzoo import _files
 from adderzoo._files import (
     check_image_output,
     check_output,
@@ -148,11 +149,12 @@ def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path: Path) -> None:
 
 
 _TO_STDOUT = """
+import runpy, sys
 from pathlib import Path
-from adderzoo._files import check_output, write_atomically
+files = runpy.run_path(sys.argv[1])  # without the package, whose imports take seconds
 print("before", flush=True)
-check_output(Path("/dev/stdout"), "json")
-write_atomically(Path("/dev/stdout"), lambda path: path.write_text("content\\n"))
+files["check_output"](Path("/dev/stdout"), "json")
+files["write_atomically"](Path("/dev/stdout"), lambda path: path.write_text("content\\n"))
 print("behind")
 """
 
@@ -160,7 +162,7 @@ print("behind")
 @pytest.mark.parametrize("redirected", [True, False])
 def test_dev_stdout_is_the_standard_output_wherever_that_goes(tmp_path: Path, redirected: bool) -> None:
     expected = "before\ncontent\nbehind\n"
-    command = [sys.executable, "-c", _TO_STDOUT]
+    command = [sys.executable, "-c", _TO_STDOUT, _files.__file__]
     if redirected:
         with (tmp_path / "log").open("w") as file:
             subprocess.run(command, stdout=file, check=True)
@@ -262,7 +264,7 @@ def test_a_folder_within_a_folder_is_not_taken_for_abandoned(tmp_path: Path) -> 
 
 
 def _write_often(parent: Path, name: str) -> None:
-    for number in range(200):
+    for number in range(20):
         write_atomically(parent / name, write(f"{name} {number}"))
 
 
@@ -273,7 +275,7 @@ def test_processes_that_write_in_one_folder_do_not_take_each_other_for_dead(tmp_
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
-    assert contents(tmp_path) == {name: f"{name} 199" for name in ("a", "b", "c", "d")}
+    assert contents(tmp_path) == {name: f"{name} 19" for name in ("a", "b", "c", "d")}
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
