@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import pickle
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from adderzoo._files import in_memory, write_atomically
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import FOREIGN_SHA256, from_original, read_network, to_original
 
@@ -371,9 +370,9 @@ def convert(
         "source_sha256": digest,
     }
     if original:
-        write_atomically(destination, lambda path: torch.save(to_original(state_dict, model), path))
+        write_atomically(destination, in_memory(lambda file: torch.save(to_original(state_dict, model), file)))
     else:
-        write_atomically(destination, lambda path: save_file(state_dict, path, metadata))
+        write_atomically(destination, lambda path: path.write_bytes(save(state_dict, metadata)))
     return metadata
 
 
@@ -385,25 +384,4 @@ def save_weights(model: nn.Module, destination: Path, metadata: Mapping[str, str
     """
     # safetensors takes neither views nor strides.
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    write_atomically(destination, lambda path: save_file(weights, path, {"format": "pt", **metadata}))
-
-
-def write_atomically(destination: Path, write: Callable[[Path], Any]) -> None:
-    """Replace a file by what `write` writes to the path that it is given, completely or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".adderzoo-") as folder:
-        path = Path(folder) / destination.name
-        path.touch()
-        mode = path.stat().st_mode
-        try:
-            write(path)
-        except (RuntimeError, SafetensorError) as error:  # what PyTorch and safetensors make of a full disk
-            raise OSError(f"{destination} cannot be written: {error}") from error
-        path.chmod(mode)  # safetensors makes files that only their owner may read
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.replace(destination)
+    write_atomically(destination, lambda path: path.write_bytes(save(weights, {"format": "pt", **metadata})))

@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import in_memory, write_atomically
 from adderzoo.fusion import fuse
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
@@ -175,22 +175,21 @@ def _program(network: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.e
 
 
 def _write_pt2(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:
-    torch.export.save(_program(network, images, dynamic_batch), path, extra_files=metadata)
+    program = _program(network, images, dynamic_batch)
+    in_memory(lambda file: torch.export.save(program, file, extra_files=metadata))(path)
 
 
 def _write_aoti(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:
-    program = _program(network, images, dynamic_batch)
-    path.unlink(missing_ok=True)
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
-    )
+    program, configs = _program(network, images, dynamic_batch), {"aot_inductor.metadata": metadata}
+    compile = torch._inductor.aoti_compile_and_package
+    in_memory(lambda file: compile(program, package_path=file, inductor_configs=configs))(path)
 
 
 def _write_torchscript(
     network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path
 ) -> None:
     with _without_deprecation():
-        torch.jit.save(torch.jit.script(network), path, _extra_files=metadata)
+        in_memory(lambda file: torch.jit.save(torch.jit.script(network), file, _extra_files=metadata))(path)
 
 
 def _write_onnx(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
 
 from adderzoo import models
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import write_atomically
 from adderzoo.profile import Operations, profile
 
 RESULTS = models.WEIGHTS / "results.json"

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
+from adderzoo._files import temporary_folder, write_atomically
 from adderzoo.card import model_card
 from adderzoo.checkpoints import (
     create_model,
@@ -29,7 +29,6 @@ from adderzoo.checkpoints import (
     read_metadata,
     read_model_args,
     read_num_classes,
-    write_atomically,
 )
 from adderzoo.hub import (
     RESULTS,
@@ -309,8 +308,8 @@ def _with_sum(path: Path, name: str, digest: str) -> str:
 @contextmanager
 def _all_or_none(folder: Path, paths: Iterable[Path]) -> Iterator[None]:
     """Give these files in a folder their old content back if what follows fails."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".adderzoo-") as old:
-        kept = {path: Path(old) / path.name if path.exists() else None for path in paths}
+    with temporary_folder(folder) as old:
+        kept = {path: old / path.name if path.exists() else None for path in paths}
         for path, copy in kept.items():
             if copy:
                 shutil.copy2(path, copy)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adderzoo import checkpoints
-from adderzoo.checkpoints import convert, create_model, load_checkpoint, read_state_dict, write_atomically
+from adderzoo.checkpoints import convert, create_model, load_checkpoint, read_state_dict
 
 AUTHORS_FILE = SHARED / "checkpoints" / "ResNet20-AdderNet.pth"
 NETWORKS = ["adder_lenet5", "adder_resnet20", "cnn_resnet20"]
@@ -291,37 +291,6 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     with pytest.raises(OSError, match=re.escape(str(destination))):
         convert(resnet, destination, "adder_resnet20", original)
     assert {path.name: path.read_text() for path in destination.parent.iterdir()} == {destination.name: "old"}
-
-
-@pytest.mark.parametrize("error", [OSError("no"), RuntimeError("no"), KeyboardInterrupt(), ZeroDivisionError()])
-@pytest.mark.parametrize("old", [None, "old"])
-def test_a_writer_that_fails_halfway_leaves_what_was_there(
-    tmp_path: Path, error: BaseException, old: str | None
-) -> None:
-    def write(path: Path) -> None:
-        path.write_text("half of the n")
-        raise error
-
-    destination = tmp_path / "a.txt"
-    if old is not None:
-        destination.write_text(old)
-    with pytest.raises(OSError if isinstance(error, RuntimeError) else type(error)):
-        write_atomically(destination, write)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({} if old is None else {"a.txt": old})
-
-
-def test_who_reads_the_old_file_goes_on_reading_it(tmp_path: Path) -> None:
-    destination = tmp_path / "a.txt"
-    destination.write_text("old")
-
-    def write(path: Path) -> None:
-        path.write_text("new")
-        assert destination.read_text() == "old"
-
-    with destination.open() as reader:
-        write_atomically(destination, write)
-        assert reader.read() == "old"  # replaced by another file, never overwritten
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "new"}
 
 
 def test_a_written_checkpoint_can_be_read_by_others(tmp_path: Path, resnet: Path) -> None:

@@ -13,7 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output
     from adderzoo.checkpoints import convert
 
+    check_output(args.destination, "DST")
     metadata = convert(args.source, args.destination, args.model, args.to_original, args.num_classes)
     print(f"{args.destination}: {', '.join(f'{key} {value}' for key, value in metadata.items())}")

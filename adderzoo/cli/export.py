@@ -31,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.export import describe, export_network
+    from adderzoo._files import check_output
+    from adderzoo.export import FORMATS, describe, export_network
     from adderzoo.models import is_super_resolution
 
     from .predict import class_names
 
+    check_output(args.destination, "OUT", [FORMATS[args.format]])
     model = open_network(args, any_task=True)
     check_channels(resolve_model_data_config(model), args)
     classes = None

@@ -48,12 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
+    from adderzoo._files import check_output, check_output_folder, write_atomically
     from adderzoo.profile import like_paper, profile
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
     check_some_images(args)
+    if args.json:
+        check_output(args.json, "json")
     if args.plots:
+        check_output_folder(args.plots, "plots")
         from adderzoo.plots import import_matplotlib
 
         import_matplotlib()
@@ -74,17 +78,16 @@ def run(args: argparse.Namespace) -> None:
     counted = profiles
     if args.like_paper:
         counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
+    if args.json:
+        report = _report(name, counted, profiles, args.like_paper, row)
+        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    drawn = _draw(model, twin, counted, args.plots, images, count) if args.plots else ""
     print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
     print(f"\n{_totals(counted, profiles)}")
     if args.like_paper:
         print(f"\n{_paper(profiles[name], row)}")
-    if args.json:
-        from adderzoo.checkpoints import write_atomically
-
-        report = _report(name, counted, profiles, args.like_paper, row)
-        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    if args.plots:
-        print(f"\n{_draw(model, twin, counted, args.plots, images, count)}")
+    if drawn:
+        print(f"\n{drawn}")
 
 
 def _published(name: str, found: "Profile") -> "Published | None":

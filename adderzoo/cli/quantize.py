@@ -52,12 +52,12 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
+    from adderzoo._files import check_output
     from adderzoo.checkpoints import read_metadata, read_model_args
     from adderzoo.quantization import quantize, save, simulate
 
     check_some_images(args)
-    if args.destination.suffix != ".safetensors":
-        raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
+    check_output(args.destination, "OUT", [".safetensors"])
     model = open_network(args, any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     known = json.loads(said["ranges"]) if "ranges" in said else None

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adderzoo._signals import Stopped
+
 from ._network import Group, open_group
 from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
 from ._train_tasks import Classification, SuperResolution
@@ -25,11 +27,13 @@ _FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboar
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output_folder
     from adderzoo.hub import task
 
     super_resolution = task(args.model) == "super-resolution"
     fill_defaults(args, super_resolution)
     check(args, super_resolution)
+    check_output_folder(args.output / (args.experiment or ""), "output")
     _keep_memory()
     with open_group(args.device) as group:
         if group.processes > 1 and not args.experiment:
@@ -46,7 +50,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.engine import best_epoch, read_state, train, write_epoch
 
     random_seed(args.seed)
@@ -95,8 +99,8 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     except KeyboardInterrupt:
         if group.rank == 0:
             done = f"; their weights are in {folder}, and --resume goes on" if training.history else ""
-            print(f"stopped after {len(training.history)} of {args.epochs} epochs{done}")
-        sys.exit(130)
+            raise Stopped(f"stopped after {len(training.history)} of {args.epochs} epochs{done}") from None
+        raise
     if group.rank == 0:
         _draw(folder, training, args.model)
         best = best_epoch(training.history)

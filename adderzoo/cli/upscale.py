@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo.checkpoints import write_atomically
-    from adderzoo.data.photos import check_photo_path, read_photo, write_photo
+    from adderzoo._files import check_image_output, write_atomically
+    from adderzoo.data.photos import read_photo, write_photo
 
     if args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
     if (args.crop or args.twin_checkpoint) and not args.compare:
         raise ValueError(f"{'crop' if args.crop else 'twin-checkpoint'} is for compare, which is not asked for")
-    check_photo_path(args.output)
+    check_image_output(args.output, "OUT")
     photo = read_photo(args.photo)
     device = open_device(args.device)
     name, model = _open_network(args)
@@ -73,9 +73,11 @@ def run(args: argparse.Namespace) -> None:
         picture = _compare(args, photo, name, model)
         write_atomically(args.output, picture.save)
         return
+    height, width = (model.scale * side for side in photo.color.shape[1:])
+    mode = ("L" if len(photo.color) == 1 else "RGB") + ("A" if photo.alpha is not None else "")
+    check_image_output(args.output, "OUT", (width, height), mode)
     larger = _upscale(args, photo, model)
     write_atomically(args.output, lambda path: write_photo(larger, path))
-    height, width = larger.color.shape[1:]
     print(f"{args.output}: {width}x{height} pixels, by {name}")
 
 

@@ -55,10 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output
+
     if args.batch_size < 1:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
-    if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
-        raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
+    if args.results_file:
+        check_output(args.results_file, "results-file", [".json", ".csv"])
     with open_group(args.device) as group:
         if group.processes > 1 and args.dataset_download:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
@@ -71,7 +73,8 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import read_classes, write_atomically
+    from adderzoo._files import write_atomically
+    from adderzoo.checkpoints import read_classes
     from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
     from adderzoo.engine import evaluate
     from adderzoo.models import is_super_resolution
@@ -127,9 +130,9 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
     if group.rank == 0:
         row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
-        print(result)
         if args.results_file:
             write_atomically(args.results_file, lambda path: _write(path, row))
+        print(result)
 
 
 # Options that only mean something to a classifier.
@@ -140,7 +143,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     import torch
 
     from adderzoo import ops
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.data import ImagePairs
     from adderzoo.engine import evaluate_super_resolution
 
@@ -166,8 +169,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
         description=args.model,
     )
     rows = [{"image": image.name, "psnr": image.psnr, "ssim": image.ssim} for image in result.images]
-    print(align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0}))
-    print(result)
+    table = align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0})
     if args.results_file:
         row = {
             "model": args.model,
@@ -178,6 +180,8 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
         }
         rows.append({"image": "mean", "psnr": result.psnr, "ssim": result.ssim})
         write_atomically(args.results_file, lambda path: _write(path, row, rows))
+    print(table)
+    print(result)
 
 
 def _test_set(folder: str, scale: int) -> str:

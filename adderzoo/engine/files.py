@@ -6,7 +6,6 @@ any moment leaves files from which the training goes on to the same end.
 
 import csv
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from adderzoo.checkpoints import save_weights, write_atomically
+from adderzoo._files import in_memory, write_atomically
+from adderzoo.checkpoints import save_weights
 
 from .group import from_first, is_first
 from .training import Epoch, Training
@@ -49,7 +49,7 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
     if best_epoch(training.history) is epoch:
         save_weights(training.best_network, folder / "best.safetensors", metadata)
     write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
-    write_atomically(folder / STATE, lambda path: torch.save(_state(training), path))
+    write_atomically(folder / STATE, in_memory(lambda file: torch.save(_state(training), file)))
 
 
 def best_epoch(history: list[Epoch]) -> Epoch | None:
@@ -128,9 +128,7 @@ def read_state(folder: Path, training: Training) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """The state in a file, whose folder is cleared of what a killed process was writing; None if there is no file."""
-    for rest in path.parent.glob(".adderzoo-*"):
-        shutil.rmtree(rest, ignore_errors=True)
+    """The state in a file; None if there is no file."""
     if not path.exists():
         return None
     try:
