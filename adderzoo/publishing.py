@@ -20,6 +20,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
+from adderzoo._foreign import to_json
 from adderzoo.card import model_card
 from adderzoo.checkpoints import (
     create_model,
@@ -222,7 +223,7 @@ def _rounded(measured: SetQuality) -> SetQuality:
 def _metadata(measured: Measurement) -> dict[str, str]:
     """What the file of weights says of how good they are."""
     if isinstance(measured, Quality):
-        return {"test_sets": json.dumps([asdict(each) for each in measured.test_sets])}
+        return {"test_sets": to_json([asdict(each) for each in measured.test_sets])}
     return {
         "dataset": f"{measured.dataset} ({measured.images} images)",
         "top1": f"{measured.top1:.2f}",
@@ -271,7 +272,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         "architecture": cfg.architecture,
         "tag": cfg.tag,
         "num_classes": str(cfg.num_classes),
-        "data_config": json.dumps(expected),
+        "data_config": to_json(expected),
         "license": _SPDX.get(cfg.license, cfg.license),
         "command": measured.command,
         "recipe": measured.recipe,
@@ -279,7 +280,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         **{key: said[key] for key in _KEPT if key in said},
     }
     if classes or cfg.label_names:
-        metadata["classes"] = json.dumps(classes or cfg.label_names)
+        metadata["classes"] = to_json(classes or cfg.label_names)
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
     return _in_order(save(weights, metadata))
 

@@ -234,7 +234,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys_and_changes_not
     torch.save(state_dict, tmp_path / "a.pth")
     model = random_network("adder_lenet5")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"a\.pth is a checkpoint of another network than LeNet5: ") as info:
+    with pytest.raises(ValueError, match=r"a\.pth is a checkpoint of another network than adder_lenet5: ") as info:
         load_checkpoint(model, tmp_path / "a.pth")
     assert "1 missing: conv2.weight" in str(info.value)
     assert "1 unknown: conv3.bias" in str(info.value)

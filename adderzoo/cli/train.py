@@ -3,13 +3,14 @@
 import argparse
 import ctypes
 import inspect
-import json
 import math
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adderzoo._foreign import to_json
 
 from ._network import Group, open_group
 from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
@@ -72,7 +73,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
         **_origin(args, model),
     }
     if args.model_kwargs:
-        metadata["model_args"] = json.dumps(dict(args.model_kwargs))
+        metadata["model_args"] = to_json(dict(args.model_kwargs))
 
     resumed = args.resume and read_state(folder, training)
     if group.rank == 0:

@@ -16,6 +16,7 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
+from adderzoo._foreign import why
 from adderzoo.checkpoints import save_weights, write_atomically
 
 from .group import from_first, is_first
@@ -147,4 +148,4 @@ def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
 
 
 def _unusable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged, or of another training: {error}")
+    return ValueError(f"{path} is damaged, or of another training: {why(error)}")
