@@ -10,19 +10,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import to_json
+from adderzoo._foreign import shown, to_json
 
 from ._network import Group, open_group
-from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
+from ._train_arguments import MAY_CHANGE, add_arguments, changed_options, check, default_arguments, fill_defaults
 from ._train_tasks import Classification, SuperResolution
 
 if TYPE_CHECKING:
     from adderzoo.engine import Recipe, Training
 
 __all__ = ["add_arguments", "run"]
-
-# Options that may change when a training is resumed: what it comes to does not depend on them.
-_FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboard"}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,6 +73,8 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
         metadata["model_args"] = to_json(dict(args.model_kwargs))
 
     resumed = args.resume and read_state(folder, training)
+    if len(training.history) > args.epochs:
+        raise ValueError(f"epochs must be at least the {len(training.history)} that are complete, got {args.epochs}")
     if group.rank == 0:
         write_atomically(folder / "args.yaml", lambda path: path.write_text(yaml.safe_dump(options, sort_keys=False)))
         print(
@@ -370,13 +369,39 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
             )
     elif (folder / "args.yaml").exists():
         defaults = _options(default_arguments(args.model))  # of options that were not there yet
-        known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
-        for key in options.keys() - _FREE:
-            if known[key] != options[key]:
+        known = options | defaults | _read_options(folder / "args.yaml")
+        changed = changed_options(known, options)
+        for key in changed:
+            if key not in MAY_CHANGE:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{known[key]}, got {options[key]}"
+                    f"{shown(known[key])}, got {options[key]}"
                 )
+        for key in changed:
+            if MAY_CHANGE[key]:
+                print(
+                    f"adderzoo {args.command}: {key.replace('_', '-')} was {shown(known[key])} and is {options[key]}: "
+                    f"{MAY_CHANGE[key]}",
+                    file=sys.stderr,
+                )
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """What is in an args.yaml."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read, resume needs the options in it: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} must hold the options of the training, got {shown(options)}")
+    missing = {"sched", "kd", "amp"} & {key for key, value in options.items() if isinstance(value, dict | list)}
+    if missing:
+        raise ValueError(f"{path} must hold the options of the training, but {', '.join(sorted(missing))} is none")
+    return options
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:
