@@ -245,8 +245,8 @@ def _add_output(output: argparse._ArgumentGroup) -> None:
         "--resume",
         action="store_true",
         help="go on after the last complete epoch of this experiment, with the same options but for those of how it "
-        "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there on "
-        "at the learning rates of the longer schedule; begin if there is none",
+        "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there "
+        "on at the learning rates of the longer schedule; begin if there is none",
     )
     output.add_argument("--log-tensorboard", action="store_true", help="write events for TensorBoard too")
 
