@@ -385,31 +385,41 @@ def _check_source(name: str, cache_dir: Any) -> None:
 ARGUMENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError)
 
 
-def _create_for(checkpoint: Path, name: str, config: Mapping[str, Any], **arguments: Any) -> Any:
-    """A network on the meta device, with arguments that a file may have: what it cannot do shows at no cost.
+def _create_for(checkpoint: Path, name: str, **arguments: Any) -> nn.Module:
+    """A network on the meta device, for a file and with arguments that it may have: what cannot be shows at no cost.
 
     Raises:
-        ValueError: if it cannot be made, is not for images as the file's data configuration has them, or cannot run
-            with these.
+        ValueError: as :func:`_create_with` and :func:`check_input`.
     """
     with torch.device("meta"):
-        model: Any = _create_with(name, arguments)
-    size = config.get("input_size")
-    if size:
-        channels = getattr(model, "in_chans", size[0])
-        if size[0] != channels:
-            raise ValueError(
-                f"{checkpoint} cannot be used, its metadata data_config is wrong: input_size has {size[0]} channels, "
-                f"{name} takes {channels}"
-            )
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, *size, device="meta"))
-        except (RuntimeError, ValueError, *ARGUMENT_ERRORS) as error:
-            raise ValueError(
-                f"{checkpoint} cannot be used, {name} does not run on its input_size {size}: {error}"
-            ) from error
+        model = _create_with(name, arguments)
+    check_input(checkpoint, model, read_data_config(checkpoint))
     return model
+
+
+def check_input(checkpoint: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Refuse a data configuration whose images a network, on the meta device, cannot take.
+
+    Raises:
+        ValueError: naming the file that has it.
+    """
+    if "input_size" not in config:
+        return
+    size, name = config["input_size"], network_name(model)
+    channels = getattr(model, "in_chans", size[0])
+    if size[0] != channels:
+        raise ValueError(
+            f"{checkpoint} says input_size {size} in its metadata data_config, {name} has {channels} channels"
+        )
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *size, device="meta"))
+    except (RuntimeError, ValueError, *ARGUMENT_ERRORS) as error:
+        raise ValueError(
+            f"{checkpoint} says input_size {size} in its metadata, but {name} does not take that: {error}"
+        ) from error
+    model.train(training)
 
 
 def _create_with(name: str, arguments: dict[str, Any]) -> Any:
@@ -462,11 +472,10 @@ def open_network(
         arguments["num_classes"] = num_classes
     if checkpoint is None:
         return _create_with(name, {"pretrained": pretrained, **arguments})
-    config = read_data_config(checkpoint)
-    weights = fit(read_state_dict(checkpoint), _create_for(checkpoint, name, config, **arguments), checkpoint)
+    weights = fit(read_state_dict(checkpoint), _create_for(checkpoint, name, **arguments), checkpoint)
     model: Any = _create_with(name, arguments)
     model.load_state_dict(weights)
-    model.pretrained_cfg.update(config)  # where timm's resolve_model_data_config looks
+    model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
     return model
 
 
@@ -505,7 +514,7 @@ def convert(
         raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
     num_classes = num_classes or read_num_classes(source)
     arguments = read_model_args(source) | ({"num_classes": num_classes} if num_classes else {})
-    model = _create_for(source, model_name, read_data_config(source), **arguments)
+    model = _create_for(source, model_name, **arguments)
     state_dict = fit(read_state_dict(source, key), model, source)
     # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}

@@ -32,6 +32,7 @@ from adderzoo._foreign import shown, to_json
 from adderzoo.checkpoints import (
     ARGUMENT_ERRORS,
     check_fits,
+    check_input,
     read_data_config,
     read_metadata,
     read_model_args,
@@ -448,6 +449,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
                 raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
             arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
             made = _float_network(_with_tag(said["architecture"], said.get("tag")), arguments)
+            check_input(path, made, read_data_config(path))
             made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
             model = made
         assert model is not None
