@@ -15,7 +15,6 @@ The pass over the network is that of :func:`adderzoo.fuse`, with another target.
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -29,12 +28,16 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from adderzoo import fusion
+from adderzoo._foreign import shown, to_json
 from adderzoo.checkpoints import (
+    ARGUMENT_ERRORS,
     check_fits,
+    check_input,
     read_data_config,
     read_metadata,
     read_model_args,
     read_num_classes,
+    read_ranges,
     save_weights,
 )
 from adderzoo.fusion import Pattern
@@ -149,14 +152,16 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
     """
     try:
         bits = ranges["bits"]
+        if bits not in range(4, 9):
+            raise ValueError("bits must be from 4 to 8")
         quantizers = {
             name: Quantizer(float(scale), zero_point, 2**bits - 1)
             for name, (scale, zero_point) in ranges["quantizers"].items()
         }
-        if bits not in range(4, 9) or not all(known.is_valid for known in quantizers.values()):
+        if not all(known.is_valid for known in quantizers.values()):
             raise ValueError("a number is out of range")
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"ranges must be those of a simulation, got {ranges!r}: {error}") from error
+        raise ValueError(f"ranges must be those of a simulation, got {shown(ranges)}: {error}") from error
 
     def make(name: str) -> FakeQuantize:
         if name not in quantizers:
@@ -390,7 +395,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         raise ValueError(f"the network must be one that quantize() has made, got {type(network).__name__}")
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
-    said = {"quantization": json.dumps(quantization)}
+    said = {"quantization": to_json(quantization)}
     config = getattr(network, "pretrained_cfg", {})
     architecture, tag = config.get("architecture"), config.get("tag")
     model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
@@ -399,8 +404,8 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     if architecture and _makes(_with_tag(architecture, tag), model_args, network):
         said |= {
             "architecture": architecture,
-            "model_args": json.dumps(model_args),
-            "data_config": json.dumps(resolve_model_data_config(network)),
+            "model_args": to_json(model_args),
+            "data_config": to_json(resolve_model_data_config(network)),
         }
         if tag:
             said["tag"] = tag
@@ -444,10 +449,13 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
                 raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
             arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
             made = _float_network(_with_tag(said["architecture"], said.get("tag")), arguments)
+            check_input(path, made, read_data_config(path))
             made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
             model = made
         assert model is not None
-        network = quantize(simulate(model, json.loads(said["quantization"])))
+        quantization = read_ranges(path, "quantization")
+        assert quantization is not None
+        network = quantize(simulate(model, quantization))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     state_dict = load_file(path)
@@ -466,7 +474,7 @@ def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, **arguments)
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except (AssertionError, RuntimeError, *ARGUMENT_ERRORS) as error:
         raise ValueError(f"{architecture} cannot be made with the arguments {dict(arguments)}: {error}") from error
 
 

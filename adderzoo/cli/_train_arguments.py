@@ -3,9 +3,11 @@
 import argparse
 import json
 import math
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ._network import key_and_value
 
@@ -242,7 +244,9 @@ def _add_output(output: argparse._ArgumentGroup) -> None:
     output.add_argument(
         "--resume",
         action="store_true",
-        help="go on after the last complete epoch of this experiment, with the same options; begin if there is none",
+        help="go on after the last complete epoch of this experiment, with the same options but for those of how it "
+        "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there "
+        "on at the learning rates of the longer schedule; begin if there is none",
     )
     output.add_argument("--log-tensorboard", action="store_true", help="write events for TensorBoard too")
 
@@ -394,6 +398,62 @@ def _check_distillation(args: argparse.Namespace, defaults: argparse.Namespace) 
             raise ValueError("quantize-bits cannot be used with --kd pkkd, whose student has float layers")
         if "layer_decay" in dict(args.opt_kwargs):
             raise ValueError("opt-kwargs layer_decay cannot be used with --kd pkkd, which trains two networks")
+
+
+_BITS = "the result may differ in its last bits"
+_RANDOM = "what is random may go on with other numbers"
+
+# Options that may be others when a training is resumed, and what that does; "" for nothing.
+MAY_CHANGE = {
+    "data_dir": "",
+    "dataset_download": "",
+    "experiment": "",
+    "log_tensorboard": "",
+    "output": "",
+    "resume": "",
+    "channels_last": _BITS,
+    "device": _BITS,
+    "epochs": "from here on the learning rate is that of a schedule of so many epochs",
+    "in_memory": _RANDOM,
+    "torchcompile": _BITS,
+    "validation_batch_size": _BITS,
+    "workers": _RANDOM,
+}
+
+
+def _sched(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda options: options["sched"] in names
+
+
+def _any(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda options: any(options[name] for name in names)
+
+
+# When an option has an effect, for those that have none by themselves.
+_NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    **dict.fromkeys(_DISTILLATION, _any("kd")),
+    "feature_loss_weight": lambda options: options["kd"] == "pkkd",
+    "amp_dtype": _any("amp"),
+    "clip_mode": lambda options: options["clip_grad"] is not None,
+    **dict.fromkeys(("model_ema_decay", "model_ema_warmup"), _any("model_ema")),
+    **dict.fromkeys(("mixup_prob", "mixup_mode", "mixup_off_epoch"), _any("mixup", "cutmix")),
+    "mixup_switch_prob": lambda options: bool(options["mixup"] and options["cutmix"]),
+    **dict.fromkeys(("remode", "recount"), _any("reprob")),
+    "warmup_lr": _any("warmup_epochs"),
+    "min_lr": lambda options: options["sched"] != "none",
+    "sched_on_updates": lambda options: options["sched"] != "none",
+    "decay_milestones": _sched("multistep"),
+    "eta": lambda options: options["filter_lr_scale"] is None,
+}
+
+
+def changed_options(known: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The options that differ, but for those without effect in both trainings."""
+    return [
+        key
+        for key in options
+        if known[key] != options[key] and any(_NEEDS.get(key, lambda _: True)(each) for each in (known, options))
+    ]
 
 
 def _check_value(name: str, value: object) -> None:

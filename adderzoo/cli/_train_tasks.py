@@ -1,9 +1,10 @@
 """What `adderzoo train` trains on: images with classes, or pairs of a small and a large one."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from adderzoo._foreign import to_json
 
 from ._network import Group, check_channels
 
@@ -133,11 +134,11 @@ class Classification:
         """What a file of weights says of the data."""
         from adderzoo.quantization import ranges
 
-        known = {"data_config": json.dumps(self.config)}
+        known = {"data_config": to_json(self.config)}
         if self.args.quantize_bits is not None:
-            known["ranges"] = json.dumps(ranges(model))
+            known["ranges"] = to_json(ranges(model))
         if len(self.indices) == model.num_classes:
-            known["classes"] = json.dumps(self.classes)
+            known["classes"] = to_json(self.classes)
         return known
 
     @property
@@ -211,7 +212,7 @@ class SuperResolution:
         return loader, validate
 
     def metadata(self, model: Any) -> dict[str, str]:
-        return {"data_config": json.dumps(self.config)}
+        return {"data_config": to_json(self.config)}
 
     def describe(self, model: Any) -> str:
         patches = len(self.train_set) * self.args.epoch_repeats

@@ -1,9 +1,10 @@
 """`adderzoo predict`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from adderzoo._foreign import to_json
 
 from ._network import add_network_arguments, check_channels, open_device, open_network
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             if not args.json:
                 print(path, *(f"{100 * c['probability']:7.2f} %  {c['name']}" for c in classes), sep="\n")
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print(to_json(rows, indent=2))
     if failures:
         raise ValueError("; ".join(failures))
 

@@ -1,12 +1,13 @@
 """`adderzoo profile`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adderzoo._foreign import to_json
 
 from ._network import add_network_arguments, open_network
 from ._table import align
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
     if args.json:
         report = _report(name, counted, profiles, args.like_paper, row)
-        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+        write_atomically(args.json, lambda path: path.write_text(to_json(report, indent=2) + "\n"))
     drawn = _draw(model, twin, counted, args.plots, images, count) if args.plots else ""
     print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
     print(f"\n{_totals(counted, profiles)}")

@@ -1,10 +1,11 @@
 """`adderzoo quantize`."""
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from adderzoo._foreign import to_json
 
 from ._network import add_network_arguments, check_channels, open_network
 
@@ -53,14 +54,14 @@ def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
     from adderzoo._files import check_output
-    from adderzoo.checkpoints import read_metadata, read_model_args
+    from adderzoo.checkpoints import read_metadata, read_model_args, read_ranges
     from adderzoo.quantization import quantize, save, simulate
 
     check_some_images(args)
     check_output(args.destination, "OUT", [".safetensors"])
     model = open_network(args, any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
-    known = json.loads(said["ranges"]) if "ranges" in said else None
+    known = read_ranges(args.checkpoint) if args.checkpoint else None
     bits = args.bits or (known["bits"] if known else 8)
     if known is None or args.data_dir or args.dataset:
         simulation, source = _calibrated(model, args, bits)
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     kept: dict[str, str] = {
         key: said[key] for key in ("classes", "license", "source", "source_sha256", "trained_from") if key in said
     }
-    config = json.dumps(resolve_model_data_config(model))
+    config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())

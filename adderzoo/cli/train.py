@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import inspect
-import json
 import math
 import shlex
 import sys
@@ -11,19 +10,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adderzoo._foreign import shown, to_json
 from adderzoo._signals import Stopped
 
 from ._network import Group, open_group
-from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
+from ._train_arguments import MAY_CHANGE, add_arguments, changed_options, check, default_arguments, fill_defaults
 from ._train_tasks import Classification, SuperResolution
 
 if TYPE_CHECKING:
     from adderzoo.engine import Recipe, Training
 
 __all__ = ["add_arguments", "run"]
-
-# Options that may change when a training is resumed: what it comes to does not depend on them.
-_FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboard"}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,9 +73,11 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
         **_origin(args, model),
     }
     if args.model_kwargs:
-        metadata["model_args"] = json.dumps(dict(args.model_kwargs))
+        metadata["model_args"] = to_json(dict(args.model_kwargs))
 
     resumed = args.resume and read_state(folder, training)
+    if len(training.history) > args.epochs:
+        raise ValueError(f"epochs must be at least the {len(training.history)} that are complete, got {args.epochs}")
     if group.rank == 0:
         write_atomically(folder / "args.yaml", lambda path: path.write_text(yaml.safe_dump(options, sort_keys=False)))
         print(
@@ -358,8 +357,6 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
     Raises:
         ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
     """
-    import yaml
-
     if not args.resume:
         if (folder / "summary.csv").exists():
             raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
@@ -373,13 +370,34 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
             )
     elif (folder / "args.yaml").exists():
         defaults = _options(default_arguments(args.model))  # of options that were not there yet
-        known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
-        for key in options.keys() - _FREE:
-            if known[key] != options[key]:
+        known = options | defaults | _read_options(folder / "args.yaml")
+        changed = changed_options(known, options)
+        for key in changed:
+            if key not in MAY_CHANGE:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{known[key]}, got {options[key]}"
+                    f"{shown(known[key])}, got {options[key]}"
                 )
+        for key in changed:
+            if MAY_CHANGE[key]:
+                print(
+                    f"adderzoo {args.command}: {key.replace('_', '-')} was {shown(known[key])} and is {options[key]}: "
+                    f"{MAY_CHANGE[key]}",
+                    file=sys.stderr,
+                )
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """What is in an args.yaml."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume needs the options in {path}, which is no YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"resume needs the options in {path}, which holds {shown(options)}")
+    return options
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

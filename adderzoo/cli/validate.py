@@ -2,11 +2,12 @@
 
 import argparse
 import csv
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from adderzoo._foreign import to_json
 
 from ._network import Group, add_network_arguments, check_channels, open_group, open_network
 from ._table import align
@@ -198,7 +199,7 @@ def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]] | None =
     """One object as JSON; as CSV one line, or several."""
     lines = lines or [row]
     if path.suffix == ".json":
-        path.write_text(json.dumps(row, indent=2) + "\n")
+        path.write_text(to_json(row, indent=2) + "\n")
         return
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])

@@ -16,6 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
 from adderzoo._files import in_memory, write_atomically
+from adderzoo._foreign import why
 from adderzoo.checkpoints import save_weights
 
 from .group import from_first, is_first
@@ -90,7 +91,8 @@ def _state(training: Training) -> dict[str, Any]:
 def read_state(folder: Path, training: Training) -> bool:
     """Bring a training to where the one that wrote a folder was after its last complete epoch.
 
-    In a process group the first process alone looks into the folder, and all get what it finds.
+    In a process group the first process alone looks into the folder, and all get what it finds. The learning rate is
+    that of the new training's schedule behind as many epochs, which may be longer than it was.
 
     Args:
         folder: Of the training.
@@ -122,6 +124,9 @@ def read_state(folder: Path, training: Training) -> bool:
             training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
         training.step = state["step"]
         training.history[:] = [Epoch(**epoch) for epoch in state["history"]]
+        if training.scheduler and not state["scheduler"]:  # a longer one may be at another rate by now
+            training.scheduler.step(len(training.history))
+            training.scheduler.step_update(training.step)
     except Exception as error:  # what does not fit raises nearly anything
         raise _unusable(path, error) from error
     return True
@@ -145,4 +150,4 @@ def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
 
 
 def _unusable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged, or of another training: {error}")
+    return ValueError(f"{path} is damaged, or of another training: {why(error)}")

@@ -120,7 +120,8 @@ def _signal_in(target: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "stage"), [(command, stage) for command in COMMANDS for stage in STAGES if (command, stage) not in NEVER]
+    ("command", "stage"),
+    [(command, stage) for command in COMMANDS for stage in STAGES if (command, stage) not in NEVER],
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_any_command_in_one_line_wherever_it_is(

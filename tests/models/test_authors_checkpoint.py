@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adderzoo import fuse, ops
 from adderzoo.layers import Adder2d
 from adderzoo.layers.quantized import QuantizedAdder2d
-from adderzoo.models._builder import from_original, to_original
+from adderzoo.models._builder import own_names, to_original
 from adderzoo.ops import reference
 from adderzoo.ops.packing import unpack_byte_filters
 from adderzoo.quantization import calibrate, quantize
@@ -226,7 +226,7 @@ def authors_key(key: str) -> str:
 
 def through_state_dict(network: nn.Module, tmp_path: Path) -> nn.Module:
     other = timm.create_model("adder_resnet20")
-    other.load_state_dict(from_original(to_original(network.state_dict(), network)))
+    other.load_state_dict(own_names(to_original(network.state_dict(), network), network))
     return other
 
 
