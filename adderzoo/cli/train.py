@@ -59,6 +59,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     options = _options(args) | {"processes": group.processes}
     if group.rank == 0:  # which alone reads and writes there
         _check_folder(args, folder, options)
+        _check_classes(args, folder, data)
     if args.quantize_bits is not None and isinstance(data, Classification):
         model = data.calibrate(model, group)
     distillation = _create_distillation(args, group, model, data) if args.kd else None
@@ -376,6 +377,24 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
                     f"{known[key]}, got {options[key]}"
                 )
+
+
+def _check_classes(args: argparse.Namespace, folder: Path, data: Classification | SuperResolution) -> None:
+    """Refuse to go on with other classes: those of a folder may have become others.
+
+    Raises:
+        ValueError: naming both.
+    """
+    from adderzoo.checkpoints import read_classes
+
+    last = folder / "last.safetensors"
+    known = read_classes(last) if args.resume and last.is_file() and isinstance(data, Classification) else None
+    if known is not None and known != data.classes:
+        theirs, ours = (", ".join(names[:4]) + (", ..." if names[4:] else "") for names in (known, data.classes))
+        raise ValueError(
+            f"resume needs the classes of the training in {folder}, {theirs} ({len(known)}), got {ours} "
+            f"({len(data.classes)})"
+        )
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

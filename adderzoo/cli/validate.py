@@ -127,7 +127,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     else:
         known = known_classes(model, args, class_names(dataset))
         dataset = match_classes(dataset, model.num_classes, known)
-        order = "by their names" if known else describe_order(dataset)
+        order = "by name" if known else describe_order(dataset)
     if group.processes > 1 and isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
     if args.torchcompile:

@@ -353,9 +353,9 @@ def describe_order(dataset: Any) -> str:
     if not isinstance(getattr(dataset, "source", None), ClassFolder):
         return "in its own order"
     if sorted(names, key=natural_key) == names:
-        return "sorted"
+        return "in sorted order"
     # timm, which many networks are trained with, has another order.
-    return f"sorted as text: {some_of(names)} (--class-map gives another order)"
+    return f"in the order of text, {some_of(names)} (--class-map gives another)"
 
 
 def describe_dataset(dataset: Any, name: str = "", order: str = "") -> str:

@@ -237,11 +237,8 @@ class ClassFolder(Dataset):
             )
         if not files.images:
             what = "images in its class folders" if files.folders else "class folders"
-            details = "; ".join(filter(None, (some_of(files.folders), describe_left_out(files.left_out))))
-            raise ValueError(
-                f"folder {root} has no {what}: there must be {os.path.join(root, 'CLASS', 'IMAGE')}"
-                + (f", got {details}" if details else "")
-            )
+            text = f"folder {root} has no {what}: there must be {os.path.join(root, 'CLASS', 'IMAGE')}"
+            raise ValueError("; ".join(filter(None, (text, describe_left_out(files.left_out)))))
         self.left_out = files.left_out
         self.classes = files.folders
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
