@@ -20,7 +20,7 @@ _SYNONYMS = (TRAINING_SPLITS, VALIDATION_SPLITS[:-1])
 
 # What a folder of a split may be called, so that its name is no class's: Train, test_set, val2017 ...
 _SPLIT = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|eval(uation)?|dev|test(ing)?)[ _-]?(sets?|data|split|images|imgs)?[ _-]?\d*", re.I
+    r"(train(ing)?|val(id(ation)?)?|eval(uation)?|dev|test(ing)?)[ _-]?(s|sets?|data|split|images|imgs)?[ _-]?\d*", re.I
 )
 
 # Folders that operating systems leave behind: copies of file attributes, previews, what was thrown away.

@@ -454,10 +454,8 @@ def test_classes_by_other_names_than_the_trained_ones_are_refused_without_a_map(
         (folder / name).mkdir(parents=True)
         random_images(1, mode="L")[0].save(folder / name / "0.png")
     command = ("validate", "--model", "adder_lenet5", "--checkpoint", checkpoint, "-j", 0, "--data-dir", folder)
-    assert (
-        "the network was not trained on (zebra; it knows a, b, c, d, ...): --class-map takes a file"
-        in adderzoo(*command).error
-    )
+    error = adderzoo(*command).error
+    assert "1 class that the network was not trained on (zebra; it knows a, b, c, d, ...): --class-map takes" in error
     (tmp_path / "map.txt").write_text("b\nc\nzebra\n")
     assert adderzoo(*command, "--class-map", tmp_path / "map.txt").status == 0
 

@@ -103,7 +103,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         ("", None, "data-dir must be a folder, got None"),
         ("", "nowhere", "data-dir must be a folder, got 'nowhere'"),
-        ("", ".", "folder . has no class folders: there must be CLASS/IMAGE"),
+        ("", ".", "folder . has no class folders: there must be ./CLASS/IMAGE"),
         ("torch/mnist", ".", "Dataset not found"),
         ("torch/nonsense", ".", "nonsense"),
         ("torch/mnist", None, "'torch/mnist' in data-dir None cannot be read"),
