@@ -386,15 +386,15 @@ def _check_classes(args: argparse.Namespace, folder: Path, data: Classification 
         ValueError: naming both.
     """
     from adderzoo.checkpoints import read_classes
+    from adderzoo.data.folders import some_of
 
     last = folder / "last.safetensors"
-    known = read_classes(last) if args.resume and last.is_file() and isinstance(data, Classification) else None
-    if known is not None and known != data.classes:
-        theirs, ours = (", ".join(names[:4]) + (", ..." if names[4:] else "") for names in (known, data.classes))
-        raise ValueError(
-            f"resume needs the classes of the training in {folder}, {theirs} ({len(known)}), got {ours} "
-            f"({len(data.classes)})"
-        )
+    if not (args.resume and last.is_file() and isinstance(data, Classification)):
+        return
+    known, found = read_classes(last), data.classes
+    if known is not None and known != found:
+        theirs, ours = (f"{some_of(names)} ({len(names)})" for names in (known, found))
+        raise ValueError(f"resume needs the classes of the training in {folder}, {theirs}, got {ours}")
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:
