@@ -61,8 +61,8 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--data-dir",
         metavar="DIR",
         help="folder of the data set. A folder of images has one folder a class inside train/, and inside "
-        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Super-resolution has "
-        "no classes, only images; DIV2K's own layout is taken too",
+        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Images may lie in "
+        "folders inside a class's. Super-resolution has no classes, only images; DIV2K's own layout is taken too",
     )
     data.add_argument(
         "--dataset", metavar="NAME", default="", help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..."
@@ -70,6 +70,14 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--train-split", metavar="NAME", default="train", help="training images (%(default)s)")
     data.add_argument(
         "--val-split", metavar="NAME", help='validation images ("validation", or the folder that is there); "" for none'
+    )
+    data.add_argument(
+        "--class-map",
+        metavar="FILE",
+        default="",
+        help="text file with the names of the classes, one a line in the order of their indices; others are left out "
+        "(those of the training images, in the order of the weights to start from if these are for the same classes, "
+        "else sorted, '10' before '2')",
     )
     data.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
     data.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ data set")
@@ -283,6 +291,7 @@ _KEYS = {
 _CLASSIFIERS_ALONE: tuple[str, ...] = (
     "num_classes",
     "dataset",
+    "class_map",
     "dataset_download",
     "input_key",
     "target_key",

@@ -7,7 +7,7 @@ from typing import Any
 
 from adderzoo._foreign import to_json
 
-from ._network import add_network_arguments, check_channels, open_network
+from ._network import add_network_arguments, check_channels, open_network, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,13 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="data set as timm names it: torch/cifar10, torch/mnist, hfds/...; without it, a folder of images",
     )
-    parser.add_argument("--split", metavar="NAME", default="train", help="part of the data set (%(default)s)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        default="train",
+        help="part of the data set (%(default)s): a folder in data-dir; '' for data-dir itself, which a folder without "
+        "splits is anyway",
+    )
     parser.add_argument(
         "--images", metavar="N", type=int, default=200, help="how many images, evenly spaced in it (%(default)s)"
     )
@@ -110,7 +116,7 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
-    from adderzoo.data import open_dataset, open_loader, spread
+    from adderzoo.data import describe_dataset, open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
 
     config = resolve_model_data_config(model)
@@ -120,6 +126,7 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
+    say(args, describe_dataset(dataset, args.dataset))
     some = spread(dataset, args.images)
     return open_loader(some, config, args.batch_size, args.workers, torch.device("cpu")), len(some)
 
@@ -131,5 +138,6 @@ def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], 
     if args.data_dir is None or args.dataset:
         raise ValueError(f"data-dir must be a folder of images, without dataset, since {args.model} classifies none")
     pairs, _ = open_training_pairs(args.data_dir, model.scale, args.split, val_split="")
+    say(args, pairs.describe())
     count = min(args.images, len(pairs))
     return (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count)), count

@@ -60,6 +60,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     options = _options(args) | {"processes": group.processes}
     if group.rank == 0:  # which alone reads and writes there
         _check_folder(args, folder, options)
+        _check_classes(args, folder, data)
     if args.quantize_bits is not None and isinstance(data, Classification):
         model = data.calibrate(model, group)
     distillation = _create_distillation(args, group, model, data) if args.kd else None
@@ -398,6 +399,24 @@ def _read_options(path: Path) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"resume needs the options in {path}, which holds {shown(options)}")
     return options
+
+
+def _check_classes(args: argparse.Namespace, folder: Path, data: Classification | SuperResolution) -> None:
+    """Refuse to go on with other classes: those of a folder may have become others.
+
+    Raises:
+        ValueError: naming both.
+    """
+    from adderzoo.checkpoints import read_classes
+    from adderzoo.data.folders import some_of
+
+    last = folder / "last.safetensors"
+    if not (args.resume and last.is_file() and isinstance(data, Classification)):
+        return
+    known, found = read_classes(last), data.classes
+    if known is not None and known != found:
+        theirs, ours = (f"{some_of(names)} ({len(names)})" for names in (known, found))
+        raise ValueError(f"resume needs the classes of the training in {folder}, {theirs}, got {ours}")
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

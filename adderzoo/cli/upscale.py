@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from adderzoo._files import check_image_output, write_atomically
+    from adderzoo.data import check_file
     from adderzoo.data.photos import read_photo, write_photo
 
     if args.tile < 1:
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if (args.crop or args.twin_checkpoint) and not args.compare:
         raise ValueError(f"{'crop' if args.crop else 'twin-checkpoint'} is for compare, which is not asked for")
     check_image_output(args.output, "OUT")
+    check_file(args.photo)
     photo = read_photo(args.photo)
     device = open_device(args.device)
     name, model = _open_network(args)
