@@ -7,7 +7,6 @@ from .datasets import (
     find_images,
     open_dataset,
     open_training_data,
-    read_image,
     spread,
     with_indices,
     write_digits,
@@ -17,6 +16,7 @@ from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_trai
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
 from .patches import open_patch_loader
+from .pixels import read_image
 
 __all__ = [
     "ImagePairs",

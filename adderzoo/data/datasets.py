@@ -4,16 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .pixels import image_mode
+
 # Names of the folder of validation images, the first that is there.
 VALIDATION_SPLITS = ("validation", "val", "valid", "eval", "evaluation", "test")
 
-_MODES = {1: "L", 3: "RGB"}
 _KINDS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm opens beside folders
 
 
@@ -79,7 +80,7 @@ def open_dataset(
         ValueError: if timm knows no such data set, the folder, the split or the images are missing, or `channels` is
             neither 1 nor 3.
     """
-    mode = _mode(channels)
+    mode = image_mode(channels)
     if name and name.partition("/")[0].lower() not in _KINDS:  # timm would read it as a folder
         raise ValueError(f"dataset must begin with {', '.join(f'{kind}/' for kind in _KINDS)}, got {name!r}")
     if "/" not in name and (root is None or not Path(root).is_dir()):
@@ -105,44 +106,10 @@ def open_dataset(
     return Images(dataset, mode)
 
 
-def _mode(channels: int) -> str:
-    if channels not in _MODES:
-        raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
-    return _MODES[channels]
-
-
 def spread(dataset: Images, count: int) -> Images:
     """So many images of a data set, or all that it has, evenly spaced: a folder is sorted by class."""
     count = min(count, len(dataset))
     return Images(Subset(dataset, [index * len(dataset) // count for index in range(count)]), dataset.mode)
-
-
-def read_image(path: Path, channels: int) -> Image.Image:
-    """An image for a network with 1 or 3 input channels, turned upright if its EXIF orientation says so.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read; or if `channels` is neither 1 nor 3.
-    """
-    mode = _mode(channels)
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
-    except Exception as error:  # a damaged file makes PIL raise nearly anything
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as :func:`read_image` gives it, of which the header alone is read.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # as above
-        raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from adderzoo.layers.image import cubic
 
-from .datasets import VALIDATION_SPLITS, find_images, read_image, read_size
+from .datasets import VALIDATION_SPLITS, find_images
+from .pixels import read_image, read_size
 
 # The largest value of a pixel.
 WHITE = {torch.uint8: 255, torch.uint16: 65535}
