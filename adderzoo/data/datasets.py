@@ -6,11 +6,12 @@ from typing import Any
 
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .pixels import image_mode
+from .pixels import image_mode, read_image
 
 # Names of the folder of validation images, the first that is there.
 VALIDATION_SPLITS = ("validation", "val", "valid", "eval", "evaluation", "test")
@@ -37,13 +38,19 @@ class Images(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        try:
-            image, label = self._read(index)
-        except Exception as error:  # a damaged file makes PIL raise nearly anything
-            raise ValueError(f"image {self._name(index)} cannot be read: {error}") from error
+        reader = getattr(self.source, "reader", None)
+        if isinstance(reader, ReaderImageFolder):
+            path, label = reader.samples[index]
+            image = read_image(Path(path), len(self.mode))
+        else:
+            try:
+                image, label = self._read(index)
+            except Exception as error:  # a damaged file makes PIL raise nearly anything
+                raise ValueError(f"image {self._name(index)} cannot be read: {error}") from error
         return image if self.transform is None else self.transform(image), label
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
+        """As the library that the data set is of reads it."""
         if not isinstance(self.source, ImageDataset):
             image, label = self.source[index]
             return image.convert(self.mode), label

@@ -68,7 +68,7 @@ class ImagePairs(Dataset):
     The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
     images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
     `x2` for the scale, that is meant. A folder such as `DIV2K_train_HR` has its small images beside it, in
-    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB.
+    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB; transparent pixels, white.
 
     An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on
     its right and lower side beyond multiples of the scale is cut off, as the field does.
@@ -173,4 +173,5 @@ def _split(root: Path, name: str) -> Path | None:
 
 
 def _read(path: Path) -> Tensor:
-    return torch.from_numpy(np.array(read_image(path, 3))).permute(2, 0, 1)
+    # One background for both images of a pair.
+    return torch.from_numpy(np.array(read_image(path, 3, background=255))).permute(2, 0, 1)
