@@ -123,10 +123,9 @@ def check_size(*sizes: tuple[int, int]) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """How the EXIF of an image says that it has to be turned, from 1, not at all, to 8.
-
-    Pillow turns TIFF itself when it is loaded.
-    """
+    """How the EXIF of an image says that it has to be turned, from 1, not at all, to 8."""
+    if image.format == "TIFF":  # which Pillow turns itself
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF makes Pillow raise nearly anything; the pixels are there none the less
@@ -150,6 +149,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
     """(H, W, C) uint16 of an image that has so many; None of others."""
     layout, _, order = _raw_mode(image).partition(";")
+    if image.format == "PNG" and image.tell() and order == "16B":  # which Pillow composes of 8
+        raise ValueError("it is an animation of 16 bits, which cannot be read beyond its first frame")
     if image.format == "PPM" and _maxval(image) > 255:
         return _ppm(image)
     if image.format == "TIFF" and _in_planes(image.tag_v2):  # type: ignore[attr-defined]
@@ -188,10 +189,10 @@ def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
     """(H, W, C) uint8: an image of its own of the same file, whose bytes are unpacked in another way."""
     with Image.open(image.filename) as again:  # type: ignore[attr-defined]
         again.seek(image.tell())
-        again._mode = mode  # type: ignore[attr-defined]
-        again.tile = [  # type: ignore[attr-defined]
+        again._mode = mode
+        again.tile = [
             tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
-            for tile in again.tile  # type: ignore[attr-defined]
+            for tile in again.tile
         ]
         return np.array(again)
 
@@ -303,7 +304,7 @@ def opaque_image(pixels: Pixels, background: int | None = None) -> Image.Image:
         pixels: What the image shows.
         background: From 0, black, to 255, white; None for as above.
     """
-    color, alpha = (None if part is None else _to_bytes(part) for part in (pixels.color, pixels.alpha))
+    color, alpha = (None if part is None else to_bytes(part) for part in (pixels.color, pixels.alpha))
     assert color is not None
     if alpha is not None and alpha.min() < 255:
         shares = alpha.astype(np.uint32)
@@ -314,7 +315,8 @@ def opaque_image(pixels: Pixels, background: int | None = None) -> Image.Image:
     return Image.fromarray(color[..., 0] if color.shape[2] == 1 else color)
 
 
-def _to_bytes(values: np.ndarray) -> np.ndarray:
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """From 16 bits to 8: divided by 257 and rounded; 8 stay as they are."""
     if values.dtype == np.uint8:
         return values
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -327,6 +329,5 @@ def read_size(path: Path) -> tuple[int, int]:
         ValueError: naming the file, if it cannot be read.
     """
     with open_image(path) as image:
-        # Pillow gives the size of a TIFF that it has turned.
-        turned = image.format != "TIFF" and orientation(image) >= 5  # by a quarter
+        turned = orientation(image) >= 5  # by a quarter
         return (image.width, image.height) if turned else (image.height, image.width)
