@@ -1,8 +1,10 @@
-"""Photographs as they lie on disk, and back: the pixels of :mod:`adderzoo.data.pixels`, and what a file says besides."""
+"""Photographs as they lie on disk, and back: pixels, by :mod:`adderzoo.data.pixels`, and what a file says besides."""
 
+import itertools
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")
 _ONE_PICTURE = ("MPO", "PSD")  # formats whose other frames are parts of the first, or more of it
 _ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")  # formats that keep the timing of frames
-_STRIP = 256  # rows
+_BLOCK = 256  # pixels a side
 _EXIF_OF_TIFF = {  # among the tags that say how its pixels are stored
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
@@ -163,32 +165,44 @@ def spread_colors(color: Tensor, alpha: Tensor, distance: int) -> Tensor:
         alpha: (1, H, W).
         distance: In pixels.
     """
-    result = color.numpy().copy()
-    visible = alpha[0].numpy() > 0
-    if visible.all():
-        return color
-    height = len(visible)
-    for start in range(0, height, _STRIP):  # a strip of rows at a time, with all that reaches it, to bound the memory
-        stop = min(start + _STRIP, height)
-        top, bottom = max(start - distance, 0), min(stop + distance, height)
-        known = np.pad(visible[top:bottom], 1)
-        pixels = np.pad(color[:, top:bottom].numpy(), ((0, 0), (1, 1), (1, 1)))
-        for _ in range(distance):
-            grown = known[:-2] | known[1:-1] | known[2:]
-            grown = np.pad(grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:], 1)
-            rows, columns = np.nonzero(grown & ~known)
-            if not len(rows):
-                break
-            total, count = np.zeros((len(color), len(rows)), np.uint32), np.zeros(len(rows), np.uint32)
-            for down in (-1, 0, 1):
-                for right in (-1, 0, 1):
-                    there = (rows + down, columns + right)
-                    count += known[there]
-                    total += pixels[:, *there] * known[there]
-            pixels[:, rows, columns] = (total + count // 2) // count
-            known = grown
-        result[:, start:stop] = pixels[:, 1 + start - top : 1 + stop - top, 1:-1]
-    return torch.from_numpy(result)
+    result, visible = color.clone(), alpha[0].numpy() > 0
+    for part in _blocks(*visible.shape):
+        if visible[part].all():
+            continue
+        # All that reaches it; a block at a time bounds the memory, and most are visible or far from what is.
+        around = tuple(slice(max(side.start - distance, 0), side.stop + distance) for side in part)
+        if visible[around].any():
+            inner = tuple(
+                slice(side.start - outer.start, side.stop - outer.start)
+                for side, outer in zip(part, around, strict=True)
+            )
+            pixels = _spread(color[:, *around].numpy(), visible[around], distance)
+            result[:, *part] = torch.from_numpy(pixels[:, *inner])
+    return result
+
+
+def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    for top, left in itertools.product(range(0, height, _BLOCK), range(0, width, _BLOCK)):
+        yield slice(top, min(top + _BLOCK, height)), slice(left, min(left + _BLOCK, width))
+
+
+def _spread(color: np.ndarray, visible: np.ndarray, distance: int) -> np.ndarray:
+    known = np.pad(visible, 1)
+    color = np.pad(color, ((0, 0), (1, 1), (1, 1)))
+    for _ in range(distance):
+        grown = known[:-2] | known[1:-1] | known[2:]
+        grown = np.pad(grown[:, :-2] | grown[:, 1:-1] | grown[:, 2:], 1)
+        rows, columns = np.nonzero(grown & ~known)
+        if not len(rows):
+            break
+        total, count = np.zeros((len(color), len(rows)), np.uint32), np.zeros(len(rows), np.uint32)
+        for down, right in itertools.product((-1, 0, 1), repeat=2):
+            there = (rows + down, columns + right)
+            count += known[there]
+            total += color[:, *there] * known[there]
+        color[:, rows, columns] = (total + count // 2) // count
+        known = grown
+    return color[:, 1:-1, 1:-1]
 
 
 def check_photo_path(path: Path) -> None:
@@ -229,7 +243,8 @@ def _format(path: Path) -> str:
 def write_photo(photo: Photo, path: Path) -> None:
     """Write an image file, of the format that its name ends in; 16 bits as PNG or TIFF alone, else 8.
 
-    GIF has at most 256 colours a frame, and pixels that are transparent or not.
+    GIF has at most 256 colours a frame, and pixels that are transparent or not. A PNG's still image that is no part of
+    its animation is left out elsewhere.
 
     Raises:
         ValueError: as :func:`check_photo`, or if Pillow has no way to write the format.
@@ -243,7 +258,8 @@ def write_photo(photo: Photo, path: Path) -> None:
         elif kind == "PNG" and photo.color.dtype == torch.uint16 and not photo.others:
             path.write_bytes(_png16(photo))
         else:
-            images = [_image(frame) for frame in photo.frames]
+            hidden = photo.animation is not None and photo.animation.still and kind != "PNG"
+            images = [_image(frame) for frame in (photo.others if hidden else photo.frames)]
             if kind == "GIF":
                 images = [_without_half_tones(image) for image in images]
             options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
@@ -271,6 +287,8 @@ def _timing(photo: Photo, others: list[Image.Image], kind: str) -> dict[str, Any
     if kind == "GIF":
         options |= {"disposal": 2, "optimize": False}
         plays -= 1
+    if kind != "PNG":  # which has fractions
+        durations = [round(duration) for duration in durations]
     return options | {"duration": durations} | ({"loop": max(plays, 0)} if kind != "GIF" or plays else {})
 
 
