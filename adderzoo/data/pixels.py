@@ -50,7 +50,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no regular file")
-        with Image.open(path) as image:
+        # By its name Pillow would map some files into memory: a TIFF that is to be turned in a wrong way, and one that
+        # shrinks meanwhile would end the process.
+        with path.open("rb") as file, Image.open(file) as image:
             if image.format == "PNG":
                 _check_png(path)
             yield image
@@ -187,7 +189,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
     """(H, W, C) uint8: an image of its own of the same file, whose bytes are unpacked in another way."""
-    with Image.open(image.filename) as again:  # type: ignore[attr-defined]
+    with open(_name(image), "rb") as file, Image.open(file) as again:
         again.seek(image.tell())
         again._mode = mode
         again.tile = [
@@ -195,6 +197,10 @@ def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
             for tile in again.tile
         ]
         return np.array(again)
+
+
+def _name(image: Image.Image) -> str:
+    return image.fp.name  # type: ignore[attr-defined]
 
 
 def _in_planes(tags: Any) -> bool:
@@ -236,7 +242,7 @@ def _ppm(image: Image.Image) -> np.ndarray:
     channels = 3 if image.mode == "RGB" else 1
     decoder, (_, _, width, height), offset, _ = image.tile[0]  # type: ignore[attr-defined]
     count = channels * width * height
-    with open(image.filename, "rb") as file:  # type: ignore[attr-defined]
+    with open(_name(image), "rb") as file:
         file.seek(offset)
         data = file.read() if decoder == "ppm_plain" else file.read(2 * count)
     if decoder == "ppm_plain":  # numbers in letters, and comments
