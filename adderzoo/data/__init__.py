@@ -12,7 +12,6 @@ from .datasets import (
     match_names,
     open_dataset,
     open_training_data,
-    read_image,
     spread,
     write_digits,
     write_photos,
@@ -22,6 +21,7 @@ from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pair
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
 from .patches import open_patch_loader
+from .pixels import read_image
 
 __all__ = [
     "ClassFolder",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.utils import natural_key
 from torch.utils.data import Dataset, IterableDataset, Subset
@@ -20,8 +20,8 @@ from .folders import (
     split_folders,
     unusual_names,
 )
+from .pixels import image_mode, read_image
 
-_MODES = {1: "L", 3: "RGB"}
 _KINDS = ("torch", "hfds", "hfids", "tfds", "wds")  # what timm opens
 _FOLDERS = ("", "torch/folder", "torch/image_folder")  # by timm's names too
 
@@ -60,6 +60,7 @@ class Images(Dataset):
         return image if self.transform is None else self.transform(image), label
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
+        """As the library that the data set is of reads it."""
         if not isinstance(self.source, ImageDataset):
             image, label = self.source[index]
             return image.convert(self.mode), label
@@ -97,7 +98,7 @@ def open_dataset(
             neither 1 nor 3; as :class:`ClassFolder` and :func:`read_class_map`; if `class_map` or `keys` mean nothing
             to the data set.
     """
-    mode = _mode(channels)
+    mode = image_mode(channels)
     folder, kind = name.lower() in _FOLDERS, name.partition("/")[0].lower()
     if not folder and kind not in _KINDS:  # timm would read it as a folder
         raise ValueError(f"dataset must begin with {', '.join(f'{kind}/' for kind in _KINDS)}, got {name!r}")
@@ -132,44 +133,10 @@ def open_dataset(
     return with_indices(images, indices)
 
 
-def _mode(channels: int) -> str:
-    if channels not in _MODES:
-        raise ValueError(f"the network's input must have 1 or 3 channels to be fed with images, got {channels}")
-    return _MODES[channels]
-
-
 def spread(dataset: Images, number: int) -> Images:
     """So many images of a data set, or all that it has, evenly spaced: a folder is sorted by class."""
     number = min(number, len(dataset))
     return Images(Subset(dataset, [index * len(dataset) // number for index in range(number)]), dataset.mode)
-
-
-def read_image(path: Path, channels: int) -> Image.Image:
-    """An image for a network with 1 or 3 input channels, turned upright if its EXIF orientation says so.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read; or if `channels` is neither 1 nor 3.
-    """
-    mode = _mode(channels)
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
-    except Exception as error:  # a damaged file makes PIL raise nearly anything
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as :func:`read_image` gives it, of which the header alone is read.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # as above
-        raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
 def open_training_data(

@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from adderzoo.layers.image import cubic
 
-from .datasets import read_image, read_size
 from .folders import (
     VALIDATION_SPLITS,
     count,
@@ -22,6 +21,7 @@ from .folders import (
     unusual_names,
     visible_folders,
 )
+from .pixels import read_image, read_size
 
 # The largest value of a pixel.
 WHITE = {torch.uint8: 255, torch.uint16: 65535}
@@ -79,8 +79,8 @@ class ImagePairs(Dataset):
     The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
     images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
     `x2` for the scale, that is meant. A folder such as `DIV2K_train_HR` has its small images beside it, in
-    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB. Which files are images, and which
-    folders are read, is as for :func:`list_files`.
+    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB; transparent pixels, white. Which files
+    are images, and which folders are read, is as for :func:`list_files`.
 
     An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on
     its right and lower side beyond multiples of the scale is cut off, as the field does.
@@ -243,4 +243,5 @@ def _split(root: Path, name: str) -> Path | None:
 
 
 def _read(path: Path) -> Tensor:
-    return torch.from_numpy(np.array(read_image(path, 3))).permute(2, 0, 1)
+    # One background for both images of a pair.
+    return torch.from_numpy(np.array(read_image(path, 3, background=255))).permute(2, 0, 1)

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from adderzoo.data.photos import Photo, check_photo_path, read_photo, write_photo
+from adderzoo.data.photos import Photo, check_photo, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
 
@@ -86,9 +87,9 @@ def test_sixteen_bit_grey_of_pil_is_read_from_png_and_tiff(tmp_path: Path) -> No
 
 def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     values = torch.arange(0, 65536, 16, dtype=torch.int32)
-    write_photo(Photo(values.to(torch.uint16).reshape(1, 64, 64)), tmp_path / "a.tif")
+    write_photo(Photo(values.to(torch.uint16).reshape(1, 64, 64)), tmp_path / "a.bmp")
     expected = (values.double() / 257).round()
-    assert torch.equal(read_photo(tmp_path / "a.tif").color.flatten().double(), expected)
+    assert torch.equal(read_photo(tmp_path / "a.bmp").color.flatten().double(), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -142,12 +143,15 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         "missing.png": "No such file",
         "broken.png": "",
         "short.png": "",
-        "float.tif": "its pixels have 32 bits",
+        "float.tif": "its pixels are floating point",
     }.items():
         with pytest.raises(ValueError, match=rf"image .*{name} cannot be read: .*{reason}"):
             read_photo(tmp_path / name)
-    with pytest.raises(ValueError, match=r"OUT must end as an image file does, such as .png or .jpg, got .*a.txt"):
-        check_photo_path(tmp_path / "a.txt")
-    alpha = Photo(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"OUT must end in .png, .webp or .tif to keep the image's alpha channel"):
-        write_photo(alpha, tmp_path / "a.jpg")
+    photo = Photo(torch.zeros(3, 4, 5, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"OUT must end as an image file does that can be written, .*got .*a.txt"):
+        check_photo(photo, tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a.webp cannot hold an image of 20000x16000 pixels in RGB"):
+        check_photo(photo, tmp_path / "a.webp", scale=4000)
+    for name in ("a.jpg", "a.bmp"):
+        with pytest.raises(ValueError, match=r"in RGBA: .*; .png, .webp and .tif keep an alpha channel"):
+            write_photo(replace(photo, alpha=torch.zeros(1, 4, 5, dtype=torch.uint8)), tmp_path / name)
