@@ -43,7 +43,7 @@ COMMANDS = {
     "list": ("list",),
     "profile": ("profile", *CLASSIFIER, "--plots", "out/plots", "--json", "out/a.json"),
     "train": ("train", "--model", "adder_lenet5", "--data-dir", "digits", "--workers", 2, "--output", "out"),
-    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--results-file", "out/a.json"),
+    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--results-file", "out/a.json"),
     "predict": ("predict", "some", *CLASSIFIER),
     "upscale": ("upscale", "photo.png", "-o", "out/a.png", "--model", "adder_vdsr.bsds400", "--tile", 32),
     "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits"),
@@ -120,7 +120,8 @@ def _signal_in(target: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "stage"), [(command, stage) for command in COMMANDS for stage in STAGES if (command, stage) not in NEVER]
+    ("command", "stage"),
+    [(command, stage) for command in COMMANDS for stage in STAGES if (command, stage) not in NEVER],
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_any_command_in_one_line_wherever_it_is(
