@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     from .predict import class_names
 
-    check_output(args.destination, "OUT", [FORMATS[args.format]])
+    check_output(args.destination, f"OUT for the format {args.format}", [FORMATS[args.format]])
     model = open_network(args, any_task=True)
     check_channels(resolve_model_data_config(model), args)
     classes = None

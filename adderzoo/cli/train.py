@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> None:
     super_resolution = task(args.model) == "super-resolution"
     fill_defaults(args, super_resolution)
     check(args, super_resolution)
-    check_output_folder(args.output / (args.experiment or ""), "output")
     _keep_memory()
     with open_group(args.device) as group:
+        if group.rank == 0:  # which alone writes there
+            check_output_folder(args.output / (args.experiment or ""), "output")
         if group.processes > 1 and not args.experiment:
             raise ValueError("several processes need --experiment: the name of their common folder")
         if group.processes > 1 and args.dataset_download:

@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> None:
 
     if args.batch_size < 1:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
-    if args.results_file:
-        check_output(args.results_file, "results-file", [".json", ".csv"])
     with open_group(args.device) as group:
+        if args.results_file and group.rank == 0:
+            check_output(args.results_file, "results-file", [".json", ".csv"])
         if group.processes > 1 and args.dataset_download:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
         _validate(args, group)

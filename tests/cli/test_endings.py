@@ -43,7 +43,7 @@ COMMANDS = {
     "list": ("list",),
     "profile": ("profile", *CLASSIFIER, "--plots", "out/plots", "--json", "out/a.json"),
     "train": ("train", "--model", "adder_lenet5", "--data-dir", "digits", "--workers", 2, "--output", "out"),
-    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--results-file", "out/a.json"),
+    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--results-file", "out/a.json"),
     "predict": ("predict", "some", *CLASSIFIER),
     "upscale": ("upscale", "photo.png", "-o", "out/a.png", "--model", "adder_vdsr.bsds400", "--tile", 32),
     "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits"),

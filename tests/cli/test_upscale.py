@@ -154,14 +154,8 @@ def test_comparison_has_bicubic_network_twin_and_original(
     ("arguments", "message"),
     [
         (("missing.png",), "image missing.png does not exist"),
-        (
-            ("photo.png", "-o", "out.txt"),
-            "OUT must end as an image file does that can be written, such as .png or .jpg, got out.txt",
-        ),
-        (
-            ("alpha.png", "-o", "out.jpg"),
-            "in RGBA: cannot write mode RGBA as JPEG; .png, .webp and .tif keep an alpha channel",
-        ),
+        (("photo.png", "-o", "out.txt"), "OUT must end as an image file does that can be written, such as .png"),
+        (("alpha.png", "-o", "out.jpg"), "OUT out.jpg cannot hold an image of 8x8 pixels in RGBA: "),
         (("photo.png", "--scale", 5), "no adder network has published weights that were measured at scale 5: "),
         (("photo.png", "--model", ADDER, "--scale", 3), f"scale must be 2 for {ADDER}, got 3"),
         (("photo.png", "--model", "bicubic", "--scale", 1), "scale must be an integer from 2, got 1"),
