@@ -98,16 +98,16 @@ def names_its_tag(args: argparse.Namespace) -> bool:
     return args.pretrained or "." in args.model
 
 
-def known_classes(model: Any, args: argparse.Namespace, among: Sequence[str]) -> list[str] | None:
-    """The names that folders of a network's classes have, in its order: those of the checkpoint's metadata, or its tag.
+def known_classes(model: Any, args: argparse.Namespace, dataset: Any) -> list[str] | None:
+    """The names of a network's classes in its order, as folders have them: of the checkpoint's metadata, or of its tag.
 
-    Those of a tag that the user does not name are taken where some folders, `among`, have no others.
+    Those of a tag are taken if the data set has no others; else for folders alone, and if the user names the tag.
 
     Raises:
         ValueError: if the checkpoint has names of another number of classes.
     """
     from adderzoo.checkpoints import read_classes
-    from adderzoo.data import match_names
+    from adderzoo.data import class_names, is_folder, match_names
 
     names = read_classes(args.checkpoint) if args.checkpoint else None
     if names is not None:
@@ -115,7 +115,10 @@ def known_classes(model: Any, args: argparse.Namespace, among: Sequence[str]) ->
         return names
     info = published_classes(model)
     names = info and [info.index_to_label_name(index) for index in range(model.num_classes)]
-    return names if names and (names_its_tag(args) or len(match_names(among, names)) == len(among)) else None
+    if not names or (is_folder(dataset) and names_its_tag(args)):
+        return names
+    found = class_names(dataset)
+    return names if len(match_names(found, names)) == len(found) else None
 
 
 def check_names(names: Sequence[str], model: Any, source: str) -> None:

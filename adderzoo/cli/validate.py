@@ -92,7 +92,6 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from adderzoo._files import write_atomically
     from adderzoo.data import (
         check_classes,
-        class_names,
         describe_dataset,
         describe_order,
         match_classes,
@@ -128,7 +127,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         check_classes(dataset, model.num_classes)
         order = "by class-map"
     else:
-        known = known_classes(model, args, class_names(dataset))
+        known = known_classes(model, args, dataset)
         dataset = match_classes(dataset, model.num_classes, known)
         order = "by name" if known else describe_order(dataset)
     if group.processes > 1 and isinstance(dataset, IterableDataset):

@@ -54,7 +54,9 @@ class Images(Dataset):
             try:
                 image, label = self._read(index)
             except Exception as error:  # a damaged file makes PIL raise nearly anything
-                raise ValueError(f"image number {index} cannot be read: {error}") from error
+                samples = getattr(self.source, "samples", None)  # of torchvision's folders, such as ImageNet
+                which = samples[index][0] if samples else f"number {index}"
+                raise ValueError(f"image {which} cannot be read: {error}") from error
         if self.labels is not None:
             label = self.labels[label]
         return image if self.transform is None else self.transform(image), label
@@ -180,8 +182,7 @@ def open_training_data(
     if known and not class_map and sorted(known) == sorted(indices):
         indices = {label: index for index, label in enumerate(known)}
         train = with_indices(train, indices)
-    folder = isinstance(train.source, ClassFolder)
-    if val_split is None and folder:
+    if val_split is None and is_folder(train):
         val_split = _find_validation(Path(str(root)), Path(train.source.root))
     elif val_split is None:
         val_split = "validation"
@@ -211,6 +212,11 @@ def _find_validation(root: Path, train: Path) -> str:
 # -------------------------------------------------------------------------------------------------------------- classes
 
 
+def is_folder(dataset: Any) -> bool:
+    """Whether a data set is a folder with a folder a class."""
+    return isinstance(getattr(dataset, "source", None), ClassFolder)
+
+
 def class_names(dataset: Any) -> list[str]:
     """The names of the classes that a data set has, as far as it says."""
     source = getattr(dataset, "source", dataset)
@@ -221,7 +227,9 @@ def class_indices(dataset: Any) -> dict[str, int]:
     """The index of each class by its name, as far as a data set says; with those of a class map that it has not."""
     source = getattr(dataset, "source", dataset)
     reader = getattr(source, "reader", None)
-    indices = dict(getattr(source, "class_to_idx", None) or getattr(reader, "class_to_idx", None) or {})
+    # torchvision's ImageNet has words for classes too.
+    names = ((source, "wnid_to_idx"), (source, "class_to_idx"), (reader, "class_to_idx"))
+    indices = dict(next(filter(None, (getattr(owner, name, None) for owner, name in names)), {}))
     labels = getattr(dataset, "labels", None)
     return indices if labels is None else {name: labels[index] for name, index in indices.items()}
 
@@ -237,7 +245,7 @@ def with_indices(dataset: Any, indices: Mapping[str, int]) -> Any:
         return dataset
     if not isinstance(dataset, Images):
         raise ValueError("the classes of the stream have other indices, which cannot be changed")
-    if isinstance(dataset.source, ClassFolder):
+    if is_folder(dataset):
         return Images(dataset.source.with_indices(indices), dataset.mode)
     new = {index: indices[name] for name, index in own.items()}
     labels = new if dataset.labels is None else {old: new[label] for old, label in dataset.labels.items()}
@@ -317,7 +325,7 @@ def check_classes(dataset: Any, num_classes: int) -> None:
 def describe_order(dataset: Any) -> str:
     """By what the classes have their indices, where nothing but the data set says so."""
     names = class_names(dataset)
-    if not isinstance(getattr(dataset, "source", None), ClassFolder):
+    if not is_folder(dataset):
         return "in its own order"
     if sorted(names, key=natural_key) == names:
         return "in sorted order"

@@ -290,12 +290,12 @@ def test_nameless_weights_take_some_classes_only_where_the_tag_knows_them_all(ad
     accuracy, _, line = top1(adderzoo, data, *nameless)
     assert line == f"9 classes by name, 90 images in {data}"
     assert accuracy > 95
-    (data / "1").rename(data / "one")
+    (data / "1").rename(data / "uno")
     error = adderzoo("validate", *nameless, "--data-dir", data).error
     assert "the data set has 9 classes (2, 3, 4, 5, ...), the network 10, and nothing says which these are" in error
     error = adderzoo("validate", *LENET, "--data-dir", data).error
-    assert "1 class that the network was not trained on (one; it knows 0, 1, 2, 3, ...)" in error
-    (data.parent / "map.txt").write_text("0\none\n2\n3\n4\n5\n6\n7\n8\n9\n")
+    assert "1 class that the network was not trained on (uno; it knows 0, 1, 2, 3, ...)" in error
+    (data.parent / "map.txt").write_text("0\nuno\n2\n3\n4\n5\n6\n7\n8\n9\n")
     assert top1(adderzoo, data, *nameless, "--class-map", data.parent / "map.txt")[0] == accuracy
 
 
