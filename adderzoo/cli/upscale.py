@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_model_kwargs, open_device
+from ._network import add_model_kwargs, open_device, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
         ValueError: if there are no images, OUT is not what it has to be, or an image would replace another.
     """
     from adderzoo._files import check_image_output
-    from adderzoo.data import check_file, find_images
+    from adderzoo.data import check_file, describe_left_out, find_images
 
     one = len(args.photos) == 1 and not args.photos[0].is_dir()
     if args.compare and not one:
@@ -136,7 +136,11 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
         raise ValueError(f"OUT must be a folder for the larger images, got a name that ends as a file's, {args.output}")
     outputs: dict[Path, Path] = {}
     for photo in args.photos:
-        for source in find_images([photo]):
+        found = find_images([photo])
+        if photo.is_dir():
+            left_out = describe_left_out(found.left_out)
+            say(args, f"{photo}: {len(found.images):,} images" + (f"; {left_out}" if left_out else ""))
+        for source in map(Path, found.images):
             destination = args.output / (source.relative_to(photo) if photo.is_dir() else source.name)
             check_image_output(destination, "OUT")
             if source in outputs:

@@ -220,7 +220,8 @@ def check_photo(photo: Photo, path: Path, scale: int = 1) -> None:
         OSError: as :func:`adderzoo._files.check_image_output`.
     """
     height, width = (scale * side for side in photo.color.shape[1:])
-    alpha = "A" if any(frame.alpha is not None for frame in photo.frames) else ""
+    has_alpha = any(frame.alpha is not None for frame in photo.frames)
+    alpha = "A" if has_alpha and path.suffix.lower() != ".gif" else ""  # whose pixels are transparent or not
     check_image_output(path, "OUT", (width, height), ("L" if len(photo.color) == 1 else "RGB") + alpha)
     if not photo.others:
         return

@@ -204,7 +204,7 @@ def test_a_shape_in_the_alpha_channel_is_seen(mode: str, ink: int, tmp_path: Pat
         image.save(path, transparency=0)
     else:
         alpha = Image.fromarray((255 * shape).astype(np.uint8))
-        image = Image.new("L", (8, 9), ink).convert("LA" if mode in ("LA", "PA") else "RGBA")
+        image = Image.new("L", (8, 9), ink).convert("LA" if mode == "LA" else "RGBA")
         image.putalpha(alpha)
         image.convert(mode).save(path)
     for channels in (1, 3):
