@@ -219,7 +219,8 @@ def frames_of(path: Path) -> list[tuple[float, np.ndarray]]:
 @pytest.mark.parametrize("plays", [0, 1, 4])
 def test_animations_keep_frames_timing_and_loop(source: str, target: str, plays: int, tmp_path: Path) -> None:
     images = [Image.new("RGBA", (9, 8), color) for color in ((255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 0))]
-    images[1].putpixel((0, 0), (0, 0, 0, 0))
+    for image in images:
+        image.putpixel((0, 0), (0, 0, 0, 0))
     loops = {} if source == "gif" and plays == 1 else {"loop": plays - 1 if source == "gif" and plays else plays}
     durations = [100, 250, 40]
     options: dict[str, Any] = {**loops, "disposal": 2} if source == "gif" else loops
