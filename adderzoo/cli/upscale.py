@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from adderzoo._files import write_atomically
-    from adderzoo.data.photos import check_photo, read_photo, write_photo
+    from adderzoo.data.photos import check_photo, loses_bits, read_photo, write_photo
 
     if args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> None:
                 if len(outputs) > 1:
                     photo = read_photo(source)
                 check_photo(photo, destination, model.scale)
+                if loses_bits(photo, destination):
+                    bar.write(f"adderzoo upscale: {destination} has 8 bits; .png and .tif keep 16", file=sys.stderr)
                 bar.total += (len(photo.frames) - 1) * counts[source]
                 larger = _upscale(args, photo, model, bar)
                 write_atomically(destination, partial(write_photo, larger))

@@ -83,6 +83,9 @@ def open_dataset(
 ) -> Any:
     """A data set for evaluation: a :class:`ClassFolder`, or through timm's `create_dataset`.
 
+    Files of a folder are read as by :func:`read_image`; what the libraries of other data sets have, by their own and
+    timm's loaders, which neither turn images upright nor know 16 bits and transparency.
+
     Args:
         name: "" for a folder of one folder a class; "torch/cifar10", "hfds/NAME", "wds/NAME" ... as timm takes them.
         root: Folder of the data.

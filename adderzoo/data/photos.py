@@ -234,6 +234,11 @@ def check_photo(photo: Photo, path: Path, scale: int = 1) -> None:
         raise ValueError(f"OUT must end in .png, .webp or .gif to keep the image's {count} frames, got {path}")
 
 
+def loses_bits(photo: Photo, path: Path) -> bool:
+    """Whether 16 bits become 8 in a file of that name."""
+    return photo.color.dtype == torch.uint16 and _format(path) not in ("PNG", "TIFF")
+
+
 def _format(path: Path) -> str:
     return Image.registered_extensions()[path.suffix.lower()]
 

@@ -97,7 +97,7 @@ def read_pixels(image: Image.Image) -> Pixels:
     """The frame that an image file is at, turned upright if its EXIF orientation says so.
 
     Palettes, CMYK, YCbCr and LAB become RGB, single bits grey. Grey of 16 bits stays so, as do colours of 16 bits in
-    PNG, TIFF and binary PPM; other formats' colours of more than 8 bits come as 8.
+    PNG, TIFF and PPM; other formats' colours of more than 8 bits come as 8.
 
     Raises:
         ValueError: if the pixels are no shares of white: floating point, or integers of 32 bits or with a sign.

@@ -237,6 +237,14 @@ def test_all_frames_and_pages_become_larger(adderzoo: Command, tmp_path: Path) -
     assert not (tmp_path / "out.jpg").exists()
 
 
+def test_a_format_of_eight_bits_is_said(adderzoo: Command, tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 6), 40000, np.uint16)).save(tmp_path / "a.png")
+    for name, said in (("b.png", False), ("b.tif", False), ("b.jpg", True)):
+        done = adderzoo("upscale", tmp_path / "a.png", "-o", tmp_path / name, "--model", "bicubic")
+        assert done.status == 0
+        assert (f"{tmp_path / name} has 8 bits; .png and .tif keep 16" in done.err) == said
+
+
 def test_several_images_and_folders(adderzoo: Command, tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "folder/a.png", "folder/below/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -537,3 +538,37 @@ def test_the_authors_resnet20_is_right_on_916_of_1000_images(
     state_dict = load_file(ours)
     assert published.state_dict().keys() == state_dict.keys()
     assert all(torch.equal(value, state_dict[key]) for key, value in published.state_dict().items())
+
+
+def test_files_are_read_as_predict_reads_them(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    """The same images in 16 bits, turned by EXIF, and as a white shape in the alpha channel have the same answers."""
+    paths = sorted((digits / "test").rglob("*.png"))[::9]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in paths:
+        pixels = np.asarray(Image.open(path))
+        white = Image.new("RGBA", (8, 8), "white")
+        white.putalpha(Image.fromarray(pixels))
+        turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
+        for name, image, options in (
+            ("plain", Image.fromarray(pixels), {}),
+            ("16 bits", Image.fromarray(pixels.astype(np.uint16) * 257), {}),
+            ("turned", turned, {"exif": exif}),
+            ("alpha", white, {}),
+        ):
+            folder = tmp_path / name / path.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / path.name, **options)
+    found, named = {}, {}
+    network = ("--model", "adder_lenet5.digits", "--pretrained")
+    for name in ("plain", "16 bits", "turned", "alpha"):
+        results = tmp_path / "results.json"
+        command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--results-file", results)
+        assert adderzoo(*command).status == 0
+        found[name] = {key: json.loads(results.read_text())[key] for key in ("top1", "loss", "images")}
+        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json").out)
+        named[name] = [row["classes"][0] for row in rows]
+    assert found["plain"]["top1"] > 95
+    assert found["plain"]["images"] == len(paths)
+    assert all(result == found["plain"] for result in found.values())
+    assert all(classes == named["plain"] for classes in named.values())
