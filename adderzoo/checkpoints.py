@@ -18,7 +18,7 @@ from timm.models import parse_model_name
 from torch import Tensor, nn
 
 from adderzoo import _foreign
-from adderzoo._foreign import shown, why
+from adderzoo._foreign import plain, shown, why
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import COUNTERS, FOREIGN_SHA256, own_names, read_network, to_original
 from adderzoo.models._download import from_hub
@@ -279,8 +279,7 @@ def check_architecture(path: Path, model: nn.Module, content: Mapping[str, Tenso
     said = metadata.get("architecture", "").partition(".")[0]
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if said and name and said != name:
-        said = said if said.isprintable() else shown(said)
-        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {said}")
+        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {plain(said)}")
     has_filters = any(isinstance(module, Adder2d) for module in model.modules())
     if not has_filters and any(key.endswith(".adder") for key in content):
         name = network_name(model)

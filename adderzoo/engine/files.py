@@ -7,6 +7,7 @@ any moment leaves files from which the training goes on to the same end.
 import csv
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -139,7 +140,8 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's version: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
         raise _unusable(path, error) from error
 
