@@ -384,16 +384,22 @@ def _check_source(name: str, cache_dir: Any) -> None:
 ARGUMENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError)
 
 
-def _create_for(checkpoint: Path, name: str, **arguments: Any) -> nn.Module:
-    """A network on the meta device, for a file and with arguments that it may have: what cannot be shows at no cost.
+def _open_for(
+    path: Path, name: str, arguments: dict[str, Any], content: dict[str, Tensor]
+) -> tuple[Any, dict[str, Tensor]]:
+    """A network for a file, with arguments that this may have, and its state dict from the tensors in it.
+
+    What does not fit shows on the meta device first, before there is memory for it.
 
     Raises:
-        ValueError: as :func:`_create_with` and :func:`check_input`.
+        ValueError: as :func:`_create_with`, :func:`check_input` and :func:`fit`.
     """
     with torch.device("meta"):
-        model = _create_with(name, arguments)
-    check_input(checkpoint, model, read_data_config(checkpoint))
-    return model
+        trial = _create_with(name, arguments)
+    check_input(path, trial, read_data_config(path))
+    fit(content, trial, path)
+    model = _create_with(name, arguments)
+    return model, fit(content, model, path)
 
 
 def check_input(checkpoint: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
@@ -471,8 +477,7 @@ def open_network(
         arguments["num_classes"] = num_classes
     if checkpoint is None:
         return _create_with(name, {"pretrained": pretrained, **arguments})
-    weights = fit(read_state_dict(checkpoint), _create_for(checkpoint, name, **arguments), checkpoint)
-    model: Any = _create_with(name, arguments)
+    model, weights = _open_for(checkpoint, name, arguments, read_state_dict(checkpoint))
     model.load_state_dict(weights)
     model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
     return model
@@ -513,8 +518,7 @@ def convert(
         raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
     num_classes = num_classes or read_num_classes(source)
     arguments = read_model_args(source) | ({"num_classes": num_classes} if num_classes else {})
-    model = _create_for(source, model_name, **arguments)
-    state_dict = fit(read_state_dict(source, key), model, source)
+    model, state_dict = _open_for(source, model_name, arguments, read_state_dict(source, key))
     # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
