@@ -37,11 +37,8 @@ def why(error: Exception) -> str:
     reason = line.partition(" Please use")[0]
     if "Weights only load failed" in reason:
         reason = "it is no checkpoint"
-    return (
-        reason
-        if isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError)
-        else f"{type(error).__name__} {reason}"
-    )
+    speaks = isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError)
+    return reason if speaks else f"{type(error).__name__} {reason}"
 
 
 def parse_json(text: str) -> Any:
