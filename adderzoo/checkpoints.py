@@ -235,12 +235,14 @@ def fit(content: dict[str, Tensor], model: nn.Module, path: Path, other_classes:
     """
     check_architecture(path, model, content)
     try:
-        state_dict = checkpoint_filter(model)(content, model)
-        if other_classes:
-            dropped = own_names(content, model).keys() - state_dict.keys()  # the BatchNorm on the logits
-            state_dict |= _own_classifier(state_dict, model, dropped)
+        named, state_dict = own_names(content, model), checkpoint_filter(model)(content, model)
     except ValueError as error:
         raise ValueError(f"{path} is not taken: {error}") from error
+    dropped = model.state_dict().keys() & named.keys() - state_dict.keys()  # the BatchNorm on other logits
+    if other_classes:
+        state_dict |= _own_classifier(state_dict, model, dropped)
+    else:
+        state_dict |= {key: named[key] for key in dropped}
     check_fits(state_dict, model, path)
     return state_dict
 
