@@ -33,7 +33,8 @@ def extension(kind: Any, name: str, sources: list[Path], cuda: bool = False, **l
     return kind(
         name,
         [str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()],
+        depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()]
+        + ["setup.py", "adderzoo/ops/_build.py"],
         extra_compile_args={
             "cxx": build["CXX_FLAGS"] + NO_PATHS,
             "nvcc": build["NVCC_FLAGS"] + [f"-Xcompiler={flag}" for flag in NO_PATHS],

@@ -25,6 +25,11 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
+def plain(value: Any) -> str:
+    """The same, without quotation marks around a text."""
+    return value if _is_text(value) and len(value) < 200 else shown(value)
+
+
 def why(error: Exception) -> str:
     """One line of an error of PyTorch's reader: its own complaint, never its advice to trust the file."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -32,7 +37,8 @@ def why(error: Exception) -> str:
     reason = line.partition(" Please use")[0]
     if "Weights only load failed" in reason:
         reason = "it is no checkpoint"
-    return reason if isinstance(error, RuntimeError | pickle.UnpicklingError) else f"{type(error).__name__} {reason}"
+    speaks = isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError)
+    return reason if speaks else f"{type(error).__name__} {reason}"
 
 
 def parse_json(text: str) -> Any:

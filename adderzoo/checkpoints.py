@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adderzoo import _foreign
 from adderzoo._files import in_memory, write_atomically
-from adderzoo._foreign import shown, why
+from adderzoo._foreign import plain, shown, why
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import COUNTERS, FOREIGN_SHA256, own_names, read_network, to_original
 from adderzoo.models._download import from_hub
@@ -234,12 +234,14 @@ def fit(content: dict[str, Tensor], model: nn.Module, path: Path, other_classes:
     """
     check_architecture(path, model, content)
     try:
-        state_dict = checkpoint_filter(model)(content, model)
-        if other_classes:
-            dropped = own_names(content, model).keys() - state_dict.keys()  # the BatchNorm on the logits
-            state_dict |= _own_classifier(state_dict, model, dropped)
+        named, state_dict = own_names(content, model), checkpoint_filter(model)(content, model)
     except ValueError as error:
         raise ValueError(f"{path} is not taken: {error}") from error
+    dropped = model.state_dict().keys() & named.keys() - state_dict.keys()  # the BatchNorm on other logits
+    if other_classes:
+        state_dict |= _own_classifier(state_dict, model, dropped)
+    else:
+        state_dict |= {key: named[key] for key in dropped}
     check_fits(state_dict, model, path)
     return state_dict
 
@@ -278,8 +280,7 @@ def check_architecture(path: Path, model: nn.Module, content: Mapping[str, Tenso
     said = metadata.get("architecture", "").partition(".")[0]
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if said and name and said != name:
-        said = said if said.isprintable() else shown(said)
-        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {said}")
+        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {plain(said)}")
     has_filters = any(isinstance(module, Adder2d) for module in model.modules())
     if not has_filters and any(key.endswith(".adder") for key in content):
         name = network_name(model)
@@ -384,16 +385,22 @@ def _check_source(name: str, cache_dir: Any) -> None:
 ARGUMENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError)
 
 
-def _create_for(checkpoint: Path, name: str, **arguments: Any) -> nn.Module:
-    """A network on the meta device, for a file and with arguments that it may have: what cannot be shows at no cost.
+def _open_for(
+    path: Path, name: str, arguments: dict[str, Any], content: dict[str, Tensor]
+) -> tuple[Any, dict[str, Tensor]]:
+    """A network for a file, with arguments that this may have, and its state dict from the tensors in it.
+
+    What does not fit shows on the meta device first, before there is memory for it.
 
     Raises:
-        ValueError: as :func:`_create_with` and :func:`check_input`.
+        ValueError: as :func:`_create_with`, :func:`check_input` and :func:`fit`.
     """
     with torch.device("meta"):
-        model = _create_with(name, arguments)
-    check_input(checkpoint, model, read_data_config(checkpoint))
-    return model
+        trial = _create_with(name, arguments)
+    check_input(path, trial, read_data_config(path))
+    fit(content, trial, path)
+    model = _create_with(name, arguments)
+    return model, fit(content, model, path)
 
 
 def check_input(checkpoint: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
@@ -471,8 +478,7 @@ def open_network(
         arguments["num_classes"] = num_classes
     if checkpoint is None:
         return _create_with(name, {"pretrained": pretrained, **arguments})
-    weights = fit(read_state_dict(checkpoint), _create_for(checkpoint, name, **arguments), checkpoint)
-    model: Any = _create_with(name, arguments)
+    model, weights = _open_for(checkpoint, name, arguments, read_state_dict(checkpoint))
     model.load_state_dict(weights)
     model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
     return model
@@ -513,8 +519,7 @@ def convert(
         raise ValueError(f"destination must not end in .safetensors for the authors' format, got {destination}")
     num_classes = num_classes or read_num_classes(source)
     arguments = read_model_args(source) | ({"num_classes": num_classes} if num_classes else {})
-    model = _create_for(source, model_name, **arguments)
-    state_dict = fit(read_state_dict(source, key), model, source)
+    model, state_dict = _open_for(source, model_name, arguments, read_state_dict(source, key))
     # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()

@@ -801,10 +801,10 @@ def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "has no object in its metadata model_args"),
-        ("3", "has no object in its metadata model_args"),
-        ('{"checkpoint_path": "weights.pth"}', "is refused, its metadata model_args would read other files"),
-        ('{"pretrained": true}', "is refused, its metadata model_args would read other files"),
+        ("{", "its metadata model_args is wrong: Expecting property"),
+        ("3", "its metadata model_args is wrong: it must be an object, got 3"),
+        ('{"checkpoint_path": "weights.pth"}', "it would read other files: checkpoint_path"),
+        ('{"pretrained": true}', "it would read other files: pretrained"),
     ],
 )
 def test_arguments_that_are_none_or_read_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

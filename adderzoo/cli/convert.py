@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from adderzoo._foreign import plain
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint, in either format")
@@ -23,4 +25,4 @@ def run(args: argparse.Namespace) -> None:
 
     check_output(args.destination, "DST")
     metadata = convert(args.source, args.destination, args.model, args.to_original, args.num_classes, args.key)
-    print(f"{args.destination}: {', '.join(f'{key} {value}' for key, value in metadata.items())}")
+    print(f"{args.destination}: {', '.join(f'{key} {plain(value)}' for key, value in metadata.items())}")

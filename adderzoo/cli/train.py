@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import shown, to_json
+from adderzoo._foreign import plain, shown, to_json
 from adderzoo._signals import Stopped
 
 from ._network import Group, open_group
@@ -378,12 +378,12 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
             if key not in MAY_CHANGE:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{shown(known[key])}, got {options[key]}"
+                    f"{plain(known[key])}, got {options[key]}"
                 )
         for key in changed:
             if MAY_CHANGE[key]:
                 print(
-                    f"adderzoo {args.command}: {key.replace('_', '-')} was {shown(known[key])} and is {options[key]}: "
+                    f"adderzoo {args.command}: {key.replace('_', '-')} was {plain(known[key])} and is {options[key]}: "
                     f"{MAY_CHANGE[key]}",
                     file=sys.stderr,
                 )

@@ -6,6 +6,7 @@ any moment leaves files from which the training goes on to the same end.
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -137,9 +138,10 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's version: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
-        raise _unusable(path, error) from error
+        raise _unusable(path, why(error)) from error
 
 
 def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
@@ -149,5 +151,5 @@ def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
         raise ValueError(f"its learning rates begin at {rates}, those of this training at {scheduler.base_values}")
 
 
-def _unusable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged, or of another training: {why(error)}")
+def _unusable(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} is damaged, or of another training: {reason}")

@@ -103,8 +103,8 @@ KINDS = [
     ("text", "is not a PyTorch checkpoint, or is damaged"),
     ("a list", "holds no state dict, but an object of type list"),
     ("a number", "holds no state dict, but an object of type int"),
-    ("another network", "is a checkpoint of another network than LeNet5: 5 of another shape"),
-    ("another family", "is a checkpoint of another network than LeNet5: "),
+    ("another network", "is a checkpoint of another network than adder_lenet5: 5 of another shape"),
+    ("another family", "is a checkpoint of another network than adder_lenet5: "),
     ("code, saved", "is refused, since reading it could run code"),
     ("code, pickled", "is not a PyTorch checkpoint, or is damaged"),
     ("code, pickled the old way", "is refused, since reading it could run code"),
@@ -250,5 +250,5 @@ def test_the_authors_file_is_converted_with_its_licence(adderzoo: Command, tmp_p
     assert "source ResNet20-AdderNet.pth, source_sha256 fe3ad7c1" in done.out
     assert "license BSD-3-Clause" in done.out
     done = adderzoo("convert", source, tmp_path / "b.safetensors", "--model", "adder_resnet32")
-    assert "is a checkpoint of another network than ResNet: " in done.error
+    assert "is a checkpoint of another network than adder_resnet32: " in done.error
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

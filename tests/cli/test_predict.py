@@ -270,7 +270,7 @@ def test_a_checkpoint_without_metadata_needs_to_be_told_the_number_of_classes(
     images = random_images(1, mode="L")
     images[0].save(tmp_path / "a.png")
     arguments = ("predict", tmp_path / "a.png", "--model", "adder_lenet5", "--checkpoint", tmp_path / "a.safetensors")
-    assert "a.safetensors is a checkpoint of another network than LeNet5" in adderzoo(*arguments).error
+    assert "a.safetensors is a checkpoint of another network than adder_lenet5" in adderzoo(*arguments).error
     assert_predicted(predict(*arguments, "--num-classes", 3), by_hand(model, images, "012"))
 
 
@@ -364,10 +364,10 @@ def test_random_weights_are_said_to_be_random(
         (("a.png", "--class-names", "empty"), "empty"),
         (("a.png", "--checkpoint", "nowhere.safetensors"), "nowhere.safetensors is not a file"),
         (("a.png", "--checkpoint", "text.safetensors"), "text.safetensors is not a valid safetensors file"),
-        (("a.png", "--checkpoint", "many.safetensors"), "has no number in its metadata num_classes, but 'many'"),
+        (("a.png", "--checkpoint", "many.safetensors"), "its metadata num_classes is wrong: it must be a number"),
         (("a.png", "--checkpoint", "two.safetensors"), "two.safetensors has 2 class names, the network 3 classes"),
-        (("a.png", "--checkpoint", "no_json.safetensors"), "no_json.safetensors has no JSON in its metadata classes"),
-        (("a.png", "--checkpoint", "object.safetensors"), "has no list of names in its metadata classes, but '{}'"),
+        (("a.png", "--checkpoint", "no_json.safetensors"), "its metadata classes is wrong: Expecting"),
+        (("a.png", "--checkpoint", "object.safetensors"), "its metadata classes is wrong: it must be a list of names"),
         (("a.png", "--checkpoint", "two.safetensors", "--num-classes", "4"), "is a checkpoint of another network"),
         (("a.png", "--checkpoint", "two.safetensors", "--model", "cnn_resnet20"), "is a checkpoint of another network"),
     ],
