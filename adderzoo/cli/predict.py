@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from timm.data import create_transform, resolve_model_data_config
 
-    from adderzoo.data import describe_left_out, find_images, read_image
+    from adderzoo.data import find_images, read_image
 
     if args.topk < 1:
         raise ValueError(f"topk must be at least 1, got {args.topk}")
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
     transform = create_transform(**config)
 
     if any(path.is_dir() for path in args.images):
-        left_out = describe_left_out(found.left_out)
-        say(args, f"{len(found.images):,} images" + (f"; {left_out}" if left_out else ""))
+        say(args, found.describe())
     rows: list[dict[str, Any]] = []
     failures = []
     for start in range(0, len(found.images), _BATCH_SIZE):

@@ -126,9 +126,15 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
-    say(args, describe_dataset(dataset, args.dataset))
     some = spread(dataset, args.images)
-    return open_loader(some, config, args.batch_size, args.workers, torch.device("cpu")), len(some)
+    loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
+    return _announced(args, describe_dataset(dataset, args.dataset), loader), len(some)
+
+
+def _announced(args: argparse.Namespace, text: str, batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches, and a line when the first is wanted: behind all that may be refused."""
+    say(args, text)
+    yield from batches
 
 
 def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], int]:
@@ -138,6 +144,6 @@ def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], 
     if args.data_dir is None or args.dataset:
         raise ValueError(f"data-dir must be a folder of images, without dataset, since {args.model} classifies none")
     pairs, _ = open_training_pairs(args.data_dir, model.scale, args.split, val_split="")
-    say(args, pairs.describe())
     count = min(args.images, len(pairs))
-    return (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count)), count
+    images = (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count))
+    return _announced(args, pairs.describe(), images), count

@@ -17,7 +17,7 @@ from .datasets import (
     write_digits,
     write_photos,
 )
-from .folders import ClassFolder, check_file, describe_left_out, find_images
+from .folders import ClassFolder, check_file, find_images
 from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pairs, open_training_pairs
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
@@ -36,7 +36,6 @@ __all__ = [
     "class_indices",
     "class_names",
     "describe_dataset",
-    "describe_left_out",
     "describe_order",
     "describe_origin",
     "downscale",

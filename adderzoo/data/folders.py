@@ -82,6 +82,10 @@ class Files:
         if paths:
             self.left_out.setdefault(reason, []).extend(paths)
 
+    def describe(self) -> str:
+        """How many images there are, and how many files do not count and why."""
+        return "; ".join(filter(None, (count(len(self.images), "image"), describe_left_out(self.left_out))))
+
 
 def list_files(root: Path | str) -> Files:
     """The image files under a folder, at any depth, sorted folder by folder.

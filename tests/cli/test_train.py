@@ -325,8 +325,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ((), "data-dir must be a folder, got None"),
         (("--data-dir", "nowhere"), "data-dir must be a folder, got 'nowhere'"),
-        (("--data-dir", "empty"), "Found 0 images"),
-        (("--data-dir", "flat"), "training needs at least two classes, data-dir 'flat' has one"),
+        (("--data-dir", "empty"), "folder empty has no class folders"),
+        (("--data-dir", "flat"), "folder flat has 1 image of no class: move them into folders of their classes"),
         (("--data-dir", "one"), "training needs at least two classes, data-dir 'one' has one: 'a'"),
         (("--data-dir", "untrained"), "'untrained' has no folder for the split 'train', but has: val"),
         (("--data-dir", "other"), "the validation images have classes that the training images do not have: 'z'"),

@@ -398,8 +398,11 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         ((), "data-dir must be a folder, got None"),
         (("--data-dir", "nowhere"), "data-dir must be a folder, got 'nowhere'"),
         (("--data-dir", "file"), "data-dir must be a folder, got 'file'"),
-        (("--data-dir", "empty"), "Found 0 images"),
-        (("--data-dir", "splits"), "'splits' has no folder for the split 'validation', but has: train, test"),
+        (("--data-dir", "empty"), "folder empty has no class folders"),
+        (
+            ("--data-dir", "splits"),
+            "'splits' has no folder for the split 'validation', but has: Test, train; --split Test takes",
+        ),
         (("--data-dir", "many"), "the data set has 11 classes, the network 10"),
         (("--data-dir", "few", "--class-map", "nowhere.txt"), "nowhere.txt"),
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
@@ -435,7 +438,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "few", random_images(2, mode="L"), [0, 1])
     write_folder(tmp_path / "many", random_images(11, mode="L"), range(11), classes=11)
-    for split in ("train", "test"):
+    for split in ("train", "Test"):
         write_folder(tmp_path / "splits" / split, random_images(2, mode="L"), [0, 1])
     before = sorted(tmp_path.rglob("*"))
     done = adderzoo(*lenet.arguments, *arguments)
