@@ -1,6 +1,7 @@
 """How commands end that something from outside ends: signals, too little memory, a full disk, a killed process."""
 
 import importlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -84,6 +85,7 @@ def _run(arguments: list[str], folder: Path, hook: Callable[..., None] | None, *
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal's shell starts it
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes; not that of this process
     try:
         if hook:
             hook(*hook_arguments)
