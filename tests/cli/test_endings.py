@@ -52,7 +52,7 @@ COMMANDS = {
     "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--results-file", "out/a.json"),
     "predict": ("predict", "some", *CLASSIFIER),
     "upscale": ("upscale", "photo.png", "-o", "out/a.png", "--model", "adder_vdsr.bsds400", "--tile", 32),
-    "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits"),
+    "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits", "-j", 0),
     "export": ("export", "out/a.pt2", *CLASSIFIER, "--format", "pt2"),
     "convert": ("convert", "in.safetensors", "out/a.safetensors", "--model", "adder_lenet5"),
     "benchmark": (
@@ -315,7 +315,7 @@ def test_a_killed_loading_process_ends_in_one_line_with_a_remedy(folder: Path) -
     status, lines = ended(start(COMMANDS["validate"], folder, _kill_own_loading), folder)
     assert status == 1
     (line,) = lines
-    remedy = "a loading process was ended from outside: try --workers 0, or a larger /dev/shm"
+    remedy = "a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm"
     assert line.startswith(f"adderzoo validate: error: {remedy} (DataLoader worker (pid")
 
 
