@@ -171,9 +171,11 @@ def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal
     assert "adderzoo train: stopped after " in lines[0]
     assert f"epochs; their weights are in out/{name}, and --resume goes on" in lines[0]
     assert left(folder) == []
-    time.sleep(0.1)
+    until = time.monotonic() + 30  # a loading process looks for its parent every five seconds
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
