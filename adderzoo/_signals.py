@@ -58,7 +58,8 @@ def raised(command: str) -> Iterator[None]:
         sys.unraisablehook = _unraisable(hook)
         yield
     finally:
-        sys.unraisablehook = hook
+        if not received():
+            sys.unraisablehook = hook
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
@@ -98,12 +99,16 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unraisable(hook: Any) -> Any:
-    """A hook that sees signals in places that no exception leaves, such as `__del__`."""
+    """A hook that sees signals in places that no exception leaves, such as `__del__`.
+
+    Behind a signal it is silent: what was being made when it came, such as a data loader, may not know how to end.
+    """
 
     def end(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, Stopped):
             _end(_State.received or signal.SIGINT, None)
-        hook(unraisable)
+        if not received():
+            hook(unraisable)
 
     return end
 

@@ -91,6 +91,7 @@ def export_network(
             run = open_file(temporary)
         except RuntimeError as error:  # which the errors of all exporters are
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = reason.replace(str(temporary), str(path))
             raise ValueError(f"model cannot be exported as {format}: {reason}") from error
         for images in _images(size, (1, 3) if dynamic_batch else (1,)):
             errors.append(_error(run(images), reference(images)))

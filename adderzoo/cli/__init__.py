@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from importlib import import_module
 
 from adderzoo import _signals
@@ -44,11 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
         _drop_output()
         return 1
     except BaseException as error:
-        if _signals.received() or isinstance(error, KeyboardInterrupt):
-            return _end(_signals.report(error))
-        text = _foreseen(error, args)
-        if text is None:
+        stopped = _signals.received() or isinstance(error, KeyboardInterrupt)
+        text = None if stopped else _foreseen(error, args)
+        if not stopped and text is None:
             raise
+        _close(error)
+        if stopped:
+            return _end(_signals.report(error))
         print(f"adderzoo {args.command}: error: {text}", file=sys.stderr)
         return _end(1)
     return 0
@@ -63,6 +66,13 @@ def _parse(arguments: list[str], args: argparse.Namespace) -> None:
     parser.parse_args(arguments, args)
 
 
+def _close(error: BaseException | None) -> None:
+    """Let go of what an error holds: progress bars end their lines, loading processes end."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _foreseen(error: BaseException, args: argparse.Namespace) -> str | None:
     """What to say of an error; nothing of one that is a fault of the program."""
     text = _one_line(error)
@@ -71,7 +81,7 @@ def _foreseen(error: BaseException, args: argparse.Namespace) -> str | None:
         remedy = f"; a smaller {' or '.join(smaller)} needs less" if smaller else ""
         return f"not enough memory{remedy} ({text})" if text else f"not enough memory{remedy}"
     if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOADING):
-        return f"a loading process was ended from outside: try --workers 0, or a larger /dev/shm ({text})"
+        return f"a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm ({text})"
     return text if isinstance(error, ValueError | OSError) else None
 
 

@@ -1,6 +1,7 @@
 """How commands end that something from outside ends: signals, too little memory, a full disk, a killed process."""
 
 import importlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from PIL import Image
 
 from adderzoo.checkpoints import save_weights
 from adderzoo.cli import main
+from adderzoo.export import FORMATS
 
 CLASSIFIER = ("--model", "adder_lenet5.digits", "--pretrained")
 
@@ -33,6 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     (folder / "some").mkdir()
     for index in range(100):
         Image.effect_noise((32, 32), 50).save(folder / "some" / f"{index}.png")
+    for index in range(16):
+        path = folder / "few" / "train" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 50).save(path)
     Image.effect_noise((96, 96), 50).convert("RGB").save(folder / "photo.png")
     save_weights(timm.create_model("adder_lenet5"), folder / "in.safetensors", {})
     return folder
@@ -42,14 +48,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 COMMANDS = {
     "list": ("list",),
     "profile": ("profile", *CLASSIFIER, "--plots", "out/plots", "--json", "out/a.json"),
-    "train": ("train", "--model", "adder_lenet5", "--data-dir", "digits", "--workers", 2, "--output", "out"),
+    "train": ("train", "--model", "adder_lenet5", "--data-dir", "few", "--batch-size", 4, "--output", "out"),
     "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--results-file", "out/a.json"),
     "predict": ("predict", "some", *CLASSIFIER),
     "upscale": ("upscale", "photo.png", "-o", "out/a.png", "--model", "adder_vdsr.bsds400", "--tile", 32),
-    "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits"),
+    "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits", "-j", 0),
     "export": ("export", "out/a.pt2", *CLASSIFIER, "--format", "pt2"),
     "convert": ("convert", "in.safetensors", "out/a.safetensors", "--model", "adder_lenet5"),
-    "benchmark": ("benchmark", "--no-compile", "--seconds", 0.1, "--json", "out/a.json", "--parts", "operator"),
+    "benchmark": (
+        "benchmark",
+        "--no-compile",
+        "--seconds",
+        0.01,
+        "--json",
+        "out/a.json",
+        "--parts",
+        "operator",
+        "--models",
+        "adder_lenet5",
+    ),
 }
 # Functions of the commands' different stages, which all of them call there.
 STAGES = {
@@ -68,6 +85,7 @@ def _run(arguments: list[str], folder: Path, hook: Callable[..., None] | None, *
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal's shell starts it
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes; not that of this process
     try:
         if hook:
             hook(*hook_arguments)
@@ -141,7 +159,7 @@ def test_a_signal_ends_any_command_in_one_line_wherever_it_is(
 def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal.Signals, whom: str) -> None:
     """A terminal's Ctrl-C reaches all processes of a group, a supervisor's SIGTERM mostly the first alone."""
     name = f"{number.name}-{whom}"
-    command = ("train", "--model", "adder_lenet5", "--data-dir", "digits", "--no-in-memory", "--workers", 2)
+    command = ("train", "--model", "adder_lenet5", "--data-dir", "few", "--batch-size", 4, "--no-in-memory")
     process = start((*command, "--output", "out", "--experiment", name, "--epochs", 2000), folder)
     until = time.monotonic() + 100
     while not (folder / "out" / name / "state.pt").exists() and time.monotonic() < until:
@@ -153,9 +171,11 @@ def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal
     assert "adderzoo train: stopped after " in lines[0]
     assert f"epochs; their weights are in out/{name}, and --resume goes on" in lines[0]
     assert left(folder) == []
-    time.sleep(0.1)
+    until = time.monotonic() + 30  # a loading process looks for its parent every five seconds
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -297,7 +317,7 @@ def test_a_killed_loading_process_ends_in_one_line_with_a_remedy(folder: Path) -
     status, lines = ended(start(COMMANDS["validate"], folder, _kill_own_loading), folder)
     assert status == 1
     (line,) = lines
-    remedy = "a loading process was ended from outside: try --workers 0, or a larger /dev/shm"
+    remedy = "a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm"
     assert line.startswith(f"adderzoo validate: error: {remedy} (DataLoader worker (pid")
 
 
@@ -319,9 +339,9 @@ def _fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize("format", ["pt2", "torchscript"])
+@pytest.mark.parametrize("format", ["pt2", "torchscript", "onnx"])
 def test_an_export_to_a_full_disk_ends_in_one_line_and_leaves_nothing(folder: Path, format: str) -> None:
-    out = Path("out") / f"full.{'pt' if format == 'torchscript' else 'pt2'}"
+    out = Path("out") / f"full{FORMATS[format]}"
     command = ("export", out, *CLASSIFIER, "--format", format)
     status, lines = ended(start(command, folder, _fill_disk), folder)
     assert status == 1, lines
@@ -338,3 +358,37 @@ def test_a_full_disk_ends_other_commands_in_one_line_too(folder: Path, command: 
     file = "full/last.safetensors" if command == "train" else "a.safetensors"
     assert (status, lines) == (1, [f"adderzoo {command}: error: [Errno 27] File too large: 'out/{file}'"])
     assert left(folder) == []
+
+
+def _no_output() -> None:
+    sys.stdout = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("validate", "out/a.json"),
+        ("profile", "out/plots/ranges.png"),
+        ("profile", "out/a.json"),
+        ("upscale", "out/a.png"),
+        ("benchmark", "out/a.json"),
+    ],
+)
+def test_files_are_written_ahead_of_what_cannot_be_printed(folder: Path, command: str, file: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    hook = _no_table if command == "benchmark" else _no_output  # which prints its machine first
+    status, lines = ended(start(COMMANDS[command], folder, hook), folder)
+    assert (status, lines) == (1, [f"adderzoo {command}: error: [Errno 28] No space left on device"])
+    assert (folder / file).stat().st_size > 0
+
+
+def _no_table() -> None:
+    from adderzoo.cli import benchmark
+
+    original = benchmark._operator_text
+
+    def text(*arguments: Any) -> str:
+        _no_output()
+        return original(*arguments)
+
+    benchmark._operator_text = text
