@@ -134,7 +134,13 @@ def test_addend_of_another_type_is_added_as_pytorch_adds() -> None:
         result = affine(x.to(input_dtype), addend.to(addend_dtype))
         assert result.dtype == torch.float32
         assert result.equal(affine(x.to(input_dtype)) + addend.to(addend_dtype))
-    assert affine(x.bfloat16(), addend).dtype == torch.bfloat16
+    narrow = x.bfloat16()
+    assert affine(narrow, addend).equal(affine(narrow.float(), addend))
+    in_place = AdderAffine2d(layer, *affine_map(layer), in_place=True)
+    for term in (addend, addend[0, 0, 0]):
+        result = in_place(narrow, term)
+        assert result.dtype == torch.bfloat16
+        torch.testing.assert_close(result, affine(narrow).add_(term), rtol=0.02, atol=0.1)
 
 
 # --------------------------------------------------------------------------------------------------------------- types
