@@ -84,7 +84,7 @@ def check_hooks(model: nn.Module) -> None:
     if hook := hook_of(model):
         raise ValueError(
             f"model must have no hooks of its own, got a {type(model).__name__} with {hook}, which its graph would not "
-            "have: remove it first, or put the network into a torch.nn.Sequential"
+            "have: remove it first"
         )
 
 
