@@ -207,7 +207,10 @@ def test_vmap_of_the_forward_is_a_loop(device: torch.device, name: str, in_dims:
 def test_vmap_of_no_examples_gives_none(device: torch.device, in_dims: tuple[int | None, int | None]) -> None:
     x, w, geometry = sample("grouped", device=device)
     one = torch.ops.adderzoo.adder2d(x, w, *geometry)
-    tensors = [mapped(tensor, dim, 0) for tensor, dim in zip((x, w), in_dims, strict=True)]
+    tensors = [
+        tensor if dim is None else mapped(tensor, dim).narrow(dim, 0, 0)
+        for tensor, dim in zip((x, w), in_dims, strict=True)
+    ]
     result = torch.vmap(lambda x, w: torch.ops.adderzoo.adder2d(x, w, *geometry), in_dims=in_dims)(*tensors)
     assert result.shape == (0, *one.shape)
     assert result.dtype == one.dtype
