@@ -1,6 +1,5 @@
 """Networks as files that run elsewhere: `torch.export` programs, AOTInductor packages, TorchScript, ONNX."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from adderzoo._files import in_memory, write_atomically
-from adderzoo.fusion import fuse
+from adderzoo.fusion import copy_of, fuse
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
 
@@ -78,7 +77,7 @@ def export_network(
     if format == "onnx":
         _check_onnx()
     size = input_size(model, image_size)
-    reference = copy.deepcopy(model).eval()
+    reference = copy_of(model).eval()
     # The translation into ONNX's operators knows adder2d; what fuse() packs would have to be unpacked again.
     network = reference if format == "onnx" or hasattr(model, "quantization") else fuse(model)
     write, open_file = _WRITERS[format], _READERS[format]

@@ -14,7 +14,6 @@ Quantization" (NeurIPS 2022), with ranges per tensor.
 The pass over the network is that of :func:`adderzoo.fuse`, with another target.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -102,9 +101,12 @@ def calibrate(
             and 8 bits and 0.999 for fewer.
         batches: How many of the loader to use; None for all.
 
+    Modules with hooks stay as they are, as in :func:`adderzoo.fuse`; adder layers with hooks are refused.
+
     Raises:
-        ValueError: if `bits` or `quantile` is out of range, the network has no adder layers or cannot be traced, there
-            are no images, or a tensor has a value that is not finite; the message names the layer.
+        ValueError: if `bits` or `quantile` is out of range, the network has no adder layers or cannot be traced, an
+            adder layer or the network itself has hooks, there are no images, or a tensor has a value that is not
+            finite; the message names the layer.
     """
     if bits not in range(4, 9):
         raise ValueError(f"bits must be from 4 to 8, got {bits}")
@@ -176,9 +178,11 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
 def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
     """The network with what `make` makes of a name behind every tensor that will be bytes."""
     if type(model) in fusion.ADDERS:
+        fusion.check_hooks(model)
         model = nn.Sequential(model)
     network = fusion.trace(model, "Quantized").float()
     patterns = fusion.find_patterns(network)
+    _check_all_found(network, patterns)
     if not patterns:
         kinds = {type(module).__name__ for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)}
         raise ValueError(
@@ -206,12 +210,26 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     for name, layer in _int8_layers(network, patterns[-1].layer):
         network.set_submodule(name, fake_quantized(layer))
     network.delete_all_unused_submodules()
-    for name, module in network.named_modules():
-        if type(module) in fusion.ADDERS:
-            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
     network.graph.lint()
     network.recompile()
     return network
+
+
+def _check_all_found(network: fx.GraphModule, patterns: list[Pattern]) -> None:
+    found = {fusion.called_module(network, pattern.layer) for pattern in patterns}
+    seen = dict(fusion.seen_modules(network))
+    for name, module in network.named_modules():
+        if type(module) not in fusion.ADDERS or module in found:
+            continue
+        if name in seen:
+            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
+        owner = name
+        while "." in owner and owner.rpartition(".")[0] not in seen:
+            owner = owner.rpartition(".")[0]
+        raise ValueError(
+            f"model has the adder layer {name} in a module with hooks, and cannot be quantised: {owner} has "
+            f"{fusion.hook_of(network.get_submodule(owner))}, remove it first (torch.nn.utils.prune.remove ...)"
+        )
 
 
 def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, str]]]:
@@ -273,8 +291,8 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         calibrated: The simulation, which is left as it is.
 
     Raises:
-        ValueError: if the network was never calibrated, a BatchNorm is in training mode, or a weight is not finite; the
-            message names it.
+        ValueError: if the network was never calibrated, a BatchNorm is in training mode, a weight is not finite, or
+            what becomes a layer on bytes has got hooks since; the message names it.
     """
     quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
     if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
@@ -282,14 +300,17 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             f"the network must be one that adderzoo.quantization.calibrate has made, got {type(calibrated).__name__}, "
             "which was never calibrated"
         )
+    fusion.check_hooks(calibrated)
     for name, module in calibrated.named_modules():
         if isinstance(module, fusion.NORMS) and module.training:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
+        if type(module) in (FakeQuantize, *_BYTE_LAYERS, *_INT8_LAYERS) and (hook := fusion.hook_of(module)):
+            raise ValueError(f"{name} has {hook}, which bytes cannot go through: remove it before quantize()")
     for name, tensor in calibrated.state_dict().items():
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{name} must be finite to be quantised, got NaN or infinity")
     with torch.no_grad():
-        network = copy.deepcopy(calibrated).float()
+        network: Any = fusion.copy_of(calibrated).float()
         int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
         for name in int8:  # plain ones again, which BatchNorm can be folded into
             layer: Any = network.get_submodule(name)

@@ -35,6 +35,13 @@ def network(shared: Callable[[str], Path], device: torch.device) -> nn.Module:
     return model.to(device).eval()
 
 
+def test_timm_loads_the_authors_file_by_its_path(network: nn.Module, shared: Callable[[str], Path]) -> None:
+    model = timm.create_model("adder_resnet20", checkpoint_path=str(shared(AUTHORS_FILE)))
+    expected = network.state_dict()
+    for key, value in model.state_dict().items():
+        assert value.equal(expected[key].cpu())
+
+
 def read_images(network: nn.Module, strip: Path, device: torch.device) -> Tensor:
     """1,000 images, normalised as the network wants them."""
     pixels = np.asarray(Image.open(strip)).reshape(1000, 32, 32, 3)

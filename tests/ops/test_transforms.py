@@ -203,6 +203,20 @@ def test_vmap_of_the_forward_is_a_loop(device: torch.device, name: str, in_dims:
     assert_vmap_is_a_loop(lambda x, w: adder2d(x, w, *geometry), in_dims, x, w)
 
 
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (3, None)], ids=str)
+def test_vmap_of_no_examples_gives_none(device: torch.device, in_dims: tuple[int | None, int | None]) -> None:
+    x, w, geometry = sample("grouped", device=device)
+    one = torch.ops.adderzoo.adder2d(x, w, *geometry)
+    tensors = [
+        tensor if dim is None else mapped(tensor, dim).narrow(dim, 0, 0)
+        for tensor, dim in zip((x, w), in_dims, strict=True)
+    ]
+    result = torch.vmap(lambda x, w: torch.ops.adderzoo.adder2d(x, w, *geometry), in_dims=in_dims)(*tensors)
+    assert result.shape == (0, *one.shape)
+    assert result.dtype == one.dtype
+    assert result.device == one.device
+
+
 def test_nested_vmap_is_two_loops(device: torch.device) -> None:
     x, w, geometry = sample("grouped", device=device)
     xs, ws = mapped(x, 2, 2), mapped(w, 0, 3)
