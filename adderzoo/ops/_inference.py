@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._library import LIBRARY
-from .adder2d import fold_into_batch
+from .adder2d import fold_into_batch, of_no_example
 
 # Input, weight, scale, shift and addend are the first arguments of all of them.
 _TENSORS = 5
@@ -73,6 +73,8 @@ def _requires_grad(tensor: Tensor | None) -> bool:
 def _vmap_of(operator: Any) -> Callable[..., tuple[Tensor, int]]:
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         """Of several inputs. Filters are packed once for all inputs: several sets of them are taken one by one."""
+        if info.batch_size == 0:
+            return of_no_example(operator, in_dims, arguments)
         missing = [None] * (_TENSORS - len(arguments))
         tensors, others = (*arguments[:_TENSORS], *missing), arguments[_TENSORS:]
         dims = (*in_dims[:_TENSORS], *missing)

@@ -1,5 +1,6 @@
 """The adder operator: negative L1 distance between patch and filter, with the gradients that train it."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .reference import accumulation_dtype, check, check_modes, memory_format_like, output_size
+from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like, output_size
 
 
 def adder2d(
@@ -30,6 +31,10 @@ def adder2d(
     dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7). The former is computed as a convolution's, on
     NVIDIA GPUs by cuDNN, with X and the gradient of Y rounded to TF32 unless
     `torch.backends.cudnn.conv.fp32_precision` is "ieee". Everything else is in float32 there, whatever the settings.
+
+    In float32 the error of an output of 4608 terms is at most 1e-6 of sum(\|X\| + \|W\|) for random numbers, 5e-6 of
+    it for constants and ramps, whose roundings have one sign; of the output, where that is less than a 64th of the sum.
+    No output is infinite whose exact value is not.
 
     Args:
         input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.
@@ -77,12 +82,19 @@ def _(
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, groups, input_grad = arguments
+    check_modes(input_grad)
+    check(input, weight, *geometry, groups)
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(input, memory_format=memory_format_like(input))
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, groups = arguments
+    check(input, weight, *geometry, groups)
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -187,6 +199,16 @@ for _key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU", "AutocastMPS", "Autoc
     _register_autocast(_key)
 
 
+def of_no_example(operator: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Tensor, int]:
+    """A mapped dimension of size 0: an example of zeros says what the results of one would be."""
+    example = [
+        argument.new_zeros(argument.movedim(dim, 0).shape[1:]) if isinstance(dim, int) else argument
+        for argument, dim in itertools.zip_longest(arguments, in_dims)
+    ]
+    output = operator(*example)
+    return output.new_empty((0, *output.shape)), 0
+
+
 def fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, ...) with a mapped dimension, or without one, to (B * N, ...)."""
     mapped = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -203,6 +225,8 @@ def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, int]:
     stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
     size = info.batch_size
+    if size == 0:
+        return of_no_example(torch.ops.adderzoo.adder2d, in_dims, (input, weight, *arguments))
     if in_dims[1] is None:
         folded = fold_into_batch(input, in_dims[0], size)
         output = torch.ops.adderzoo.adder2d(folded, weight, stride, padding, dilation, groups, *modes)
@@ -219,6 +243,8 @@ def _(
 ) -> tuple[Tensor, int]:
     *geometry, groups, mode = arguments
     size = info.batch_size
+    if size == 0:
+        return of_no_example(torch.ops.adderzoo._adder2d_backward_input, in_dims, (grad, input, weight, *arguments))
     if in_dims[2] is None:
         grad, input = fold_into_batch(grad, in_dims[0], size), fold_into_batch(input, in_dims[1], size)
         output = torch.ops.adderzoo._adder2d_backward_input(grad, input, weight, *geometry, groups, mode)
@@ -235,6 +261,8 @@ def _(
 ) -> tuple[Tensor, int]:
     *geometry, groups = arguments
     size = info.batch_size
+    if size == 0:
+        return of_no_example(torch.ops.adderzoo._adder2d_backward_weight, in_dims, (grad, input, weight, *arguments))
     grad, input = _fold_into_channels(grad, in_dims[0], size), _fold_into_channels(input, in_dims[1], size)
     filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
