@@ -32,9 +32,9 @@ def adder2d(
     NVIDIA GPUs by cuDNN, with X and the gradient of Y rounded to TF32 unless
     `torch.backends.cudnn.conv.fp32_precision` is "ieee". Everything else is in float32 there, whatever the settings.
 
-    In float32 the error of an output of 4608 terms is at most 1e-6 of sum(\|X\| + \|W\|) for random numbers, 5e-6 of
-    it for constants and ramps, whose roundings have one sign; of the output, where that is less than a 64th of the sum.
-    No output is infinite whose exact value is not.
+    In float32 the error of an output of 4608 terms is at most 1e-6 of sum(\|X\| + \|W\|) for random X and W, and 5e-6
+    of it for constants and ramps, whose roundings have one sign; of the output, where that is less than a 64th of the
+    sum. No output is infinite whose exact value is not.
 
     Args:
         input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.

@@ -88,7 +88,8 @@ struct PackedFilters {
   Buffer<T> packed, sums, limits;
 };
 
-// Of one thread. Rows of images are far from it; a wide stride over padding is not, whose pixels are mostly read by none.
+// Of one thread. Rows of images are far from it; a wide stride over padding is not, whose pixels are mostly read by
+// none.
 constexpr int64_t kMostScratchBytes = int64_t{1} << 32;
 
 template <typename T>

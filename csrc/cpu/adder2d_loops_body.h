@@ -42,6 +42,10 @@ struct PlainSimd {
     for (int i = 0; i < kLanes; ++i) sum += x[i];
     return sum;
   }
+  // Of each of four.
+  static void sums(const Vector* four, T* to) {
+    for (int i = 0; i < 4; ++i) to[i] = sum(four[i]);
+  }
   static bool any(Mask mask) {
     bool any = false;
     for (int i = 0; i < kLanes; ++i) any |= mask[i] != 0;
@@ -69,9 +73,10 @@ inline __attribute__((always_inline)) void transpose4_of_floats(const float* fro
   _mm_storeu_ps(d, z);
 }
 
-inline __attribute__((always_inline)) float sum_of_four(__m128 x) {
-  const __m128 two = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+inline __attribute__((always_inline)) void sums_of_floats(__m128 w, __m128 x, __m128 y, __m128 z, float* to) {
+  const __m128 wx = _mm_add_ps(_mm_unpacklo_ps(w, x), _mm_unpackhi_ps(w, x));  // even w, even x, odd w, odd x
+  const __m128 yz = _mm_add_ps(_mm_unpacklo_ps(y, z), _mm_unpackhi_ps(y, z));
+  _mm_storeu_ps(to, _mm_add_ps(_mm_movelh_ps(wx, yz), _mm_movehl_ps(yz, wx)));
 }
 #elif defined(__aarch64__)
 inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
@@ -109,7 +114,16 @@ struct Simd<float> : PlainSimd<float> {
   static Vector distance(Vector a, Vector b) { return (Vector)_mm512_abs_ps((__m512)(a - b)); }
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }
-  static float sum(Vector x) { return _mm512_reduce_add_ps((__m512)x); }
+  static void sums(const Vector* four, float* to) {
+    const __m512 w = (__m512)four[0], x = (__m512)four[1], y = (__m512)four[2], z = (__m512)four[3];
+    // Halves of two, then a quarter of each, then two of its floats, then one.
+    const __m512 wx = _mm512_add_ps(_mm512_shuffle_f32x4(w, x, 0x44), _mm512_shuffle_f32x4(w, x, 0xee));
+    const __m512 yz = _mm512_add_ps(_mm512_shuffle_f32x4(y, z, 0x44), _mm512_shuffle_f32x4(y, z, 0xee));
+    __m512 each = _mm512_add_ps(_mm512_shuffle_f32x4(wx, yz, 0x88), _mm512_shuffle_f32x4(wx, yz, 0xdd));
+    each = _mm512_add_ps(each, _mm512_permute_ps(each, 0b01001110));
+    each = _mm512_add_ps(each, _mm512_permute_ps(each, 0b10110001));
+    _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, each)));
+  }
   static bool any(Mask mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 };
 #elif ADDERZOO_VECTOR_BYTES == 32
@@ -132,8 +146,13 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm256_max_ps(_mm256_min_ps((__m256)x, (__m256)one), (__m256)-one);
   }
-  static float sum(Vector x) {
-    return sum_of_four(_mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1)));
+  static void sums(const Vector* four, float* to) {
+    __m128 halves[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 x = (__m256)four[i];
+      halves[i] = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    }
+    sums_of_floats(halves[0], halves[1], halves[2], halves[3], to);
   }
   static bool any(Mask mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 };
@@ -150,7 +169,6 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)vmaxq_f32(vminq_f32((float32x4_t)x, (float32x4_t)one), (float32x4_t)-one);
   }
-  static float sum(Vector x) { return vaddvq_f32((float32x4_t)x); }
 };
 #elif defined(__x86_64__)
 template <>
@@ -164,7 +182,9 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm_max_ps(_mm_min_ps((__m128)x, (__m128)one), (__m128)-one);
   }
-  static float sum(Vector x) { return sum_of_four((__m128)x); }
+  static void sums(const Vector* four, float* to) {
+    sums_of_floats((__m128)four[0], (__m128)four[1], (__m128)four[2], (__m128)four[3], to);
+  }
 };
 #endif
 
@@ -408,27 +428,42 @@ T limit_of(T magnitudes) {
   return magnitudes / 64 + (4 * magnitudes - 4 * magnitudes);
 }
 
-// The sum of some numbers and that of their magnitudes, in blocks: constants round in one direction.
+// The sums of the channels of `count` pixels, which are `stride` apart, and those of their magnitudes. Four pixels at a
+// time, lest one addition waits for the other; in blocks, since constants round in one direction.
 template <typename T>
-void sum_up(const T* from, int64_t length, T* sum, T* magnitudes) {
+void sum_pixels(const T* from, int64_t stride, int64_t channels, int64_t count, T* sums, T* magnitudes) {
   constexpr int64_t kFew = 32 * kLanes<T>;
-  Vector<T> total = {}, total_magnitude = {};
-  int64_t i = 0;
-  while (i + kLanes<T> <= length) {
-    Vector<T> part = {}, part_magnitude = {};
-    for (const int64_t end = smaller(length, i + kFew); i + kLanes<T> <= end; i += kLanes<T>) {
-      const Vector<T> x = load(from + i);
-      part += x;
-      part_magnitude += magnitude<T>(x);
+  for (int64_t first = 0; first < count; first += 4) {
+    const T* pixels[4];
+    for (int64_t p = 0; p < 4; ++p) pixels[p] = from + smaller(first + p, count - 1) * stride;
+    Vector<T> total[4] = {}, total_magnitude[4] = {};
+    int64_t i = 0;
+    while (i + kLanes<T> <= channels) {
+      Vector<T> part[4] = {};
+      for (const int64_t end = smaller(channels, i + kFew); i + kLanes<T> <= end; i += kLanes<T>) {
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          const Vector<T> x = load(pixels[p] + i);
+          part[p] += x;
+          total_magnitude[p] += magnitude<T>(x);
+        }
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) total[p] += part[p];
     }
-    total += part;
-    total_magnitude += part_magnitude;
-  }
-  *sum = Simd<T>::sum(total);
-  *magnitudes = Simd<T>::sum(total_magnitude);
-  for (; i < length; ++i) {
-    *sum += from[i];
-    *magnitudes += from[i] < T(0) ? -from[i] : from[i];
+    T four[4], four_magnitudes[4];
+    Simd<T>::sums(total, four);
+    Simd<T>::sums(total_magnitude, four_magnitudes);
+    for (; i < channels; ++i) {
+      for (int p = 0; p < 4; ++p) {
+        four[p] += pixels[p][i];
+        four_magnitudes[p] += pixels[p][i] < T(0) ? -pixels[p][i] : pixels[p][i];
+      }
+    }
+    for (int64_t p = 0; p < smaller(4, count - first); ++p) {
+      sums[first + p] = four[p];
+      magnitudes[first + p] = four_magnitudes[p];
+    }
   }
 }
 
@@ -547,16 +582,12 @@ template <typename T>
 void sum_row(const Accumulation<T>& a, const T* pixels, T* pixel_sums, T* row_sums) {
   T* const row_magnitudes = row_sums + a.columns;
   if (a.num_tap_columns == 1) {
-    for (int64_t x = 0; x < a.columns; ++x) {
-      sum_up(pixels + x * a.step_w * a.region_pixel, a.source_channels, row_sums + x, row_magnitudes + x);
-    }
+    sum_pixels(pixels, a.step_w * a.region_pixel, a.source_channels, a.columns, row_sums, row_magnitudes);
     return;
   }
   const int64_t width = (a.columns - 1) * a.step_w + a.tap_columns[a.num_tap_columns - 1] - a.tap_columns[0] + 1;
   T* const pixel_magnitudes = pixel_sums + width;
-  for (int64_t x = 0; x < width; ++x) {
-    sum_up(pixels + x * a.region_pixel, a.source_channels, pixel_sums + x, pixel_magnitudes + x);
-  }
+  sum_pixels(pixels, a.region_pixel, a.source_channels, width, pixel_sums, pixel_magnitudes);
   std::memset(row_sums, 0, 2 * a.columns * sizeof(T));
   for (int64_t j = 0; j < a.num_tap_columns; ++j) {
     const int64_t first = a.tap_columns[j] - a.tap_columns[0];
@@ -933,22 +964,35 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
 
 template <typename T>
 void sum_filters(const T* packed, T* sums, T* limits, int64_t steps, int64_t begin, int64_t end) {
-  constexpr int64_t kFew = 32;
+  // So many steps at a time that four additions do not wait for one another; and in blocks, as above.
+  constexpr int kSteps = kVectors<T> < 4 ? 4 / kVectors<T> : 1, kVecs = kSteps * kVectors<T>;
+  constexpr int64_t kFew = 32 * kSteps;
   for (int64_t panel = begin; panel < end; ++panel) {
-    Vector<T> total[kVectors<T>] = {}, total_magnitude[kVectors<T>] = {};
+    Vector<T> total[kVecs] = {}, total_magnitude[kVecs] = {};
     const T* from = packed + panel * steps * kPanel;
     for (int64_t first = 0; first < steps; first += kFew) {
-      Vector<T> sum[kVectors<T>] = {};
-      for (int64_t step = first; step < smaller(steps, first + kFew); ++step, from += kPanel) {
-        for (int v = 0; v < kVectors<T>; ++v) {
-          const Vector<T> w = load(from + v * kLanes<T>);
-          sum[v] += w;
-          total_magnitude[v] += magnitude<T>(w);
-        }
+      Vector<T> sum[kVecs] = {};
+      const auto add = [&](int v) {
+        const Vector<T> w = load(from + v * kLanes<T>);
+        sum[v] += w;
+        total_magnitude[v] += magnitude<T>(w);
+      };
+      const int64_t last = smaller(steps, first + kFew);
+      int64_t step = first;
+      for (; step + kSteps <= last; step += kSteps, from += kSteps * kPanel) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) add(v);
       }
-      for (int v = 0; v < kVectors<T>; ++v) total[v] += sum[v];
+      for (; step < last; ++step, from += kPanel) {
+        for (int v = 0; v < kVectors<T>; ++v) add(v);
+      }
+      for (int v = 0; v < kVecs; ++v) total[v] += sum[v];
     }
     for (int v = 0; v < kVectors<T>; ++v) {
+      for (int other = v + kVectors<T>; other < kVecs; other += kVectors<T>) {
+        total[v] += total[other];
+        total_magnitude[v] += total_magnitude[other];
+      }
       store(sums + panel * kPanel + v * kLanes<T>, total[v]);
       store(limits + panel * kPanel + v * kLanes<T>, limit_of(total_magnitude[v]));
     }
