@@ -567,12 +567,20 @@ void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int
   for (int64_t i = 0; i < pixels * a.region_pixel; ++i) to[i] += T(0);  // which takes the sign off a zero
 }
 
+// Adds those of one tap, of points that are `step` apart, to sums and sums of magnitudes.
 template <typename T>
-void add_strided(T* to, const T* from, int64_t step, int64_t count) {
+void add_tap(T* __restrict sums, T* __restrict magnitudes, const T* from, const T* from_magnitudes, int64_t step,
+             int64_t count) {
   if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += from[i];
+      magnitudes[i] += from_magnitudes[i];
+    }
   } else {
-    for (int64_t i = 0; i < count; ++i) to[i] += from[i * step];
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += from[i * step];
+      magnitudes[i] += from_magnitudes[i * step];
+    }
   }
 }
 
@@ -591,8 +599,7 @@ void sum_row(const Accumulation<T>& a, const T* pixels, T* pixel_sums, T* row_su
   std::memset(row_sums, 0, 2 * a.columns * sizeof(T));
   for (int64_t j = 0; j < a.num_tap_columns; ++j) {
     const int64_t first = a.tap_columns[j] - a.tap_columns[0];
-    add_strided(row_sums, pixel_sums + first, a.step_w, a.columns);
-    add_strided(row_magnitudes, pixel_magnitudes + first, a.step_w, a.columns);
+    add_tap(row_sums, row_magnitudes, pixel_sums + first, pixel_magnitudes + first, a.step_w, a.columns);
   }
 }
 
@@ -638,8 +645,7 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
         std::memset(limits, 0, a.columns * sizeof(T));
         for (int64_t i = 0; i < a.num_tap_rows; ++i) {
           const T* from = item.row_sums + 2 * (y * a.step_h + a.tap_rows[i] - first_row) * a.columns;
-          add_strided(sums, from, 1, a.columns);
-          add_strided(limits, from + a.columns, 1, a.columns);
+          add_tap(sums, limits, from, from + a.columns, 1, a.columns);
         }
         for (int64_t x = 0; x < a.columns; ++x) limits[x] = limit_of(limits[x]);
       }
