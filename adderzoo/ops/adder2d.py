@@ -1,5 +1,6 @@
 """The adder operator: negative L1 distance between patch and filter, with the gradients that train it."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .reference import accumulation_dtype, check, check_modes, memory_format_like, output_size
+from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like, output_size
 
 # Of the operator's dimensions that are mapped and its arguments: the outputs, and their mapped dimension.
 _VmapRule = Callable[..., tuple[Tensor, int]]
@@ -34,6 +35,10 @@ def adder2d(
     dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7). The former is computed as a convolution's, on
     NVIDIA GPUs by cuDNN, with X and the gradient of Y rounded to TF32 unless
     `torch.backends.cudnn.conv.fp32_precision` is "ieee". Everything else is in float32 there, whatever the settings.
+
+    In float32 the error of an output of 4608 terms is at most 1e-6 of sum(\|X\| + \|W\|) for random X and W, and 5e-6
+    of it for constants and ramps, whose roundings have one sign; of the output, where that is less than a 64th of the
+    sum. No output is infinite whose exact value is not.
 
     Args:
         input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.
@@ -81,12 +86,19 @@ def _(
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, groups, input_grad = arguments
+    check_modes(input_grad)
+    check(input, weight, *geometry, groups)
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(input, memory_format=memory_format_like(input))
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, groups = arguments
+    check(input, weight, *geometry, groups)
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -209,7 +221,7 @@ def register_vmap(name: str) -> Callable[[_VmapRule], _VmapRule]:
             output = operator(
                 *(
                     value.new_zeros(value.movedim(dim, 0).shape[1:]) if isinstance(dim, int) else value
-                    for value, dim in zip(arguments, in_dims, strict=True)
+                    for value, dim in itertools.zip_longest(arguments, in_dims)
                 )
             )
             return output.new_empty((0, *output.shape)), 0
