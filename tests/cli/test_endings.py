@@ -154,6 +154,14 @@ def test_a_signal_ends_any_command_in_one_line_wherever_it_is(
     assert line.startswith(f"adderzoo {command}: {'stopped after 0 of 400 epochs' if 'stopped' in line else word}")
 
 
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whom", ["group", "first"])
 def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal.Signals, whom: str) -> None:
@@ -172,17 +180,9 @@ def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal
     assert f"epochs; their weights are in out/{name}, and --resume goes on" in lines[0]
     assert left(folder) == []
     until = time.monotonic() + 30  # a loading process looks for its parent every five seconds
-    while _group_is_alive(process.pid):
-        assert time.monotonic() < until
+    while _is_there(process.pid) and time.monotonic() < until:
         time.sleep(0.1)
-
-
-def _group_is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert not _is_there(process.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
