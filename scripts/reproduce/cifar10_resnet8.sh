@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CIFAR ResNet-8, the size of MLPerf Tiny's network for image classification, as an adder network and as a CNN by the
-# same recipe: each starts from the first blocks of the published ResNet-20 of its kind (first_blocks.py) and is taught
+# same recipe: each starts from the first blocks of the published ResNet-20 of its kind (other_depth.py) and is taught
 # by the CNN among these.
 #
 #     bash scripts/reproduce/cifar10_resnet8.sh CIFAR10 [OUT [WEIGHTS]]
@@ -20,7 +20,7 @@ for kind in adder cnn; do
     name=${kind}_resnet8.distilled_cifar10
     rate=$([ $kind = cnn ] || echo ", adaptive learning rate of adder filters (eta 0.2)")
     start=$out/${kind}_start.safetensors
-    [ -f "$start" ] || python "$here/first_blocks.py" ${kind}_resnet20.cifar10 ${kind}_resnet8 "$start"
+    [ -f "$start" ] || python "$here/other_depth.py" ${kind}_resnet20.cifar10 ${kind}_resnet8 "$start"
     adderzoo train --model $name --initial-checkpoint "$start" --data-dir "$data" --val-split "" --batch-size 64 \
         --epochs 20 --lr 0.05 --sched poly --decay-rate 1 --sched-on-updates --precise-bn --kd logits \
         --kd-model-name cnn_resnet20.cifar10 --kd-temperature 4 --task-loss-weight 0.1 --channels-last --seed 0 \
