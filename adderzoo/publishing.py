@@ -48,8 +48,8 @@ from adderzoo.hub import (
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
 # What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, what it was converted or
-# trained from.
-_KEPT = ("ranges", "source", "source_sha256", "trained_from")
+# trained from, and by whom it was taught.
+_KEPT = ("ranges", "source", "source_sha256", "trained_from", "taught_by")
 
 
 def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:

@@ -179,9 +179,11 @@ def test_percentages_are_rounded_as_they_are_shown(checkpoint: Path, tmp_path: P
 
 def test_ranges_and_origin_travel_with_the_weights(tmp_path: Path) -> None:
     said = {"ranges": '{"bits": 4}', "source": "theirs.pth", "source_sha256": "ab", "trained_from": "first.pth (cd)"}
+    said["taught_by"] = "second.pth (ef); cnn_lenet5.digits"
     files = add_weights(NAME, write_checkpoint(tmp_path / "a.safetensors", **said), MEASURED, tmp_path / "weights")
     assert metadata(files["weights"]).items() >= said.items()
-    assert " The training started from first.pth (cd).\n" in files["card"].read_text()
+    start = " The training started from first.pth (cd)."
+    assert f"{start} It was taught by second.pth (ef); cnn_lenet5.digits.\n" in files["card"].read_text()
 
 
 def test_a_checkpoint_that_says_its_network_alone_is_known_by_its_tag(tmp_path: Path) -> None:

@@ -154,6 +154,12 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
     step.add_argument("--model-ema", action="store_true", help="average the weights; validate and save the average")
     step.add_argument("--model-ema-decay", metavar="X", type=float, default=0.9998, help="a step (%(default)s)")
     step.add_argument("--model-ema-warmup", action="store_true", help="a smaller decay in the beginning")
+    step.add_argument(
+        "--precise-bn",
+        action="store_true",
+        help="measure BatchNorm's statistics anew from some thousand training images before each validation, as those "
+        "of --model-ema always are: running ones lag behind adder filters at a high rate",
+    )
 
 
 def _add_adder(adder: argparse._ArgumentGroup) -> None:
@@ -183,9 +189,19 @@ def _add_distillation(kd: argparse._ArgumentGroup) -> None:
         help="learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
         "is trained at the same time (progressive kernel-based knowledge distillation)",
     )
-    kd.add_argument("--kd-model-name", metavar="NAME", help="teacher (the network's CNN twin, of the same tag)")
     kd.add_argument(
-        "--kd-checkpoint", metavar="FILE", type=Path, help="its weights, for logits (the published ones of its tag)"
+        "--kd-model-name",
+        metavar="NAME",
+        nargs="+",
+        help="teacher (the network's CNN twin, of the same tag); of several, for logits, the mean of their "
+        "probabilities",
+    )
+    kd.add_argument(
+        "--kd-checkpoint",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="its weights, for logits (the published ones of its tag); of several teachers one each, in their order",
     )
     kd.add_argument(
         "--kd-temperature", metavar="X", type=float, default=4.0, help="that divides both logits (%(default)s)"
@@ -221,7 +237,11 @@ def _add_schedule(schedule: argparse._ArgumentGroup) -> None:
         "--decay-milestones", metavar="N", type=int, nargs="+", default=[90, 180, 270], help="epochs, of multistep"
     )
     schedule.add_argument(
-        "--decay-rate", metavar="X", type=float, default=0.1, help="of step and multistep; power of poly (%(default)s)"
+        "--decay-rate",
+        metavar="X",
+        type=float,
+        default=0.1,
+        help="of step and multistep; power of poly, where 1 is a straight line (%(default)s)",
     )
 
 
@@ -396,9 +416,14 @@ def _check_distillation(args: argparse.Namespace, defaults: argparse.Namespace) 
         raise ValueError(f"{given[0].replace('_', '-')} needs --kd")
     if args.kd == "logits" and "feature_loss_weight" in given:
         raise ValueError("feature-loss-weight is for --kd pkkd")
+    teachers, files = len(args.kd_model_name or [None]), args.kd_checkpoint or []
+    if args.kd == "logits" and files and len(files) != teachers:
+        raise ValueError(f"kd-checkpoint must be a file for each of {teachers} kd-model-name, got {len(files)}")
     if args.kd == "pkkd":
         if args.kd_checkpoint:
             raise ValueError("kd-checkpoint is for --kd logits: the teacher of pkkd is trained at the same time")
+        if teachers > 1:
+            raise ValueError(f"kd-model-name must be one for --kd pkkd, got {', '.join(args.kd_model_name)}")
         if args.clip_grad is not None:
             raise ValueError("clip-grad cannot be used with --kd pkkd, whose teacher is to take steps of its own")
         if args.torchcompile:

@@ -77,9 +77,8 @@ def run(args: argparse.Namespace) -> None:
         if args.quantile is not None:
             raise ValueError(f"quantile is for ranges from data-dir, but {args.checkpoint} has those of its training")
         simulation, source = simulate(model, known), "its training"
-    kept: dict[str, str] = {
-        key: said[key] for key in ("classes", "license", "source", "source_sha256", "trained_from") if key in said
-    }
+    kinds = ("classes", "license", "source", "source_sha256", "trained_from", "taught_by")
+    kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)

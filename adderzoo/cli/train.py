@@ -153,12 +153,11 @@ def _open_network(args: argparse.Namespace, group: Group, num_classes: int | Non
 
 def _create_distillation(args: argparse.Namespace, group: Group, model: Any, data: Any) -> Any:
     """What trains the network as a student of a teacher."""
-    from timm.task import DistillationTeacher
     from timm.utils import random_seed
 
-    from adderzoo.engine import KernelDistillationTask, LogitDistillationTask
+    from adderzoo.engine import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
 
-    name = args.kd_model_name or _twin(args.model)
+    names = args.kd_model_name or [_twin(args.model)]
     options = {
         "criterion": data.loss(),
         "task_loss_weight": args.task_loss_weight,
@@ -170,8 +169,13 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
     # Where timm's task looks for how the images are normalised.
     model.pretrained_cfg.update({key: data.config[key] for key in ("mean", "std")})
     if args.kd == "logits":
-        teacher = _open_teacher(args, group, name, model.num_classes, data)
-        return LogitDistillationTask(model, DistillationTeacher(teacher, device=group.device), **options)
+        files = args.kd_checkpoint or [None] * len(names)
+        teachers = [
+            _open_teacher(args, group, name, file, model.num_classes, data)
+            for name, file in zip(names, files, strict=True)
+        ]
+        return LogitDistillationTask(model, EnsembleTeacher(teachers, args.kd_temperature, group.device), **options)
+    name = names[0]
     random_seed(args.seed)  # the teacher is the network that it would be alone
     kwargs = [(key, value) for key, value in args.model_kwargs if key != "conv_layer"]  # the student's, as its name
     alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None, "model_kwargs": kwargs}
@@ -195,46 +199,56 @@ def _twin(model: str) -> str:
     return f"{name}.{tag}" if is_model_pretrained(f"{name}.{tag}") else name
 
 
-def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes: int, data: Any) -> Any:
-    """A trained network, for the student's classes."""
+def _open_teacher(
+    args: argparse.Namespace, group: Group, name: str, file: Path | None, num_classes: int, data: Any
+) -> Any:
+    """A trained network for the student's classes, fused: a teacher is for inference alone."""
     import torch
 
     from adderzoo.checkpoints import open_network, read_classes
+    from adderzoo.fusion import fuse
 
-    teacher: Any = open_network(name, pretrained=not args.kd_checkpoint, checkpoint=args.kd_checkpoint)
+    teacher: Any = open_network(name, pretrained=not file, checkpoint=file)
     if teacher.num_classes != num_classes:
         raise ValueError(f"kd-model-name must be a network of {num_classes} classes, {name} has {teacher.num_classes}")
     channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
     if channels != wanted:
         raise ValueError(f"kd-model-name must be a network for images of {wanted} channels, {name} takes {channels}")
-    known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else teacher.pretrained_cfg.get("label_names")
+    known = read_classes(file) if file else teacher.pretrained_cfg.get("label_names")
     known = list(known or data.classes)
     if data.classes and known != data.classes:
         theirs, ours = (", ".join(names[:4]) + " ..." for names in (known, data.classes))
-        if args.kd_checkpoint:
-            raise ValueError(
-                f"kd-checkpoint must have the classes of the images, {ours}, {args.kd_checkpoint} has {theirs}"
-            )
+        if file:
+            raise ValueError(f"kd-checkpoint must have the classes of the images, {ours}, {file} has {theirs}")
         if group.rank == 0:  # no error: folders of the published classes may have other names
             print(
                 f"adderzoo {args.command}: the classes of the teacher {name} are {theirs}, those of the images {ours}: "
                 "taken for the same, in this order",
                 file=sys.stderr,
             )
-    return teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
+    teacher = teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
+    try:
+        return fuse(teacher)
+    except ValueError:  # torch.fx cannot trace it
+        return teacher
 
 
 def _origin(args: argparse.Namespace, model: Any) -> dict[str, str]:
-    """Licence and origin of the weights to start from."""
+    """Licence and origin of the weights to start from, and the teachers."""
     from adderzoo.checkpoints import read_origin
 
+    origin = {}
     if args.initial_checkpoint:
-        return read_origin(args.initial_checkpoint)
-    if not args.pretrained:
-        return {}
-    cfg = model.pretrained_cfg
-    name = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else args.model
-    return {"trained_from": name} | ({"license": cfg["license"]} if cfg.get("license") else {})
+        origin = read_origin(args.initial_checkpoint)
+    elif args.pretrained:
+        cfg = model.pretrained_cfg
+        origin["trained_from"] = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else args.model
+        if cfg.get("license"):
+            origin["license"] = cfg["license"]
+    if args.kd == "logits":
+        taught_by = [read_origin(file)["trained_from"] for file in args.kd_checkpoint or ()]
+        origin["taught_by"] = "; ".join(taught_by or args.kd_model_name or [_twin(args.model)])
+    return origin
 
 
 def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, int], group: Group) -> None:
@@ -292,6 +306,7 @@ def _prepare(
         channels_last=args.channels_last,
         device=group.device,
         seed=args.seed,
+        precise_bn=args.precise_bn,
     )
     optimizer = create_optimizer(
         task.get_trainable_module() if task else model,
@@ -344,13 +359,18 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     options: dict[str, Any] = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(args).items()
-        if key not in {"command", "arguments"}
+        key: _plain(value) for key, value in vars(args).items() if key not in {"command", "arguments"}
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
     return yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option without paths."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> None:
