@@ -123,7 +123,7 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
         ValueError: if there are no images, OUT is not what it has to be, or an image would replace another.
     """
     from adderzoo._files import check_image_output
-    from adderzoo.data import check_file, describe_left_out, find_images
+    from adderzoo.data import check_file, find_images
 
     one = len(args.photos) == 1 and not args.photos[0].is_dir()
     if args.compare and not one:
@@ -140,8 +140,7 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     for photo in args.photos:
         found = find_images([photo])
         if photo.is_dir():
-            left_out = describe_left_out(found.left_out)
-            say(args, f"{photo}: {len(found.images):,} images" + (f"; {left_out}" if left_out else ""))
+            say(args, f"{found.describe()} in {photo}")
         for source in map(Path, found.images):
             destination = args.output / (source.relative_to(photo) if photo.is_dir() else source.name)
             check_image_output(destination, "OUT")

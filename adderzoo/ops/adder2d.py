@@ -87,17 +87,17 @@ def _(
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
 def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    *geometry, groups, input_grad = arguments
+    *geometry, _, input_grad = arguments
     check_modes(input_grad)
-    check(input, weight, *geometry, groups)
+    check(input, weight, *arguments[:4])
     check_grad(grad, input, weight, *geometry)
     return torch.empty_like(input, memory_format=memory_format_like(input))
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
 def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    *geometry, groups = arguments
-    check(input, weight, *geometry, groups)
+    *geometry, _ = arguments
+    check(input, weight, *arguments[:4])
     check_grad(grad, input, weight, *geometry)
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
