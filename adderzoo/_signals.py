@@ -99,15 +99,17 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _unraisable(hook: Any) -> Any:
-    """A hook that sees signals in places that no exception leaves, such as `__del__`.
+    """A hook that sees signals in places that no exception leaves, such as `__del__`: they come once more.
 
     Behind a signal it is silent: what was being made when it came, such as a data loader, may not know how to end.
     """
 
     def end(unraisable: Any) -> None:
-        if isinstance(unraisable.exc_value, Stopped):
-            _end(_State.received or signal.SIGINT, None)
-        if not received():
+        if isinstance(unraisable.exc_value, Stopped) and _State.received is not None:
+            again = threading.Timer(0.05, os.kill, (os.getpid(), _State.received))
+            again.daemon, _State.received = True, None
+            again.start()
+        elif not received():
             hook(unraisable)
 
     return end

@@ -141,7 +141,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     # As on a GPU, of which nothing is used here.
     monkeypatch.setattr("adderzoo.cli.benchmark.open_device", torch.device)
     monkeypatch.setattr(benchmark, "describe_machine", lambda device: device)
-    monkeypatch.setattr("adderzoo.cli.benchmark._write", lambda report, args: None)
+    monkeypatch.setattr("adderzoo.cli.benchmark._write", lambda report, args, last: None)
     assert adderzoo("benchmark", "--device", "cuda:1").status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 64, 0.25, "float32"),
