@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
+from .folders import image_formats
+
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La")
 # What decoders of bytes put into a pixel of 16-bit colours, and the mode of Pillow that has its samples.
@@ -52,7 +54,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise ValueError("it is no regular file")
         # By its name Pillow would map some files into memory: a TIFF that is to be turned in a wrong way, and one that
         # shrinks meanwhile would end the process.
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=image_formats()) as image:
             if image.format == "PNG":
                 _check_png(path)
             yield image
