@@ -269,7 +269,7 @@ class ClassFolder(Dataset):
         return name if inside else None
 
     def _check_splits(self, images: Iterable[str]) -> None:
-        """Refuse DIR/train/CLASS/IMAGE, of which DIR would be a class, and CLASS/train/IMAGE beside CLASS/test/IMAGE."""
+        """The folder that seems to hold the class folders, the only one in `root` with images; else ""."""
         parts = [self._parts(path) for path in images]
         inner = sorted({(name, inside[0]) for name, *inside in parts if len(inside) > 1 and is_split(inside[0])})
         splits = sorted({split for _, split in inner})
@@ -308,7 +308,7 @@ class ClassFolder(Dataset):
 
     @property
     def inner(self) -> str:
-        """The folder with the class folders, if that seems to be one inside `root`, the only one with images; or ""."""
+        """The folder that seems to hold the class folders, the only one in `root` with images; or ""."""
         parts = [self._parts(path) for path, _ in self.samples]
         wraps = len({name for name, *_ in parts}) == 1 and all(len(inside) > 1 for _, *inside in parts)
         return os.path.join(self.root, parts[0][0]) if wraps else ""

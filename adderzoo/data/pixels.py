@@ -157,6 +157,8 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
         raise ValueError("it is an animation of 16 bits, which cannot be read beyond its first frame")
     if image.format == "PPM" and _maxval(image) > 255:
         return _ppm(image)
+    if image.mode not in ("I", "F") and _signed(image):  # which Pillow takes for bytes
+        raise ValueError("its pixels are integers with a sign, of which it is not known what is white")
     if image.format == "TIFF" and _in_planes(image.tag_v2):  # type: ignore[attr-defined]
         raise ValueError("its colours of 16 bits lie in separate planes, which cannot be read")
     if order == "16B" and layout == "LA":  # as if each byte was a channel
@@ -203,6 +205,10 @@ def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
 
 def _name(image: Image.Image) -> str:
     return image.fp.name  # type: ignore[attr-defined]
+
+
+def _signed(image: Image.Image) -> bool:
+    return image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
 
 
 def _in_planes(tags: Any) -> bool:

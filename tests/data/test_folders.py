@@ -308,7 +308,9 @@ def test_splits_in_another_folder_are_no_classes(tmp_path: Path, wrapper: str, s
 def test_splits_inside_classes_are_not_taken_together(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/{split}/1.png" for name in "ab" for split in ("train", "test")))
     for open_it in (lambda: open_dataset("", str(tmp_path), None, 3), lambda: training(tmp_path)):
-        with pytest.raises(ValueError, match=r"has splits inside its class folders \(a/test, a/train, b/test, b/train\)"):
+        with pytest.raises(
+            ValueError, match=r"has splits inside its class folders \(a/test, a/train, b/test, b/train\)"
+        ):
             open_it()
     path = tmp_path / "map.txt"
     path.write_text("a\nb\n")
@@ -325,13 +327,13 @@ def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
     for known in (["0", "1"], None):
         with pytest.raises(ValueError, match=re.escape(remedy)):
             match_classes(open_dataset("", str(tmp_path), None, 3), 2, known)
-    with pytest.raises(ValueError, match="a name a line$"):
+    with pytest.raises(ValueError, match=r"a name a line$"):
         match_classes(open_dataset("", str(write(tmp_path / "b", "x/1.png")), None, 3), 2, ["0", "1"])
 
 
 def test_a_training_needs_images_of_two_classes(tmp_path: Path) -> None:
     write(tmp_path, "a/1.png", "b/notes.txt")
-    with pytest.raises(ValueError, match="needs at least two classes, data-dir .* has images of one: 'a'"):
+    with pytest.raises(ValueError, match=r"needs at least two classes, data-dir .* has images of one: 'a'"):
         training(tmp_path)
 
 
