@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
                 failures.append(str(error))
                 continue
             height, width = larger.color.shape[1:]
-            bar.write(f"{destination}: {width}x{height} pixels{_others(larger)}, by {name}")
+            bar.write(f"{destination}: {width}x{height} pixels{_others(larger, destination)}, by {name}")
     if failures:
         raise ValueError("; ".join(failures))
 
@@ -168,10 +168,11 @@ def _count_tiles(path: Path, side: int, model: Any) -> int:
         return 0
 
 
-def _others(photo: "Photo") -> str:
-    if not photo.others:
-        return ""
-    return f" in {len(photo.frames)} {'frames' if photo.animation else 'pages'}"
+def _others(photo: "Photo", path: Path) -> str:
+    from adderzoo.data.photos import written_frames
+
+    count = len(written_frames(photo, path))
+    return f" in {count} {'frames' if photo.animation else 'pages'}" if count > 1 else ""
 
 
 def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
