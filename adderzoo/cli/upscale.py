@@ -137,10 +137,11 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     if not args.output.exists() and args.output.suffix:
         raise ValueError(f"OUT must be a folder for the larger images, got a name that ends as a file's, {args.output}")
     outputs: dict[Path, Path] = {}
+    folders = {}
     for photo in args.photos:
         found = find_images([photo])
         if photo.is_dir():
-            say(args, f"{found.describe()} in {photo}")
+            folders[photo] = found
         for source in map(Path, found.images):
             destination = args.output / (source.relative_to(photo) if photo.is_dir() else source.name)
             check_image_output(destination, "OUT")
@@ -154,6 +155,8 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     for destination in outputs.values():
         if destination.resolve() in originals:
             raise ValueError(f"OUT must be another folder than that of the images: {destination} is one of them")
+    for folder, found in folders.items():
+        say(args, f"{folder}: {found.describe()}")
     return outputs
 
 
