@@ -22,6 +22,7 @@ from adderzoo.data import (
     match_classes,
     open_dataset,
     open_training_data,
+    spread,
 )
 
 
@@ -426,3 +427,14 @@ def test_images_are_pixels_of_the_files_that_are_named(tmp_path: Path) -> None:
     images = open_dataset("", str(tmp_path), None, 3)
     for index, (path, _) in enumerate(images.source.samples):
         assert images[index][0].tobytes() == Image.open(path).tobytes()
+
+
+def test_a_damaged_image_is_named_once_among_some_too(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b" / "1.png").write_bytes(b"no image")
+    images = open_dataset("", str(tmp_path), None, 3)
+    for some in (images, spread(images, 2)):
+        with pytest.raises(
+            ValueError, match=f"^image {re.escape(str(tmp_path / 'b' / '1.png'))} cannot be read: it is"
+        ):
+            some[1]
