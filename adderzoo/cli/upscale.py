@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
                 failures.append(str(error))
                 continue
             height, width = larger.color.shape[1:]
-            bar.write(f"{destination}: {width}x{height} pixels{_others(larger)}, by {name}")
+            bar.write(f"{destination}: {width}x{height} pixels{_others(larger, destination)}, by {name}")
     if failures:
         raise ValueError("; ".join(failures))
 
@@ -137,10 +137,11 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     if not args.output.exists() and args.output.suffix:
         raise ValueError(f"OUT must be a folder for the larger images, got a name that ends as a file's, {args.output}")
     outputs: dict[Path, Path] = {}
+    folders = {}
     for photo in args.photos:
         found = find_images([photo])
         if photo.is_dir():
-            say(args, f"{found.describe()} in {photo}")
+            folders[photo] = found
         for source in map(Path, found.images):
             destination = args.output / (source.relative_to(photo) if photo.is_dir() else source.name)
             check_image_output(destination, "OUT")
@@ -154,6 +155,8 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     for destination in outputs.values():
         if destination.resolve() in originals:
             raise ValueError(f"OUT must be another folder than that of the images: {destination} is one of them")
+    for folder, found in folders.items():
+        say(args, f"{folder}: {found.describe()}")
     return outputs
 
 
@@ -168,10 +171,11 @@ def _count_tiles(path: Path, side: int, model: Any) -> int:
         return 0
 
 
-def _others(photo: "Photo") -> str:
-    if not photo.others:
-        return ""
-    return f" in {len(photo.frames)} {'frames' if photo.animation else 'pages'}"
+def _others(photo: "Photo", path: Path) -> str:
+    from adderzoo.data.photos import written_frames
+
+    count = len(written_frames(photo, path))
+    return f" in {count} {'frames' if photo.animation else 'pages'}" if count > 1 else ""
 
 
 def _open_network(args: argparse.Namespace) -> tuple[str, Any]:

@@ -50,6 +50,8 @@ class Images(Dataset):
         if isinstance(self.source, ClassFolder):
             path, label = self.source[index]
             image = read_image(Path(path), len(self.mode))
+        elif isinstance(self.source, Subset):  # of images such as these, whose errors name them
+            image, label = self.source[index]
         else:
             try:
                 image, label = self._read(index)
@@ -177,10 +179,11 @@ def open_training_data(
     train = open_dataset(name, root, train_split, channels, class_map, download, "train-split", **keys)
     if isinstance(train, IterableDataset):
         raise ValueError(f"dataset {name!r} is a stream; training needs access by index")
-    classes = class_names(train)
+    empty = train.source.empty if is_folder(train) else []
+    classes = [name for name in class_names(train) if name not in empty]
     if len(classes) == 1:
-        text = f"training needs at least two classes, data-dir {root!r} has one: {classes[0]!r}"
-        raise ValueError(f"{text}; each needs a folder of its own")
+        text = f"training needs at least two classes, data-dir {root!r} has images of one: {classes[0]!r}"
+        raise ValueError(f"{text}; each needs a folder of its own{_hint(train)}")
     indices = class_indices(train)
     if known and not class_map and sorted(known) == sorted(indices):
         indices = {label: index for index, label in enumerate(known)}
@@ -213,6 +216,12 @@ def _find_validation(root: Path, train: Path) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- classes
+
+
+def _hint(dataset: Any) -> str:
+    """What to try with a folder that has another one around its class folders, as archives have."""
+    inner = dataset.source.inner if is_folder(dataset) else ""
+    return f"; if the classes are the folders in it, --data-dir {inner} takes them" if inner else ""
 
 
 def is_folder(dataset: Any) -> bool:
@@ -278,6 +287,7 @@ def match_classes(dataset: Any, num_classes: int, known: Sequence[str] | None) -
             raise ValueError(
                 f"the data set has {count(len(names), 'class')} ({some_of(names)}), the network {num_classes}, and "
                 "nothing says which these are: --class-map takes a file with the network's classes, a name a line"
+                f"{_hint(dataset)}"
             )
         return dataset
     indices = match_names(names, known)
@@ -286,9 +296,10 @@ def match_classes(dataset: Any, num_classes: int, known: Sequence[str] | None) -
         raise ValueError(
             f"the data set has {count(len(strange), 'class')} that the network was not trained on ({some_of(strange)}; "
             f"it knows {some_of(known)}): --class-map takes a file with the data set's names of the network's classes, "
-            "a name a line"
+            f"a name a line{_hint(dataset)}"
         )
-    return with_indices(dataset, indices)
+    others = {name: index for index, name in enumerate(known) if index not in indices.values()}
+    return with_indices(dataset, indices | others)
 
 
 def match_names(names: Sequence[str], known: Sequence[str]) -> dict[str, int]:

@@ -41,11 +41,14 @@ _KINDS = {
 @cache
 def image_extensions() -> frozenset[str]:
     """The ends of file names that Pillow opens as images, in lower case."""
-    return frozenset(
-        extension
-        for extension, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in _NO_IMAGES
-    )
+    formats = image_formats()
+    return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in formats)
+
+
+def image_formats() -> list[str]:
+    """Pillow's names of the formats that it decodes by itself."""
+    Image.init()
+    return [kind for kind in Image.OPEN if kind not in _NO_IMAGES]
 
 
 def check_file(path: Path) -> None:
@@ -225,7 +228,8 @@ class ClassFolder(Dataset):
         left_out: Paths of files that do not count, by the reason.
 
     Raises:
-        ValueError: if there are no class folders, no images in them, or images beside them.
+        ValueError: if there are no class folders, no images in them, or images beside them; without `class_to_idx`, if
+            there are splits inside the class folders.
     """
 
     def __init__(self, root: Path | str, class_to_idx: Mapping[str, int] | None = None) -> None:
@@ -246,7 +250,9 @@ class ClassFolder(Dataset):
         self.left_out = files.left_out
         self.classes = files.folders
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
-        if class_to_idx is not None:
+        if class_to_idx is None:
+            self._check_splits(files.images)
+        else:
             self.class_to_idx = dict(class_to_idx)
             strange = [path for path, name in named if name not in class_to_idx]
             files.leave_out("of classes that class-map does not name", *strange)
@@ -255,9 +261,30 @@ class ClassFolder(Dataset):
                 raise ValueError(f"class-map must name the classes in {root}, {some_of(files.folders)}; it names none")
         self.samples = [(path, self.class_to_idx[name]) for path, name in named if name in self.class_to_idx]
 
+    def _parts(self, path: str) -> list[str]:
+        return path.removeprefix(self.root).lstrip(os.sep).split(os.sep)
+
     def _class(self, path: str) -> str | None:
-        name, inside, _ = path.removeprefix(self.root).lstrip(os.sep).partition(os.sep)
+        name, *inside = self._parts(path)
         return name if inside else None
+
+    def _check_splits(self, images: Iterable[str]) -> None:
+        """The folder that seems to hold the class folders, the only one in `root` with images; else ""."""
+        parts = [self._parts(path) for path in images]
+        inner = sorted({(name, inside[0]) for name, *inside in parts if len(inside) > 1 and is_split(inside[0])})
+        splits = sorted({split for _, split in inner})
+        if inner and len({name for name, *_ in parts}) == 1:
+            there = os.path.join(self.root, inner[0][0])
+            raise ValueError(
+                f"folder {self.root} has no class folders, but splits in {there} ({some_of(splits)}): "
+                f"--data-dir {there} takes them"
+            )
+        if len(splits) > 1:
+            raise ValueError(
+                f"folder {self.root} has splits inside its class folders "
+                f"({some_of([os.path.join(*each) for each in inner])}), whose images would count together: each has to "
+                f"be a folder of classes, {os.path.join(self.root, splits[0], 'CLASS', 'IMAGE')}"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -275,9 +302,16 @@ class ClassFolder(Dataset):
 
     @property
     def empty(self) -> list[str]:
-        """Classes without images."""
+        """Classes without images, those that only `class_to_idx` names among them."""
         found = {index for _, index in self.samples}
-        return [name for name in self.classes if self.class_to_idx[name] not in found]
+        return [name for name, index in self.class_to_idx.items() if index not in found]
+
+    @property
+    def inner(self) -> str:
+        """The folder that seems to hold the class folders, the only one in `root` with images; or ""."""
+        parts = [self._parts(path) for path, _ in self.samples]
+        wraps = len({name for name, *_ in parts}) == 1 and all(len(inside) > 1 for _, *inside in parts)
+        return os.path.join(self.root, parts[0][0]) if wraps else ""
 
     def notes(self) -> list[str]:
         """What a person has to know: classes without images, files that do not count."""

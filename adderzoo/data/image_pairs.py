@@ -19,7 +19,6 @@ from .folders import (
     some_of,
     split_folders,
     unusual_names,
-    visible_folders,
 )
 from .pixels import read_image, read_size
 
@@ -102,6 +101,7 @@ class ImagePairs(Dataset):
         large, small = _folders(root, scale)
         self.scale = scale
         files = find_images([large])
+        _check_kinds(large, files.images)
         self.folder, self.left_out = large, files.left_out
         self.large = [Path(path) for path in files.images]
         self.small: list[Path] | None = None
@@ -172,13 +172,22 @@ def _folders(root: Path, scale: int) -> tuple[Path, Path]:
         root = root / f"x{scale}"
     if (root / "HR").is_dir():
         return root / "HR", root / "LR"
-    strange = [name for name in visible_folders(root) if is_split(name) or _PART.fullmatch(name)]
+    return root, root.parent / f"{root.name.removesuffix('_HR')}_LR_bicubic" / f"X{scale}"
+
+
+def _check_kinds(root: Path, images: list[str]) -> None:
+    """Refuse images that would count alike, of several splits or scales, or large ones and small ones."""
+    strange: dict[str, None] = {}
+    for image in images:
+        folders = Path(image).relative_to(root).parts[:-1]
+        depth = next((depth for depth, name in enumerate(folders, 1) if is_split(name) or _PART.fullmatch(name)), None)
+        if depth:
+            strange[str(Path(*folders[:depth]))] = None
     if strange:
         raise ValueError(
-            f"folder {root} has images of several kinds, in {some_of(strange, 8)}: name one of them, or put large "
-            f"images into {root / 'HR'} and small ones, if there are any, into {root / 'LR'}"
+            f"folder {root} has images of several kinds, in {some_of(sorted(strange), 8)}: name one of them, or put "
+            f"large images into {root / 'HR'} and small ones, if there are any, into {root / 'LR'}"
         )
-    return root, root.parent / f"{root.name.removesuffix('_HR')}_LR_bicubic" / f"X{scale}"
 
 
 # What holds large images, small ones, or those of a scale.

@@ -243,6 +243,12 @@ def _format(path: Path) -> str:
     return Image.registered_extensions()[path.suffix.lower()]
 
 
+def written_frames(photo: Photo, path: Path) -> tuple[Photo, ...]:
+    """The frames that a file of that name has: without a PNG's still image that is no part of its animation."""
+    hidden = photo.animation is not None and photo.animation.still and _format(path) != "PNG"
+    return photo.others if hidden else photo.frames
+
+
 def write_photo(photo: Photo, path: Path) -> None:
     """Write an image file, of the format that its name ends in; 16 bits as PNG or TIFF alone, else 8.
 
@@ -261,8 +267,7 @@ def write_photo(photo: Photo, path: Path) -> None:
         elif kind == "PNG" and photo.color.dtype == torch.uint16 and not photo.others:
             path.write_bytes(_png16(photo))
         else:
-            hidden = photo.animation is not None and photo.animation.still and kind != "PNG"
-            images = [_image(frame) for frame in (photo.others if hidden else photo.frames)]
+            images = [_image(frame) for frame in written_frames(photo, path)]
             if kind == "GIF":
                 images = [_without_half_tones(image) for image in images]
             options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}

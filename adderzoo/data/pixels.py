@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
+from .folders import image_formats
+
 _MODES = {1: "L", 3: "RGB"}
 _GREY = ("1", "L", "LA", "La")
 # What decoders of bytes put into a pixel of 16-bit colours, and the mode of Pillow that has its samples.
@@ -52,7 +54,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise ValueError("it is no regular file")
         # By its name Pillow would map some files into memory: a TIFF that is to be turned in a wrong way, and one that
         # shrinks meanwhile would end the process.
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, Image.open(file, formats=image_formats()) as image:
             if image.format == "PNG":
                 _check_png(path)
             yield image
@@ -155,6 +157,8 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
         raise ValueError("it is an animation of 16 bits, which cannot be read beyond its first frame")
     if image.format == "PPM" and _maxval(image) > 255:
         return _ppm(image)
+    if image.mode not in ("I", "F") and _signed(image):  # which Pillow takes for bytes
+        raise ValueError("its pixels are integers with a sign, of which it is not known what is white")
     if image.format == "TIFF" and _in_planes(image.tag_v2):  # type: ignore[attr-defined]
         raise ValueError("its colours of 16 bits lie in separate planes, which cannot be read")
     if order == "16B" and layout == "LA":  # as if each byte was a channel
@@ -201,6 +205,10 @@ def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
 
 def _name(image: Image.Image) -> str:
     return image.fp.name  # type: ignore[attr-defined]
+
+
+def _signed(image: Image.Image) -> bool:
+    return image.format == "TIFF" and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
 
 
 def _in_planes(tags: Any) -> bool:

@@ -327,7 +327,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--data-dir", "nowhere"), "data-dir must be a folder, got 'nowhere'"),
         (("--data-dir", "empty"), "folder empty has no class folders"),
         (("--data-dir", "flat"), "folder flat has 1 image of no class: move them into folders of their classes"),
-        (("--data-dir", "one"), "training needs at least two classes, data-dir 'one' has one: 'a'"),
+        (("--data-dir", "one"), "training needs at least two classes, data-dir 'one' has images of one: 'a'"),
         (("--data-dir", "untrained"), "'untrained' has no folder for the split 'train', but has: val"),
         (("--data-dir", "other"), "the validation images have classes that the training images do not have: 'z'"),
         (("--data-dir", "data", "--val-split", "test"), "has no folder for the split 'test', but has: train, val"),

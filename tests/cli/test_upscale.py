@@ -232,6 +232,12 @@ def test_all_frames_and_pages_become_larger(adderzoo: Command, tmp_path: Path) -
                 larger.seek(index)
                 assert np.array_equal(larger.convert("RGB"), frame.resize((12, 10)))
                 assert name == "a.tif" or larger.info["duration"] == (index + 1) * 100
+    options = {"save_all": True, "default_image": True, "duration": [100, 200]}  # the first is no part of the animation
+    frames[0].save(tmp_path / "still.png", append_images=frames[1:], **options)
+    for name, count in (("still_x2.png", 3), ("still_x2.gif", 2)):
+        done = adderzoo("upscale", tmp_path / "still.png", "-o", tmp_path / name, "--model", "bicubic")
+        assert done.out == f"{tmp_path / name}: 12x10 pixels in {count} frames, by bicubic\n"
+        assert Image.open(tmp_path / name).n_frames == count  # type: ignore[attr-defined]
     refused = adderzoo("upscale", tmp_path / "a.gif", "-o", tmp_path / "out.jpg", "--model", "bicubic")
     assert "OUT must end in .png, .webp or .gif to keep the image's 3 frames" in refused.error
     assert not (tmp_path / "out.jpg").exists()

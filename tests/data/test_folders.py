@@ -5,6 +5,7 @@ import random
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batches import read
@@ -21,6 +22,7 @@ from adderzoo.data import (
     match_classes,
     open_dataset,
     open_training_data,
+    spread,
 )
 
 
@@ -289,6 +291,57 @@ def test_splits_of_loose_images_are_no_classes(tmp_path: Path) -> None:
         open_dataset("", str(tmp_path), None, 3)
 
 
+@pytest.mark.parametrize("wrapper", ["data", "archive/images"])
+@pytest.mark.parametrize("splits", [("train", "val"), ("test",), ("Training", "Test")])
+def test_splits_in_another_folder_are_no_classes(tmp_path: Path, wrapper: str, splits: tuple[str, ...]) -> None:
+    """As archives are unpacked, with a folder of something else beside them."""
+    for split in splits:
+        write(tmp_path / wrapper / split, "a/1.png", "b/1.png")
+    root = (tmp_path / wrapper).parent
+    (root / "labels").mkdir()
+    message = f"folder {root} has no class folders, but splits in {tmp_path / wrapper} ({', '.join(sorted(splits))}): "
+    for open_it in (lambda: open_dataset("", str(root), None, 3), lambda: training(root)):
+        with pytest.raises(ValueError, match=re.escape(f"{message}--data-dir {tmp_path / wrapper} takes them")):
+            open_it()
+    assert open_dataset("", str(tmp_path / wrapper), splits[-1], 3).source.classes == ["a", "b"]
+
+
+def test_splits_inside_classes_are_not_taken_together(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{name}/{split}/1.png" for name in "ab" for split in ("train", "test")))
+    for open_it in (lambda: open_dataset("", str(tmp_path), None, 3), lambda: training(tmp_path)):
+        with pytest.raises(
+            ValueError, match=r"has splits inside its class folders \(a/test, a/train, b/test, b/train\)"
+        ):
+            open_it()
+    path = tmp_path / "map.txt"
+    path.write_text("a\nb\n")
+    assert len(open_dataset("", str(tmp_path), None, 3, str(path))) == 4  # the user has said what the classes are
+    other = write(tmp_path / "other", "bus/1.png", "bus/train/1.png", "car/1.png")  # one name may be anything
+    assert open_dataset("", str(other), None, 3).source.classes == ["bus", "car"]
+
+
+def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "digits/0/1.png", "digits/1/1.png", "__MACOSX/digits/0/._1.png")
+    remedy = f"--data-dir {tmp_path / 'digits'} takes them"
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        training(tmp_path)
+    for known in (["0", "1"], None):
+        with pytest.raises(ValueError, match=re.escape(remedy)):
+            match_classes(open_dataset("", str(tmp_path), None, 3), 2, known)
+    with pytest.raises(ValueError, match=r"a name a line$"):
+        match_classes(open_dataset("", str(write(tmp_path / "b", "x/1.png")), None, 3), 2, ["0", "1"])
+
+
+def test_a_training_needs_images_of_two_classes(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/notes.txt")
+    with pytest.raises(ValueError, match=r"needs at least two classes, data-dir .* has images of one: 'a'"):
+        training(tmp_path)
+
+
+def training(root: Path) -> Any:
+    return open_training_data("", str(root), "train", None, 3)
+
+
 def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     write(tmp_path, "train/1.png", "bus/1.png", "Test/1.png")
     images = open_dataset("", str(tmp_path), None, 3)
@@ -318,6 +371,7 @@ def test_classes_are_found_by_their_names(tmp_path: Path) -> None:
     root = write(tmp_path, "truck/1.png", "cat/1.png", "cat/2.png")
     images = match_classes(open_dataset("", str(root), None, 3), 4, ["truck", "dog", "bird", "cat"])
     assert read(images)[1] == [3, 3, 0]
+    assert describe_dataset(images) == f"2 classes, 3 images in {root}; no images of 2 classes (dog, bird)"
     with pytest.raises(ValueError, match=r"1 class that the network was not trained on \(cat; it knows truck, dog"):
         match_classes(open_dataset("", str(root), None, 3), 3, ["truck", "dog", "bird"])
 
@@ -373,3 +427,14 @@ def test_images_are_pixels_of_the_files_that_are_named(tmp_path: Path) -> None:
     images = open_dataset("", str(tmp_path), None, 3)
     for index, (path, _) in enumerate(images.source.samples):
         assert images[index][0].tobytes() == Image.open(path).tobytes()
+
+
+def test_a_damaged_image_is_named_once_among_some_too(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "b" / "1.png").write_bytes(b"no image")
+    images = open_dataset("", str(tmp_path), None, 3)
+    for some in (images, spread(images, 2)):
+        with pytest.raises(
+            ValueError, match=f"^image {re.escape(str(tmp_path / 'b' / '1.png'))} cannot be read: it is"
+        ):
+            some[1]

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 from torchvision.io import ImageReadMode, decode_image
 
 from adderzoo.data.pixels import open_image, read_image, read_pixels, read_size
@@ -262,6 +263,7 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
         "uint32": "integers of 32 bits",
         "int32": "integers of 32 bits",
         "int16": "with a sign",
+        "int8": "with a sign",
     }.items():
         tifffile.imwrite(tmp_path / "a.tif", grey.astype(dtype))
         with pytest.raises(ValueError, match=rf"image .*a.tif cannot be read: its pixels are .*{reason}"):
@@ -269,6 +271,10 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", color.astype("float32"), photometric="rgb")
     with pytest.raises(ValueError, match=r"image .*a.tif cannot be read: its pixels are floating point \(32 \+ 32"):
         read_image(tmp_path / "a.tif", 3)
+    for dtype in ("int8", "int16"):
+        tifffile.imwrite(tmp_path / "a.tif", color.astype(dtype), photometric="rgb")
+        with pytest.raises(ValueError, match=r"image .*a.tif cannot be read: its pixels are integers with a sign"):
+            read_image(tmp_path / "a.tif", 3)
     Image.fromarray(grey.astype("float32")).save(tmp_path / "a.pfm")
     with pytest.raises(ValueError, match=r"image .*a.pfm cannot be read: its pixels are floating point"):
         read_image(tmp_path / "a.pfm", 3)
@@ -279,6 +285,15 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
         )
         with pytest.raises(ValueError, match=r"a.tif cannot be read: its colours of 16 bits lie in separate planes"):
             read_image(tmp_path / "a.tif", 3)
+
+
+def test_postscript_is_refused_whatever_its_name_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands it to Ghostscript, where that is installed."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("a program was run"))
+    for name in ("a.eps", "a.png", "a"):
+        Image.new("RGB", (8, 8)).save(path := tmp_path / name, "EPS")
+        with pytest.raises(ValueError, match=re.escape(f"image {path} cannot be read: ") + ".* not known"):
+            read_image(path, 3)
 
 
 def test_bombs_truncated_files_and_pipes_are_named(tmp_path: Path) -> None:
