@@ -41,6 +41,8 @@ def check_output(path: Path, name: str, endings: Collection[str] = ()) -> None:
     """
     if endings and path.suffix not in endings:
         raise ValueError(f"{name} must end in {' or '.join(endings)}, got {path}")
+    if path.suffix == ".safetensors":
+        check_text(path, name)
     if path.is_dir():
         raise ValueError(f"{name} must be a file, got the folder {path}")
     if path.exists() and not os.access(path, os.W_OK):
@@ -49,6 +51,18 @@ def check_output(path: Path, name: str, endings: Collection[str] = ()) -> None:
         if path.exists() and not path.is_file():
             raise ValueError(f"{name} must be a file or a pipe, got the device or socket {path}")
         _check_folder(_target(path).parent, f"{name} {path}")
+
+
+def check_text(path: Path, name: str) -> None:
+    """Refuse a path that safetensors would not open: one that is no UTF-8.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be a path in UTF-8, since safetensors opens no other, got {path}") from error
 
 
 def check_output_folder(folder: Path, name: str) -> None:

@@ -336,7 +336,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
+    return ", ".join(map(plain, keys[:most])) + (", ..." if len(keys) > most else "")
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -535,7 +535,7 @@ def convert(
     if original:
         write_atomically(destination, in_memory(lambda file: torch.save(to_original(state_dict, model), file)))
     else:
-        write_atomically(destination, lambda path: path.write_bytes(save(state_dict, metadata)))
+        _write(destination, state_dict, metadata)
     return metadata
 
 
@@ -547,4 +547,10 @@ def save_weights(model: nn.Module, destination: Path, metadata: Mapping[str, str
     """
     # safetensors takes neither views nor strides.
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    write_atomically(destination, lambda path: path.write_bytes(save(weights, {"format": "pt", **metadata})))
+    _write(destination, weights, {"format": "pt", **metadata})
+
+
+def _write(destination: Path, weights: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    # Names of files may be no text, and safetensors has text alone.
+    said = {key: value.encode(errors="backslashreplace").decode() for key, value in metadata.items()}
+    write_atomically(destination, lambda path: path.write_bytes(save(weights, said)))

@@ -231,8 +231,13 @@ def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"input": images.numpy()})[0])
 
 
+def _open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
+    with path.open("rb") as file:  # of a path that is no text PyTorch makes nothing
+        return torch.export.load(file).module()
+
+
 _READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
-    "pt2": lambda path: torch.export.load(path).module(),
+    "pt2": _open_pt2,
     "aoti": lambda path: torch._inductor.aoti_load_package(str(path)),
     "torchscript": _open_torchscript,
     "onnx": _open_onnx,

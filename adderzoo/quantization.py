@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from adderzoo import fusion
-from adderzoo._foreign import shown, to_json
+from adderzoo._foreign import shown, to_json, why
 from adderzoo.checkpoints import (
     ARGUMENT_ERRORS,
     check_fits,
@@ -317,6 +317,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             layer.__class__ = _INT8_LAYERS[type(layer)]
         fusion.fold_into_convolutions(network)
         patterns = fusion.find_patterns(network, _BYTE_LAYERS)
+        _check_readers(network, patterns)
         written = _written_bytes(network, patterns)
         outputs = {maker: _quantizer_of(network, node) for node, maker in written.items()}
 
@@ -342,6 +343,24 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         network.recompile()
     fusion.keep_attributes(network, calibrated, quantization=ranges(calibrated))
     return network.eval().requires_grad_(False)
+
+
+def _check_readers(network: fx.GraphModule, patterns: list[Pattern]) -> None:
+    """Refuse bytes that nothing on bytes reads any more, such as a residual addition behind a BatchNorm with hooks."""
+    readers = {
+        reader
+        for pattern in patterns
+        for reader in zip(pattern.operands, (pattern.layer, pattern.addition), strict=False)
+    }
+    for node, quantizer in fusion.module_calls(network, (FakeQuantize,)):
+        for user in node.users:
+            if (node, user) not in readers:
+                behind = " and ".join(str(other.target) for other in user.all_input_nodes if other is not node)
+                raise ValueError(
+                    f"the bytes of {quantizer.name} go into {user}{behind and f' behind {behind}'}, which was part of "
+                    "an adder layer when calibrate() ran and is none now: quantize() takes no hooks or modules that "
+                    "have come there since"
+                )
 
 
 def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
@@ -491,12 +510,14 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
 def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:
     """An architecture on the meta device: without weights."""
     if not timm.is_model(architecture):
-        raise ValueError(f"there is no registered network {architecture!r}: pass one like it as `model`")
+        raise ValueError(f"there is no registered network {shown(architecture)}: pass one like it as `model`")
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, **arguments)
     except (AssertionError, RuntimeError, *ARGUMENT_ERRORS) as error:
-        raise ValueError(f"{architecture} cannot be made with the arguments {dict(arguments)}: {error}") from error
+        raise ValueError(
+            f"{architecture} cannot be made with the arguments {shown(dict(arguments))}: {why(error)}"
+        ) from error
 
 
 def _read(path: Path) -> nn.Module | None:

@@ -231,6 +231,16 @@ def test_weights_that_are_no_finite_floats_are_refused(
         load_checkpoint(timm.create_model("adder_lenet5"), path)
 
 
+def test_foreign_names_of_tensors_are_short_and_printable_in_a_message(tmp_path: Path) -> None:
+    state_dict = random_network("adder_lenet5").state_dict()
+    torch.save({**state_dict, "a\x1b[2J": torch.ones(1), "x" * 10**5: torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="2 unknown: 'a") as caught:
+        load_checkpoint(timm.create_model("adder_lenet5"), tmp_path / "a.pth")
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 1000
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
     model = random_network("adder_lenet5").to(dtype)

@@ -288,6 +288,11 @@ def test_processes_that_write_in_one_folder_do_not_take_each_other_for_dead(tmp_
         ("folder.json", [".json"], "json must be a file, got the folder {0}"),
         ("file/a.json", [".json"], "json {0} cannot be written: {1}/file is no folder"),
         ("file/deeper/a.json", [".json"], "json {0} cannot be written: {1}/file is no folder"),
+        (
+            "\udcff.safetensors",
+            [".safetensors"],
+            "json must be a path in UTF-8, since safetensors opens no other, got {0}",
+        ),
         ("nowhere/a.json", [".json"], "json {0} cannot be written: {1}/nowhere is no folder"),
     ],
 )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adderzoo._foreign import shown
+
 if TYPE_CHECKING:
     import torch
 
@@ -147,6 +149,9 @@ def check_channels(config: dict[str, Any], args: argparse.Namespace) -> None:
         raise ValueError(
             f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration, got {given}"
         )
+    for key in ("mean", "std"):  # metadata may have them without an input_size to fit to
+        if len(config[key]) not in (1, channels):
+            raise ValueError(f"{args.model} takes images of {channels} channels, but its {key} is {shown(config[key])}")
 
 
 def open_device(name: str, rank: int | None = None) -> "torch.device":

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import to_json
+from adderzoo._foreign import check_classes, to_json
 
 from ._network import Group, check_channels, names_its_tag, published_classes
 
@@ -61,6 +61,10 @@ class Classification:
             **keys,
         )
         self.indices = class_indices(self.train_set)
+        try:
+            check_classes(list(self.indices))
+        except ValueError as error:
+            raise ValueError(f"the names of the classes could not be read again from the weights: {error}") from error
         self.num_classes = args.num_classes or (max(self.indices.values()) + 1 if self.indices else None)
 
     def loss(self) -> Any:
@@ -71,9 +75,9 @@ class Classification:
 
     def check(self, model: Any) -> None:
         """Refuse a network with fewer classes than the images have."""
-        from adderzoo.data import check_classes
+        from adderzoo import data
 
-        check_classes(self.train_set, model.num_classes)
+        data.check_classes(self.train_set, model.num_classes)
 
     def calibrate(self, model: Any, group: Group) -> Any:
         """The network with what bytes can hold, with ranges from some images.

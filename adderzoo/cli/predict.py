@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from timm.data import create_transform, resolve_model_data_config
 
     from adderzoo.data import find_images, read_image
+    from adderzoo.engine import check_results
 
     if args.topk < 1:
         raise ValueError(f"topk must be at least 1, got {args.topk}")
@@ -68,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
         if not files:
             continue
         with torch.inference_mode():
-            probabilities = model(torch.stack(inputs).to(device)).float().softmax(1).cpu()
+            logits = model(torch.stack(inputs).to(device)).float()
+        check_results(logits)
+        probabilities = logits.softmax(1).cpu()
         for path, top in zip(files, zip(*probabilities.topk(min(args.topk, len(names))), strict=True), strict=True):
             classes = [
                 {"index": index, "name": names[index], "probability": probability}

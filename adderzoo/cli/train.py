@@ -24,7 +24,7 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo._files import check_output_folder
+    from adderzoo._files import check_output_folder, check_text
     from adderzoo.hub import task
 
     super_resolution = task(args.model) == "super-resolution"
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     _keep_memory()
     with open_group(args.device) as group:
         if group.rank == 0:  # which alone writes there
+            check_text(args.output / (args.experiment or ""), "output")
             check_output_folder(args.output / (args.experiment or ""), "output")
         if group.processes > 1 and not args.experiment:
             raise ValueError("several processes need --experiment: the name of their common folder")

@@ -98,7 +98,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         open_dataset,
         open_loader,
     )
-    from adderzoo.engine import evaluate
+    from adderzoo.engine import check_results, evaluate
     from adderzoo.models import is_super_resolution
 
     model = open_network(args, quiet=group.rank != 0, any_task=True)
@@ -146,6 +146,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         images=None if group.processes == 1 else len(range(group.rank, len(dataset), group.processes)),
         description=args.model,
     )
+    check_results(torch.tensor(result.loss))
     announced = getattr(getattr(dataset, "reader", None), "num_samples", None)
     if isinstance(dataset, IterableDataset) and announced and announced != result.images:
         raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")

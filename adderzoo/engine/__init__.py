@@ -1,7 +1,7 @@
 """Loops over data."""
 
 from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
-from .evaluation import Result, evaluate
+from .evaluation import Result, check_results, evaluate
 from .files import best_epoch, read_state, write_epoch
 from .image_quality import psnr, quality, ssim
 from .super_resolution import SuperResolutionResult, evaluate_super_resolution, upscale
@@ -17,6 +17,7 @@ __all__ = [
     "SuperResolutionResult",
     "Training",
     "best_epoch",
+    "check_results",
     "create_optimizer",
     "create_scheduler",
     "evaluate",

@@ -129,6 +129,16 @@ def evaluate(
     )
 
 
+def check_results(results: Tensor) -> None:
+    """Refuse what a network with unusable weights gives, such as a negative variance in BatchNorm.
+
+    Raises:
+        ValueError: if there is NaN or infinity.
+    """
+    if not results.isfinite().all():
+        raise ValueError("the network's results are not finite: its weights cannot be used with these images")
+
+
 def _standard_error(share: float, count: float) -> float:
     return 100 * math.sqrt(share * (1 - share) / count)
 

@@ -6,6 +6,7 @@ any moment leaves files from which the training goes on to the same end.
 
 import csv
 import math
+import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -123,8 +124,10 @@ def read_state(folder: Path, training: Training) -> bool:
             training.task.load_task_state(state["task"])
         if state["scheduler"]:
             training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
-        training.step = state["step"]
+        training.step = operator.index(state["step"])
         training.history[:] = [Epoch(**epoch) for epoch in state["history"]]
+        if [epoch.epoch for epoch in training.history] != list(range(1, len(training.history) + 1)):
+            raise ValueError("its history must have the epochs 1, 2 ...")
         if training.scheduler and not state["scheduler"]:  # a longer one may be at another rate by now
             training.scheduler.step(len(training.history))
             training.scheduler.step_update(training.step)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from adderzoo.data.image_pairs import WHITE, ImagePairs, as_float, as_integers
 
+from .evaluation import check_results
 from .image_quality import quality
 
 
@@ -43,7 +44,7 @@ def upscale(
         (3, scale * H, scale * W), where the image is, of its type: float not clipped, integers clipped and rounded.
 
     Raises:
-        ValueError: if `tile` is less than 1, or the image of another type.
+        ValueError: if `tile` is less than 1, the image of another type, or a result not finite.
     """
     if not (image.is_floating_point() or image.dtype in WHITE):
         raise ValueError(f"image must be float, uint8 or uint16, got {image.dtype}")
@@ -60,6 +61,7 @@ def upscale(
         for part in progress(tiles(height, width, tile or max(height, width, 1), model.radius)):
             x = as_float(image[None, :, part.outer_rows, part.outer_columns].to(device)).to(dtype)
             y = (_ensemble(run, x) if self_ensemble else run(x))[0]
+            check_results(y)
             y = (y if image.is_floating_point() else as_integers(y, image.dtype)).to(image.device, image.dtype)
             top, left = (scale * offset for offset in part.offset)
             rows, columns = (slice(scale * s.start, scale * s.stop) for s in (part.rows, part.columns))

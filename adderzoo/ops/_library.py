@@ -226,6 +226,8 @@ def _warn_about_device(device: torch.device) -> None:
 
 def _on_device(name: str, kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def run(first: torch.Tensor, *arguments: object) -> torch.Tensor:
+        if first.layout != torch.strided:  # whatever the device
+            raise RuntimeError(f"{name}: tensors must be dense, got one with the layout {first.layout}")
         if first.device.type == "cuda" and _Cuda.load(build=True):
             return getattr(torch.ops.adderzoo, name)(first, *arguments)  # which goes there from now on
         _warn_about_device(first.device)

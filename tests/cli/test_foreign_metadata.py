@@ -168,6 +168,52 @@ def test_whatever_the_metadata_says_a_command_works_or_says_why_not(
     assert not failures
 
 
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_normalisation_of_other_channels_than_the_network_has_is_refused(
+    adderzoo: Command, files: Files, tmp_path: Path, key: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(files.float), path, {"num_classes": "2", "data_config": json.dumps({key: [0.5, 0.5, 0.5]})})
+    for command in (["predict", files.image], ["validate", "--data-dir", files.folder / "data"]):
+        done = adderzoo(*command, "--model", "adder_lenet5", "--checkpoint", path)
+        assert done.status == 1
+        assert f"adder_lenet5 takes images of 1 channels, but its {key} is (0.5, 0.5, 0.5)" in done.err
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "upscale", "validate super-resolution"])
+def test_network_whose_results_are_not_finite_is_refused(
+    adderzoo: Command, files: Files, tmp_path: Path, command: str
+) -> None:
+    """Its weights are: a negative variance is a number like any other."""
+    name = "adder_lenet5" if command in ("predict", "validate") else "adder_edsr_small_x2"
+    model = timm.create_model(name, **({"num_classes": 2} if name == "adder_lenet5" else {}))
+    state_dict = {key: -value if key.endswith("var") else value for key, value in model.state_dict().items()}
+    torch.save(state_dict, tmp_path / "a.pth")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random_images(1, (32, 32), seed=1)[0].convert("RGB").save(photos / "a.png")
+    out = tmp_path / "out.json"
+    arguments = {
+        "predict": ["predict", files.image, "--num-classes", 2],
+        "validate": [
+            "validate",
+            "--data-dir",
+            files.folder / "data",
+            "--num-classes",
+            2,
+            "--results-file",
+            f"{out}.json",
+        ],
+        "upscale": ["upscale", photos / "a.png", "-o", tmp_path / "out.png"],
+        "validate super-resolution": ["validate", "--data-dir", photos, "--results-file", out],
+    }[command]
+    done = adderzoo(*arguments, "--model", name, "--checkpoint", tmp_path / "a.pth")
+    assert done.status == 1
+    assert "error: the network's results are not finite" in done.err
+    assert done.out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pth", "photos"}
+
+
 def test_whatever_a_config_says_a_command_works_or_says_why_not(
     adderzoo: Command, files: Files, tmp_path: Path
 ) -> None:

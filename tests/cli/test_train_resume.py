@@ -2,6 +2,7 @@ import csv
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import adderzoo as package
+from adderzoo.cli._train_arguments import default_arguments
+from adderzoo.cli.train import run as run_train
 
 Command = Callable[..., Done]
 
@@ -281,6 +284,39 @@ def test_options_without_effect_are_not_compared(adderzoo: Command, data: Path, 
 
 class Foreign:
     """Of no class that a state has."""
+
+
+@pytest.mark.parametrize(("key", "change"), [("step", lambda step: None), ("history", lambda history: history * 2)])
+def test_a_state_with_wrong_numbers_is_refused(
+    adderzoo: Command, data: Path, tmp_path: Path, key: str, change: Callable[[Any], Any]
+) -> None:
+    command, path = arguments(data, tmp_path / "out", "run"), tmp_path / "out" / "run" / "state.pt"
+    assert adderzoo(*command, "--epochs", 1).status == 0
+    state = torch.load(path)
+    torch.save({**state, key: change(state[key])}, path)
+    done = adderzoo(*command, "--epochs", 3, "--resume")
+    assert done.status == 1
+    assert f"adderzoo train: error: {path} is damaged, or of another training: " in done.err
+
+
+def test_class_names_that_could_not_be_read_again_are_refused_ahead_of_the_training(
+    adderzoo: Command, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(next((data / "train").iterdir()), data / "train" / "\x1b[2J")
+    error = adderzoo(*arguments(data, tmp_path / "out", "run"), "--epochs", 1).error
+    assert "error: the names of the classes could not be read again from the weights: " in error
+    assert error.isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_no_weights_could_be_read_from_again_is_refused_ahead_of_the_training(
+    data: Path, tmp_path: Path
+) -> None:
+    args = default_arguments("adder_lenet5")  # not through main(): pytest cannot read the byte that it would print
+    args.data_dir, args.output, args.experiment = str(data), tmp_path / "\udcff", "run"
+    with pytest.raises(ValueError, match=r"^output must be a path in UTF-8"):
+        run_train(args)
+    assert not args.output.exists()
 
 
 @pytest.mark.parametrize("kind", ["foreign", "pickle", "text", "empty", "cut"])

@@ -688,3 +688,9 @@ def test_results_do_not_depend_on_the_number_of_threads(
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):
             assert one.equal(another)
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn])
+def test_tensor_that_is_not_dense_is_refused_by_its_layout(change: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match=r"^adder2d: tensors must be dense, got one with the layout torch\._?\w+"):
+        adder2d(change(torch.randn(1, 3, 8, 8)), torch.randn(4, 3, 3, 3))
