@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> None:
     }
     config = json.dumps(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
-    save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)
+    network = quantize(simulation)
+    kept |= _statistics(model, network, args)
+    save(network, args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(
@@ -90,6 +92,17 @@ def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, s
 
     images, count = open_some_images(model, args)
     return calibrate(model, images, bits, args.quantile), f"{count} images"
+
+
+def _statistics(model: Any, network: Any, args: argparse.Namespace) -> dict[str, str]:
+    """What `export --format c` needs of a classifier's images, for the file; nothing if there are none."""
+    from adderzoo.microcontroller import observe
+    from adderzoo.models import is_super_resolution
+
+    if is_super_resolution(model) or not (args.data_dir or args.dataset):
+        return {}
+    images, _ = open_some_images(model, args)
+    return {"statistics": json.dumps(observe(network, images))}
 
 
 def check_some_images(args: argparse.Namespace) -> None:
