@@ -127,12 +127,14 @@ class _Value:
         emit: Makes it as bytes: of a quantizer, whether a ReLU follows, and what BatchNorm follows. Without a quantizer
             it makes logits.
         flat: Whether it has been flattened to (N, C * H * W).
+        takes_norm: Whether BatchNorm can be done where it is made.
     """
 
     node: fx.Node
     shape: tuple[int, int, int]
     emit: Callable[..., Plane]
     flat: bool = False
+    takes_norm: bool = False
 
 
 def integer_network(
@@ -204,7 +206,7 @@ class _Converter:
         if isinstance(module, _CONVS):
             return self._conv(node, module, input)
         if fusion._is_relu(self.network, node):
-            return _Value(node, input.shape, lambda q, relu=True, norm=None: input.emit(q, True, norm), input.flat)
+            return _Value(node, input.shape, lambda q, relu=True, norm=None: input.emit(q, True), input.flat)
         if type(module) in fusion.NORMS:
             return self._norm(node, module, input)
         if isinstance(module, nn.MaxPool2d):
@@ -213,7 +215,7 @@ class _Converter:
             return self._average_pool(node, module, input)
         is_flatten = isinstance(module, nn.Flatten) or node.target in ("flatten", torch.flatten)
         if is_flatten and (node.args[1:] or (getattr(module, "start_dim", 1),))[0] == 1:
-            return _Value(node, input.shape, input.emit, flat=True)
+            return _Value(node, input.shape, input.emit, True, input.takes_norm)
         return self._refuse(node, self._describe(node, module))
 
     def _describe(self, node: fx.Node, module: nn.Module | None) -> str:
@@ -278,7 +280,8 @@ class _Converter:
         shape = _output_shape(input.shape, len(layer.scale), kernel, geometry)
         if weight[0].numel() * 255 >= 2**24:
             return self._refuse(node, "a filter of more than 65,792 elements")
-        addends = [self._bytes(other) for other in node.all_input_nodes[1:]]
+        operands: Any = node.args  # which may be the same twice
+        addends = [self._bytes(other) for other in operands[1:]]
         if any(addend.shape != shape for addend in addends):
             return self._refuse(node, "an addition that broadcasts")
         if node.name not in self.statistics.get("distances", {}):
@@ -290,16 +293,13 @@ class _Converter:
         )
         scale, shift, addend_scale = layer.scale.double(), layer.shift.double(), getattr(layer, "addend_scale", 1.0)
         if addends:  # whose zero point may be another than the one that `shift` has, if its bytes are of this pass
-            addend_node = node.all_input_nodes[1]
-            if isinstance(self.values[addend_node], _Value):
+            if isinstance(self.values[operands[1]], _Value):
                 shift = shift - addends[0].padding[0] * addends[0].scale * addend_scale
                 addend_scale = addend_scale * addends[0].scale
 
         def emit(quantizer: Quantizer | None, relu: bool = False, norm: nn.Module | None = None) -> Plane:
             s, t, a = scale, shift, addend_scale
             if norm is not None:
-                if addends:
-                    return self._refuse(node, "BatchNorm behind an addition")
                 times, plus = fusion.affine_map(norm)
                 s, t = times * s, times * t + plus
             if quantizer is not None and layer.out_zero_point is None:
@@ -316,7 +316,7 @@ class _Converter:
         if layer.out_zero_point is not None:
             # Of what these bytes stand for, only the zero point and the largest matter: scale and shift have the rest.
             return emit(Quantizer(1.0, layer.out_zero_point, layer.out_max))
-        return _Value(node, shape, emit, linear)
+        return _Value(node, shape, emit, linear, not addends and not layer.relu)
 
     def _conv(self, node: fx.Node, layer: Any, value: _Value) -> _Value:
         from_image = value.node.op == "placeholder"
@@ -367,7 +367,7 @@ class _Converter:
 
             return self._once((node, quantizer, relu, norm), make)
 
-        return _Value(node, shape, emit, linear)
+        return _Value(node, shape, emit, linear, True)
 
     def _geometry(self, node: fx.Node, layer: Any, shape: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, Any]:
         """Stride, padding on all sides and dilation of a layer."""
@@ -396,10 +396,28 @@ class _Converter:
         if norm.training or norm.running_mean is None:
             return self._refuse(node, "BatchNorm without running statistics")
 
-        def emit(quantizer: Quantizer | None, relu: bool = False, norm2: nn.Module | None = None) -> Plane:
-            if norm2 is not None:
-                return self._refuse(node, "BatchNorm behind BatchNorm")
-            return value.emit(quantizer, relu, norm)
+        def emit(quantizer: Quantizer | None, relu: bool = False, _: None = None) -> Plane:
+            if value.takes_norm:
+                return value.emit(quantizer, relu, norm)
+            # A depthwise convolution with weights of one.
+            source = value.emit(self._quantizer(value))
+            channels = source.shape[0]
+
+            def make() -> Step:
+                times, plus = fusion.affine_map(norm)
+                scale = times * source.scale
+                center = torch.full_like(scale, source.padding[0])
+                shift = plus - scale * center
+                if quantizer is not None:
+                    scale, shift = scale / quantizer.scale, shift / quantizer.scale
+                bounds = torch.zeros_like(scale), torch.full_like(scale, source.top)
+                low = quantizer.zero_point if quantizer is not None and relu else 0
+                affine = self._affine(scale, shift, center, bounds, quantizer, low)
+                ones = torch.ones(channels, 1, 1, 1, dtype=torch.int8)
+                plane = self._plane(node.name, source.shape, quantizer)
+                return Layer(plane, (source,), "conv", ones, affine, groups=channels)
+
+            return self._once((node, quantizer, relu), make)
 
         return _Value(node, value.shape, emit, value.flat)
 
@@ -429,7 +447,7 @@ class _Converter:
                 (node, quantizer, relu, norm), lambda: MaxPool(plane, (input,), kernel, stride, padding, least)
             )
 
-        return _Value(node, shape, emit)
+        return _Value(node, shape, emit, takes_norm=value.takes_norm)
 
     def _average_pool(self, node: fx.Node, pool: Any, value: _Value) -> _Value:
         channels, height, width = value.shape
@@ -446,12 +464,12 @@ class _Converter:
                 return self._refuse(node, "an average pooling with padding")
             rows, columns = ((s - k) // d + 1 for s, k, d in zip((height, width), kernel, stride, strict=True))
         if kernel == (1, 1) and stride == (1, 1):
-            return _Value(node, value.shape, value.emit, value.flat)
+            return _Value(node, value.shape, value.emit, value.flat, value.takes_norm)
         shape = channels, rows, columns
 
         def emit(quantizer: Quantizer | None, relu: bool = False, norm: nn.Module | None = None) -> Plane:
-            if quantizer is None or norm is not None:
-                return self._refuse(node, "pooling of logits, or in front of BatchNorm")
+            if quantizer is None:
+                return self._refuse(node, "pooling of logits")
             source = value.emit(self._quantizer(value))
 
             def make() -> Step:
@@ -511,7 +529,7 @@ class _Converter:
                 largest = max(int(affine.multiplier.abs().max()), abs(affine.addend_multiplier))
                 if largest < limit and _in_32_bits(affine, inside, addend_top):
                     break
-            if int(affine.multiplier.abs().max()) >= 2**10:
+            if int(affine.multiplier.abs().max()) >= min(2**10, limit // 4):
                 break
         if not _in_32_bits(affine, inside, addend_top) or (affine.shift < 0 and quantizer is not None):
             raise ValueError("a layer's numbers do not fit into 32 bits")

@@ -82,7 +82,8 @@ def plan(network: IntegerNetwork) -> Arena:
     for index, step in enumerate(network.steps[:-1]):
         plane, addends = step.output, step.inputs[1:]
         owner = plane
-        if addends and last[addends[0]] == index and buffers[addends[0]] == buffers[plane]:
+        free = bool(addends) and last[addends[0]] == index and addends[0] is not step.inputs[0]
+        if free and buffers[addends[0]] == buffers[plane]:
             owner = owners[addends[0]]
         owners[plane] = owner
         starts.setdefault(owner, index)

@@ -30,9 +30,7 @@ static void leave(int status)
     semihosting(0x20, block);                               /* SYS_EXIT_EXTENDED */
 }
 
-extern uint32_t stack_top;
-
-__attribute__((section(".vectors"), used)) static const void *const vectors[] = {&stack_top, (const void *)start};
+__asm__(".section .vectors, \"a\"\n\t.word stack_top\n\t.word start\n\t.previous");
 
 void start(void)
 {

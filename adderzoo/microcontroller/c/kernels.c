@@ -38,6 +38,12 @@
 #define NOINLINE static
 #endif
 
+/* GCC's scheduling before the allocation of registers would spill what the kernels keep there, and its counted loops take
+   a register away. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns", "no-branch-count-reg")
+#endif
+
 /* Every pointer that words are read through is to a multiple of four bytes of the arena. */
 INLINE const uint32_t *words_at(const uint8_t *bytes) { return (const uint32_t *)(const void *)bytes; }
 
@@ -83,19 +89,29 @@ INLINE uint8_t to_byte(uint32_t sum, uint32_t shift, uint32_t low, uint32_t top)
               [w1] "n"(16 * (k) + 4), [w2] "n"(16 * (k) + 8), [w3] "n"(16 * (k) + 12)                                  \
             : "memory");
 #define SUM_DECLARE uint32_t a, b, f;
+#define FOUR_WORDS                                                                                                     \
+    WORD(0) WORD(1) WORD(2) WORD(3) x += 4;                                                                            \
+    w += 16;
 #define SUM_WORDS(words)                                                                                               \
-    {                                                                                                                  \
-        uint32_t left = (words);                                                                                       \
-        for (; left >= 12u; left -= 12u, x += 12, w += 48) {                                                           \
-            WORD(0) WORD(1) WORD(2) WORD(3) WORD(4) WORD(5) WORD(6) WORD(7) WORD(8) WORD(9) WORD(10) WORD(11)          \
-        }                                                                                                              \
-        for (; left >= 4u; left -= 4u, x += 4, w += 16) {                                                              \
-            WORD(0) WORD(1) WORD(2) WORD(3)                                                                            \
-        }                                                                                                              \
-        for (; left > 0u; left -= 1u, x += 1, w += 4) {                                                                \
-            WORD(0)                                                                                                    \
-        }                                                                                                              \
-    }
+    for (uint32_t left = (words); left >= 12u; left -= 12u, x += 12, w += 48) {                                        \
+        WORD(0) WORD(1) WORD(2) WORD(3) WORD(4) WORD(5) WORD(6) WORD(7) WORD(8) WORD(9) WORD(10) WORD(11)              \
+    }                                                                                                                  \
+    if ((words) % 12u >= 4u) {                                                                                         \
+        FOUR_WORDS                                                                                                     \
+    }                                                                                                                  \
+    if ((words) % 12u >= 8u) {                                                                                         \
+        FOUR_WORDS                                                                                                     \
+    }                                                                                                                  \
+    if ((words) % 4u >= 1u) {                                                                                          \
+        WORD(0)                                                                                                        \
+    }                                                                                                                  \
+    if ((words) % 4u >= 2u) {                                                                                          \
+        WORD(1)                                                                                                        \
+    }                                                                                                                  \
+    if ((words) % 4u >= 3u) {                                                                                          \
+        WORD(2)                                                                                                        \
+    }                                                                                                                  \
+    w += 4u * ((words) % 4u);
 #define SUM_FINISH
 
 #elif ADDER_KERNEL == ADDER_SWAR
@@ -319,8 +335,8 @@ INLINE void adder_layer(
             for (uint32_t channel = 0; channel < channels; channel += 4u, affine += 8) {
                 uint32_t s0 = sum_near, s1 = sum_near, s2 = sum_near, s3 = sum_near;
                 uint32_t s4 = sum_far, s5 = sum_far, s6 = sum_far, s7 = sum_far;
-                uint8_t *const y0 = output + i * out_row + j * out_point + channel;
-                const uint8_t *const z = addend + (addend != 0 ? i * addend_row + j * out_point + channel : 0u);
+                uint8_t *const y0 = output != 0 ? output + i * out_row + j * out_point + channel : 0;
+                const uint8_t *const z = addend != 0 ? addend + i * addend_row + j * out_point + channel : 0;
                 SUM_DECLARE
                 for (uint32_t tap = 0; tap < tap_rows; tap++) {
                     for (uint32_t side = 0; side < tap_columns; side++) {
