@@ -292,10 +292,9 @@ class _Converter:
             torch.maximum(weight, 2**self.byte_bits - 1 - weight).flatten(1).double().sum(1),
         )
         scale, shift, addend_scale = layer.scale.double(), layer.shift.double(), getattr(layer, "addend_scale", 1.0)
-        if addends:  # whose zero point may be another than the one that `shift` has, if its bytes are of this pass
-            if isinstance(self.values[operands[1]], _Value):
-                shift = shift - addends[0].padding[0] * addends[0].scale * addend_scale
-                addend_scale = addend_scale * addends[0].scale
+        if addends and isinstance(self.values[operands[1]], _Value):  # in float there: `shift` has no zero point of it
+            shift = shift - addends[0].padding[0] * addends[0].scale * addend_scale
+            addend_scale = addend_scale * addends[0].scale
 
         def emit(quantizer: Quantizer | None, relu: bool = False, norm: nn.Module | None = None) -> Plane:
             s, t, a = scale, shift, addend_scale

@@ -19,69 +19,66 @@
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 typedef uint64_t qemu_plugin_id_t;
-typedef void (*translated)(qemu_plugin_id_t id, struct qemu_plugin_tb *block);
-typedef void (*ended)(qemu_plugin_id_t id, void *data);
+typedef void (*translated)(qemu_plugin_id_t id, struct qemu_plugin_tb* block);
+typedef void (*ended)(qemu_plugin_id_t id, void* data);
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, translated callback);
-void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, ended callback, void *data);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *block);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *block, size_t index);
-uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *instruction);
-void qemu_plugin_register_vcpu_insn_exec_inline(
-    struct qemu_plugin_insn *instruction, int operation, void *number, uint64_t addend);
+void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, ended callback, void* data);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb* block);
+struct qemu_plugin_insn* qemu_plugin_tb_get_insn(const struct qemu_plugin_tb* block, size_t index);
+uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn* instruction);
+void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn* instruction, int operation, void* number,
+                                                uint64_t addend);
 
 EXPORT int qemu_plugin_version = 1;
 
 static uint64_t base, size = 0x100000;
-static const char *out = "counts.txt";
-static uint64_t *counts;
+static const char* out = "counts.txt";
+static uint64_t* counts;
 
-static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
-{
-    (void)id;
-    for (size_t index = 0; index < qemu_plugin_tb_n_insns(block); index++) {
-        struct qemu_plugin_insn *instruction = qemu_plugin_tb_get_insn(block, index);
-        const uint64_t offset = qemu_plugin_insn_vaddr(instruction) - base;
-        if (offset < size) {
-            qemu_plugin_register_vcpu_insn_exec_inline(instruction, 0, &counts[offset / 2], 1); /* 0 is ADD_U64 */
-        }
+static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb* block) {
+  (void)id;
+  for (size_t index = 0; index < qemu_plugin_tb_n_insns(block); index++) {
+    struct qemu_plugin_insn* instruction = qemu_plugin_tb_get_insn(block, index);
+    const uint64_t offset = qemu_plugin_insn_vaddr(instruction) - base;
+    if (offset < size) {
+      qemu_plugin_register_vcpu_insn_exec_inline(instruction, 0, &counts[offset / 2], 1); /* 0 is ADD_U64 */
     }
+  }
 }
 
-static void end(qemu_plugin_id_t id, void *data)
-{
-    (void)id, (void)data;
-    FILE *file = fopen(out, "w");
-    for (uint64_t offset = 0; file != NULL && offset < size; offset += 2) {
-        if (counts[offset / 2] != 0) {
-            fprintf(file, "%" PRIx64 " %" PRIu64 "\n", base + offset, counts[offset / 2]);
-        }
+static void end(qemu_plugin_id_t id, void* data) {
+  (void)id, (void)data;
+  FILE* file = fopen(out, "w");
+  for (uint64_t offset = 0; file != NULL && offset < size; offset += 2) {
+    if (counts[offset / 2] != 0) {
+      fprintf(file, "%" PRIx64 " %" PRIu64 "\n", base + offset, counts[offset / 2]);
     }
-    if (file == NULL || fclose(file) != 0) {
-        perror(out);
-        exit(1);
-    }
+  }
+  if (file == NULL || fclose(file) != 0) {
+    perror(out);
+    exit(1);
+  }
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
-{
-    (void)info;
-    for (int index = 0; index < argc; index++) {
-        if (strncmp(argv[index], "base=", 5) == 0) {
-            base = strtoull(argv[index] + 5, NULL, 0);
-        } else if (strncmp(argv[index], "size=", 5) == 0) {
-            size = strtoull(argv[index] + 5, NULL, 0);
-        } else if (strncmp(argv[index], "out=", 4) == 0) {
-            out = strdup(argv[index] + 4);
-        } else {
-            fprintf(stderr, "count: unknown argument %s\n", argv[index]);
-            return 1;
-        }
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void* info, int argc, char** argv) {
+  (void)info;
+  for (int index = 0; index < argc; index++) {
+    if (strncmp(argv[index], "base=", 5) == 0) {
+      base = strtoull(argv[index] + 5, NULL, 0);
+    } else if (strncmp(argv[index], "size=", 5) == 0) {
+      size = strtoull(argv[index] + 5, NULL, 0);
+    } else if (strncmp(argv[index], "out=", 4) == 0) {
+      out = strdup(argv[index] + 4);
+    } else {
+      fprintf(stderr, "count: unknown argument %s\n", argv[index]);
+      return 1;
     }
-    counts = calloc(size / 2, sizeof *counts);
-    if (counts == NULL) {
-        return 1;
-    }
-    qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
-    qemu_plugin_register_atexit_cb(id, end, NULL);
-    return 0;
+  }
+  counts = calloc(size / 2, sizeof *counts);
+  if (counts == NULL) {
+    return 1;
+  }
+  qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
+  qemu_plugin_register_atexit_cb(id, end, NULL);
+  return 0;
 }
