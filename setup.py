@@ -29,15 +29,17 @@ class OptionalBuild(BuildExtension):
         self.extensions = everything
 
 
-def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> Any:
+def extension(kind: Any, name: str, sources: list[Path], cuda: bool = False, **link: list[str]) -> Any:
     return kind(
         name,
         [str(path.relative_to(ROOT)) for path in sources],
-        depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()],
+        depends=[str(path.relative_to(ROOT)) for path in build["build_inputs"]()]
+        + ["setup.py", "adderzoo/ops/_build.py"],
         extra_compile_args={
             "cxx": build["CXX_FLAGS"] + NO_PATHS,
             "nvcc": build["NVCC_FLAGS"] + [f"-Xcompiler={flag}" for flag in NO_PATHS],
         },
+        extra_link_args=build["mark_flags"](build["build_digest"](cuda)),
         py_limited_api=True,
         optional=True,
         **link,
@@ -47,7 +49,8 @@ def extension(kind: Any, name: str, sources: list[Path], **link: list[str]) -> A
 extensions = [extension(CppExtension, "adderzoo._C", build["source_files"]())]
 if torch.version.cuda is not None and CUDA_HOME is not None and Path(CUDA_HOME, "bin", "nvcc").is_file():
     folders = build["cuda_library_folders"](CUDA_HOME)
-    extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", build["cuda_source_files"](), library_dirs=folders))
+    sources = build["cuda_source_files"]()
+    extensions.append(extension(CUDAExtension, "adderzoo._C_cuda", sources, cuda=True, library_dirs=folders))
 
 setup(
     ext_modules=extensions,

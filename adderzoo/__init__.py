@@ -1,5 +1,10 @@
 """Adder networks for PyTorch. Importing this package registers its networks and optimisers with timm."""
 
+from adderzoo import _signals
+
+if _signals.started_as_command():
+    _signals.end_at_once()
+
 from adderzoo import hub, layers, models, ops, optim, profile, quantization
 from adderzoo.checkpoints import create_model
 from adderzoo.fusion import fuse

@@ -106,6 +106,7 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
     license = said.get("license") or cfg.license or "unknown"
     made_by = "Measured by" if "source" in said else "Trained and measured by"  # the source is somebody else's file
     start = f" The training started from {said['trained_from']}." if "trained_from" in said else ""
+    teachers = f" It was taught by {said['taught_by']}." if "taught_by" in said else ""
     other = twin(cfg.architecture)
     network, *others = [describe(each, cfg) for each in (cfg.architecture, other) if each]
     if isinstance(measured, Quality):
@@ -115,8 +116,8 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
     sections = {
         parts.figures_title: parts.figures,
         "Cost": _cost(parts, [network, *others], cfg.tag, folder),
-        "Training": f"{measured.recipe or 'Not recorded.'}{start}\n\n{made_by} this command, in a clone of adderzoo's "
-        f"repository:\n\n```bash\n{measured.command}\n```",
+        "Training": f"{measured.recipe or 'Not recorded.'}{start}{teachers}\n\n{made_by} this command, in a clone of "
+        f"adderzoo's repository:\n\n```bash\n{measured.command}\n```",
         "Data": parts.data,
         "Use": f"`adderzoo` brings these weights with it (`pip install --no-build-isolation .` in a clone):{parts.use}",
         "Intended use and limits": parts.limits,

@@ -1,6 +1,5 @@
 """Networks as files that run elsewhere: `torch.export` programs, AOTInductor packages, TorchScript, ONNX."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
@@ -11,8 +10,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import write_atomically
-from adderzoo.fusion import fuse
+from adderzoo._files import in_memory, write_atomically
+from adderzoo.fusion import copy_of, fuse
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
 
@@ -78,7 +77,7 @@ def export_network(
     if format == "onnx":
         _check_onnx()
     size = input_size(model, image_size)
-    reference = copy.deepcopy(model).eval()
+    reference = copy_of(model).eval()
     # The translation into ONNX's operators knows adder2d; what fuse() packs would have to be unpacked again.
     network = reference if format == "onnx" or hasattr(model, "quantization") else fuse(model)
     write, open_file = _WRITERS[format], _READERS[format]
@@ -91,6 +90,7 @@ def export_network(
             run = open_file(temporary)
         except RuntimeError as error:  # which the errors of all exporters are
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = reason.replace(str(temporary), str(path))
             raise ValueError(f"model cannot be exported as {format}: {reason}") from error
         for images in _images(size, (1, 3) if dynamic_batch else (1,)):
             errors.append(_error(run(images), reference(images)))
@@ -175,22 +175,21 @@ def _program(network: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.e
 
 
 def _write_pt2(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:
-    torch.export.save(_program(network, images, dynamic_batch), path, extra_files=metadata)
+    program = _program(network, images, dynamic_batch)
+    in_memory(lambda file: torch.export.save(program, file, extra_files=metadata))(path)
 
 
 def _write_aoti(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:
-    program = _program(network, images, dynamic_batch)
-    path.unlink(missing_ok=True)
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
-    )
+    program, configs = _program(network, images, dynamic_batch), {"aot_inductor.metadata": metadata}
+    compile = torch._inductor.aoti_compile_and_package
+    in_memory(lambda file: compile(program, package_path=file, inductor_configs=configs))(path)
 
 
 def _write_torchscript(
     network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path
 ) -> None:
     with _without_deprecation():
-        torch.jit.save(torch.jit.script(network), path, _extra_files=metadata)
+        in_memory(lambda file: torch.jit.save(torch.jit.script(network), file, _extra_files=metadata))(path)
 
 
 def _write_onnx(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:

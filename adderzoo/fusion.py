@@ -55,6 +55,59 @@ _BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, 
 _LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *_NORM_ACTS, nn.Linear, *ADDERS, *ADDERS.values(), *_BYTE_LAYERS)
 
 
+# ---------------------------------------------------------------------------------------------------------------- hooks
+
+
+def hook_of(module: nn.Module) -> str | None:
+    """What else a call of a module does than its class's forward(), in words, if it does.
+
+    These are the hooks of PyTorch, those of torch.nn.utils.prune, weight_norm and spectral_norm among them, and a
+    forward() of the module's own, as Hugging Face's accelerate sets it.
+    """
+    for name in ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"):
+        if getattr(module, f"_{name.removeprefix('full_')}s", None):
+            return f"a hook (register_{name}, or what calls it)"
+    return "a forward() of its own" if "forward" in vars(module) else None
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Refuses hooks that a graph of the network would not have.
+
+    Raises:
+        ValueError: if the network itself has hooks, or all modules have.
+    """
+    if torch.nn.modules.module._has_any_global_hook():
+        raise ValueError(
+            "all modules have a hook (torch.nn.modules.module.register_module_forward_hook or its like), which would "
+            "act on other modules than those of the network: remove it first"
+        )
+    if hook := hook_of(model):
+        raise ValueError(
+            f"model must have no hooks of its own, got a {type(model).__name__} with {hook}, which its graph would not "
+            "have: remove it first"
+        )
+
+
+def seen_modules(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules, by all their names, but those with hooks and what is in them."""
+    if hook_of(network) is None:
+        yield name, network
+        for child, module in network._modules.items():
+            if module is not None:
+                yield from seen_modules(module, f"{name}.{child}" if name else child)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, of a network too whose hooks have computed weights (torch.nn.utils.prune, weight_norm)."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
@@ -81,7 +134,9 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*_LAYERS, *get_notrace_modules())) or super().is_leaf_module(m, module_qualified_name)
+        # What has hooks is called as it is, for hooks are to see tensors, in every call.
+        is_leaf = isinstance(m, (*_LAYERS, *get_notrace_modules())) or hook_of(m) is not None
+        return is_leaf or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         try:
@@ -99,10 +154,11 @@ def trace(model: nn.Module, prefix: str = "Fused") -> fx.GraphModule:
         prefix: Of the name of the copy's class.
 
     Raises:
-        ValueError: naming the module, if torch.fx cannot trace it.
+        ValueError: naming the module, if torch.fx cannot trace it; as :func:`check_hooks`.
     """
+    check_hooks(model)
     name = type(model).__name__ if isinstance(model, fx.GraphModule) else f"{prefix}{type(model).__name__}"
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     tracer = _Tracer()
@@ -163,8 +219,7 @@ def _split_activations(network: fx.GraphModule) -> None:
 
 def _remove_identities(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        module = called_module(network, node)
-        if type(module) in (nn.Identity, *_DROPOUTS) or _is_idle_dropout(node):
+        if plain_module(network, node, (nn.Identity, *_DROPOUTS)) is not None or _is_idle_dropout(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
 
@@ -185,10 +240,17 @@ def called_module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def plain_module(network: fx.GraphModule, node: fx.Node, kinds: Iterable[type]) -> nn.Module | None:
+    """The module that a node calls, if it is one of some kinds, and has no hooks."""
+    module = called_module(network, node)
+    return module if module is not None and type(module) in kinds and hook_of(module) is None else None
+
+
 def module_calls(network: fx.GraphModule, kinds: Iterable[type]) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """All calls of modules of some kinds that have no hooks."""
     for node in list(network.graph.nodes):
-        module = called_module(network, node)
-        if module is not None and type(module) in kinds:
+        module = plain_module(network, node, kinds)
+        if module is not None:
             yield node, module
 
 
@@ -200,13 +262,30 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0]
 
 
-def _norm_of(network: fx.GraphModule, layer: fx.Node) -> tuple[fx.Node | None, nn.Module | None]:
-    """The BatchNorm that is all that sees the output of a layer, if it is an affine map."""
+def _norm_of(
+    network: fx.GraphModule, layer: fx.Node, of_layer: torch.dtype, *dtypes: torch.dtype
+) -> tuple[fx.Node | None, nn.Module | None]:
+    """The BatchNorm that is all that sees the output of a layer, if it is an affine map.
+
+    Args:
+        network: The network.
+        layer: The call of the layer.
+        of_layer: The dtype of its output.
+        dtypes: What others the output of BatchNorm may have.
+    """
     user = _only_user(layer)
-    norm = None if user is None else called_module(network, user)
-    if type(norm) not in NORMS or norm.running_mean is None or norm.running_var is None:  # type: ignore[union-attr]
+    norm: Any = None if user is None else plain_module(network, user, NORMS)
+    if norm is None or norm.running_mean is None or norm.running_var is None:
         return None, None
-    return user, norm
+    return (user, norm) if _dtype_behind(norm, of_layer) in (of_layer, *dtypes) else (None, None)
+
+
+def _dtype_behind(norm: Any, dtype: torch.dtype) -> torch.dtype:
+    """Of what a BatchNorm makes of a tensor of this type. PyTorch's refuses to make half precision of others."""
+    own = (norm.running_mean if norm.weight is None else norm.weight).dtype
+    if isinstance(norm, FrozenBatchNorm2d | FrozenBatchNormAct2d):
+        return torch.promote_types(dtype, own)
+    return own if own.itemsize < 4 else dtype
 
 
 def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
@@ -214,7 +293,7 @@ def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
         return node.target in _RELU_FUNCTIONS
     if node.op == "call_method":
         return node.target in ("relu", "relu_")
-    return type(called_module(network, node)) is nn.ReLU
+    return plain_module(network, node, (nn.ReLU,)) is not None
 
 
 def _addend_of(node: fx.Node, summand: fx.Node) -> fx.Node | None:
@@ -225,14 +304,19 @@ def _addend_of(node: fx.Node, summand: fx.Node) -> fx.Node | None:
     operands = [*node.args, *(node.kwargs[name] for name in ("input", "other") if name in node.kwargs)]
     if len(operands) != 2 or len(node.args) + len(node.kwargs) != 2:  # there is an alpha or an out
         return None
-    if (node.target is operator.iadd or node.target == "add_") and operands[0] is not summand:
+    if _is_in_place(node) and operands[0] is not summand:
         return None
     addend = operands[0] if operands[1] is summand else operands[1]
     return addend if isinstance(addend, fx.Node) else None
 
 
+def _is_in_place(addition: fx.Node) -> bool:
+    return addition.target is operator.iadd or addition.target == "add_"
+
+
 def _is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
-    return isinstance(called_module(network, node), _LAYERS)
+    module = called_module(network, node)
+    return isinstance(module, _LAYERS) and hook_of(module) is None
 
 
 def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
@@ -252,7 +336,7 @@ def _may_write(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a call may change a tensor that it gets: it says so, or it is none of PyTorch's own."""
     module = called_module(network, node)
     if module is not None:
-        foreign = not type(module).__module__.startswith("torch.nn.")
+        foreign = hook_of(module) is not None or not type(module).__module__.startswith("torch.nn.")
         return not _is_layer(network, node) and (foreign or getattr(module, "inplace", False) is True)
     if any(argument is True for argument in node.args) or {"inplace", "out"} & node.kwargs.keys():
         return True
@@ -314,6 +398,11 @@ class Pattern:
         return tuple(operands)
 
     @property
+    def in_place(self) -> bool:
+        """Whether the addition is one in place, which keeps the dtype."""
+        return self.addition is not None and _is_in_place(self.addition)
+
+    @property
     def calls(self) -> list[fx.Node]:
         """All that is replaced, in order."""
         return [node for node in (self.layer, self.norm, self.addition, self.relu) if node is not None]
@@ -338,7 +427,8 @@ def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = AD
     for layer, module in reversed(list(module_calls(network, kinds))):
         norm, addition = None, None
         if not isinstance(module, AdderLinear):  # BatchNorm1d's channels may be another dimension than its features
-            norm, _ = _norm_of(network, layer)
+            dtype: Any = module.weight.dtype
+            norm, _ = _norm_of(network, layer, torch.promote_types(dtype, torch.float32), dtype)
         if norm is not None:
             addition = _addition_behind(network, layer, norm)
             addition = None if addition in added else addition
@@ -421,7 +511,7 @@ def affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Module:
+def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool, in_place: bool = False) -> nn.Module:
     """The target of :func:`fuse`: float filters, packed."""
     kind = ADDERS[type(layer)]
     if norm is None:
@@ -429,14 +519,16 @@ def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool) -> nn.Modu
     scale, shift = affine_map(norm)
     if layer.bias is not None:
         shift = shift + layer.bias.double() * scale  # type: ignore[operator]
-    return kind(layer, scale, shift, relu)
+    dtype: Any = layer.weight.dtype
+    float_output = _dtype_behind(norm, torch.promote_types(dtype, torch.float32)) != dtype
+    return kind(layer, scale, shift, relu, float_output, in_place)
 
 
 def fold_into_convolutions(network: fx.GraphModule) -> None:
     """Gives BatchNorm to the convolutions in front of it, in place."""
     made: dict[tuple[nn.Module, nn.Module], str] = {}
     for call, conv in module_calls(network, _CONVS):
-        norm_call, norm = _norm_of(network, call)
+        norm_call, norm = _norm_of(network, call, conv.weight.dtype)  # type: ignore[arg-type]
         if norm_call is None or norm is None:
             continue
         if (conv, norm) not in made:
@@ -463,7 +555,11 @@ def fuse(model: nn.Module) -> nn.Module:
     What follows is BatchNorm, then a residual addition, then ReLU, as far as they are there and nothing else sees what
     is between them. BatchNorm behind a convolution is folded into it. Everything else stays as it is, BatchNorm and
     ReLU behind a pooling layer too, and BatchNorm behind a binary or shift layer, of whose weights it would make other
-    numbers than two values or powers of two. Results are the same but for rounding.
+    numbers than two values or powers of two. Results are the same but for rounding, in the same dtype.
+
+    A module with hooks (forward, backward, those of torch.nn.utils.prune ...) or parametrisations stays as it is, with
+    all that is in it, and takes no part in a pattern: its hooks go on to act as they do in the network. The network
+    itself, and all modules at once (`register_module_forward_hook`), must have none.
 
     The result is a :class:`torch.fx.GraphModule`, which is saved, loaded, compiled, exported and scripted like any
     network; its state dict fits `fuse(create_model(name))`. It has the network's `num_classes`, `pretrained_cfg` and
@@ -478,17 +574,18 @@ def fuse(model: nn.Module) -> nn.Module:
         single adder layer, an :class:`adderzoo.layers.AdderAffine2d`.
 
     Raises:
-        ValueError: naming the module, if torch.fx cannot trace it.
+        ValueError: naming the module, if torch.fx cannot trace it; if the network itself, or all modules, have hooks.
     """
     with torch.no_grad():
+        check_hooks(model)
         if type(model) in ADDERS:
             return fused_adder(model, None, False).eval()
         network = trace(model)
         fold_into_convolutions(network)
-        replace_patterns(network, find_patterns(network), fused_adder)
+        replace_patterns(network, find_patterns(network), fused_adder, lambda pattern: (pattern.in_place,))
         network.delete_all_unused_submodules()
         # What is left is called by modules that the graph does not look into.
-        for name, module in list(network.named_modules(remove_duplicate=False)):
+        for name, module in list(seen_modules(network)):
             if type(module) in ADDERS:
                 network.set_submodule(name, fused_adder(module, None, False))
         network.graph.lint()

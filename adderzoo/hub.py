@@ -11,7 +11,8 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
 
 from adderzoo import models
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import write_atomically
+from adderzoo._foreign import to_json
 from adderzoo.profile import Operations, profile
 
 RESULTS = models.WEIGHTS / "results.json"
@@ -221,5 +222,5 @@ def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None
         OSError: if the file cannot be written.
     """
     rows = (json.loads(path.read_text()) if path.is_file() else {}) | {name: asdict(measured)}
-    text = json.dumps(dict(sorted(rows.items())), indent=2) + "\n"
+    text = to_json(dict(sorted(rows.items())), indent=2) + "\n"
     write_atomically(path, lambda path: path.write_text(text))

@@ -53,6 +53,10 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
     `state_dict` and replaced by `load_state_dict`. Copies of the optimiser keep the rule; copy or pickle it together
     with its model, since :func:`copy.deepcopy` of a parameter alone forgets that it is a filter.
 
+    Filters may be sharded by :func:`torch.distributed.fsdp.fully_shard`, in a model whose optimiser is made after that,
+    as PyTorch has it: norms are those of whole filters, and a step is the one without shards. The older
+    `FullyShardedDataParallel` cuts filters into flat pieces, of which there are no such norms.
+
     Groups added later are covered by "gradient"; under "lr", add filters as a group of their own, with `lr` multiplied
     and `adder_lr_factor` set. A scheduler made after this call keeps the factor wherever it multiplies `lr`; absolute
     values in its arguments (`eta_min`, `lr_min`, `warmup_lr_init`, the `max_lr` of OneCycleLR) are the same for all
@@ -70,8 +74,9 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
 
     Raises:
         TypeError: if `optimizer` is not an optimiser.
-        ValueError: if `eta` or `rule` is none of the above, if `optimizer` has no adder filter or already has this
-            rule, or if under "lr" it has no `lr` or already has a scheduler, which would lose track of split groups.
+        ValueError: if `eta` or `rule` is none of the above, if `optimizer` has no adder filter or has pieces of some,
+            or already has this rule, or if under "lr" it has no `lr` or already has a scheduler, which would lose track
+            of split groups.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -79,7 +84,17 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
         raise ValueError(f"eta must be a finite number above 0, got {eta!r}")
     inner = _inner(optimizer)
     if not any(_is_filter(parameter) for group in inner.param_groups for parameter in group["params"]):
-        raise ValueError("optimizer must have at least one adder filter (the weight of an adder layer), got none")
+        raise ValueError(
+            "optimizer must have at least one adder filter (the weight of an adder layer), got none; with "
+            "FullyShardedDataParallel, use torch.distributed.fsdp.fully_shard instead"
+        )
+    for group in inner.param_groups:
+        for parameter in filter(_is_filter, group["params"]):
+            if parameter.dim() == 1:
+                raise ValueError(
+                    f"optimizer must have whole adder filters, got one flat of {parameter.numel()} elements, as "
+                    "FullyShardedDataParallel makes them: use torch.distributed.fsdp.fully_shard instead"
+                )
     if ETA in inner.defaults or LR_FACTOR in inner.defaults:
         raise ValueError("optimizer already has the adaptive learning rate of adder filters")
     if rule is None and (rule := rule_for(inner)) is None:
@@ -201,7 +216,7 @@ def _scale_gradients(optimizer: Optimizer) -> None:
 
 def _scale_to_rms(grads: list[Tensor], eta: float, grad_scale: Tensor | None) -> None:
     dtype = reduce(torch.promote_types, (grad.dtype for grad in grads), torch.float32)
-    norms = list(torch._foreach_norm(grads, 2, dtype))
+    norms = _norms(grads, dtype)
     if grad_scale is not None:
         if any(grad.dtype == torch.float16 for grad in grads):
             # A root mean square of grad_scale * eta leaves no room below 65504. Unfused, GradScaler refuses these too.
@@ -209,12 +224,24 @@ def _scale_to_rms(grads: list[Tensor], eta: float, grad_scale: Tensor | None) ->
         norms = [norm / grad_scale.to(norm.device, non_blocking=True) for norm in norms]
     torch._foreach_clamp_min_(norms, 1e-12)
     torch._foreach_div_(norms, [eta * math.sqrt(grad.numel()) for grad in grads])
-    for grad, divisor in zip(grads, norms, strict=True):
+    for grad, divisor in zip(map(_shard, grads), norms, strict=True):
         if grad.dtype in (torch.float16, torch.bfloat16):
             # In place, a GPU would first round the divisor to the type of the gradient: in float16 often to zero.
             grad.copy_(grad.to(dtype) / divisor)
         else:
             grad.div_(divisor)
+
+
+def _norms(grads: list[Any], dtype: torch.dtype) -> list[Tensor]:
+    """Those of whole filters, where a gradient is sharded too: a DTensor, of fully_shard or tensor parallelism."""
+    if not any(hasattr(grad, "full_tensor") for grad in grads):
+        return list(torch._foreach_norm(grads, 2, dtype))
+    norms: list[Any] = [torch.linalg.vector_norm(grad, dtype=dtype) for grad in grads]
+    return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+
+
+def _shard(tensor: Any) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _adder_sgd(params: Any, eta: float = 0.2, **kwargs: Any) -> Optimizer:

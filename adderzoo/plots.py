@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Laplace, Normal
 
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import write_atomically
 from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.layers.fake_quantized import Observer
 from adderzoo.profile import Profile

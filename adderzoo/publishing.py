@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
+from adderzoo._files import write_atomically
+from adderzoo._foreign import to_json
 from adderzoo.card import model_card
 from adderzoo.checkpoints import (
     create_model,
@@ -29,7 +30,6 @@ from adderzoo.checkpoints import (
     read_metadata,
     read_model_args,
     read_num_classes,
-    write_atomically,
 )
 from adderzoo.hub import (
     RESULTS,
@@ -48,8 +48,8 @@ from adderzoo.hub import (
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
 # What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, what it was converted or
-# trained from.
-_KEPT = ("ranges", "source", "source_sha256", "trained_from")
+# trained from, and by whom it was taught.
+_KEPT = ("ranges", "source", "source_sha256", "trained_from", "taught_by")
 
 
 def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:
@@ -57,8 +57,8 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
 
     Written are the weights with what is known of them as metadata, their row in results.json, their line in SHA256SUMS
     and their model card, and the card of the twin's weights of this tag, since it shows these. Each file is replaced
-    completely or not at all; if one cannot be written, those before it get their old content back. The same arguments
-    give the same files.
+    completely or not at all; if one cannot be written, those before it get their old content back. After a process that
+    was killed they get it when something is published into the folder next. The same arguments give the same files.
 
     Args:
         name: Of the network, with the tag of the weights, which the network's `default_cfgs` must have, with this file
@@ -79,6 +79,7 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
     """
     cfg = check_name(name)
     measured = _check_measurement(cfg.architecture, measured)
+    undo_unfinished(folder)
     content = _read_weights(name, cfg, checkpoint, measured)
 
     files = {
@@ -91,11 +92,14 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
     if (folder / f"{other}.safetensors").is_file() and other in read_results(files["results"]):
         files["twin's card"] = folder / f"{other}.md"
     sums = _with_sum(files["sums"], files["weights"].name, hashlib.sha256(content).hexdigest())
-    folder.mkdir(parents=True, exist_ok=True)
+
+    def write_sums(path: Path) -> None:
+        path.write_text(sums)
+        write_atomically(files["weights"], lambda path: path.write_bytes(content))  # a moment before their sum
+
     with _all_or_none(folder, files.values()):
-        write_atomically(files["weights"], lambda path: path.write_bytes(content))
+        write_atomically(files["sums"], write_sums)
         write_result(name, measured, files["results"])
-        write_atomically(files["sums"], lambda path: path.write_text(sums))
         _write_cards([path for kind, path in files.items() if kind.endswith("card")])
     return files
 
@@ -117,10 +121,10 @@ def add_baseline(measured: Quality, folder: Path = models.WEIGHTS) -> list[Path]
         OSError: if a file cannot be written; none is changed.
     """
     rounded = _check_measurement("bicubic", measured)
+    undo_unfinished(folder)
     results = folder / RESULTS.name
     names = [name for name, other in read_results(results).items() if isinstance(other, Quality)]
     cards = [folder / f"{name}.md" for name in names if (folder / f"{name}.safetensors").is_file()]
-    folder.mkdir(parents=True, exist_ok=True)
     with _all_or_none(folder, [results, *cards]):
         write_result("bicubic", rounded, results)
         _write_cards(cards)
@@ -222,7 +226,7 @@ def _rounded(measured: SetQuality) -> SetQuality:
 def _metadata(measured: Measurement) -> dict[str, str]:
     """What the file of weights says of how good they are."""
     if isinstance(measured, Quality):
-        return {"test_sets": json.dumps([asdict(each) for each in measured.test_sets])}
+        return {"test_sets": to_json([asdict(each) for each in measured.test_sets])}
     return {
         "dataset": f"{measured.dataset} ({measured.images} images)",
         "top1": f"{measured.top1:.2f}",
@@ -271,7 +275,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         "architecture": cfg.architecture,
         "tag": cfg.tag,
         "num_classes": str(cfg.num_classes),
-        "data_config": json.dumps(expected),
+        "data_config": to_json(expected),
         "license": _SPDX.get(cfg.license, cfg.license),
         "command": measured.command,
         "recipe": measured.recipe,
@@ -279,7 +283,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         **{key: said[key] for key in _KEPT if key in said},
     }
     if classes or cfg.label_names:
-        metadata["classes"] = json.dumps(classes or cfg.label_names)
+        metadata["classes"] = to_json(classes or cfg.label_names)
     weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
     return _in_order(save(weights, metadata))
 
@@ -306,20 +310,40 @@ def _with_sum(path: Path, name: str, digest: str) -> str:
     return "".join(f"{sums[name]}\n" for name in sorted(sums))
 
 
+# In a folder of weights, while files are replaced there: their old content, and the names of those that were not there.
+_UNDO, _ABSENT = ".unfinished", ".absent"
+
+
 @contextmanager
 def _all_or_none(folder: Path, paths: Iterable[Path]) -> Iterator[None]:
-    """Give these files in a folder their old content back if what follows fails."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".adderzoo-") as old:
-        kept = {path: Path(old) / path.name if path.exists() else None for path in paths}
-        for path, copy in kept.items():
-            if copy:
-                shutil.copy2(path, copy)
-        try:
-            yield
-        except BaseException:
-            for path, copy in kept.items():
-                if copy:
-                    copy.replace(path)
-                else:
-                    path.unlink(missing_ok=True)
-            raise
+    """Give these files in a folder their old content back if what follows fails, or its process is killed."""
+    undo, other = folder / _UNDO, folder / f"{_UNDO}~"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(other, ignore_errors=True)  # of a process that was killed before it began, or when it was done
+    other.mkdir()
+    try:
+        for path in paths:
+            if path.exists():
+                shutil.copy2(path, other)
+        (other / _ABSENT).write_text("\n".join(path.name for path in paths if not path.exists()))
+        other.rename(undo)  # complete, or not there at all: before this step, and behind the next renaming
+        yield
+    except BaseException:
+        shutil.rmtree(other, ignore_errors=True)
+        undo_unfinished(folder)
+        raise
+    undo.rename(other)
+    shutil.rmtree(other)
+
+
+def undo_unfinished(folder: Path) -> None:
+    """Give files in a folder their old content back, of which a process that was killed has replaced only some."""
+    undo = folder / _UNDO
+    if (undo / _ABSENT).exists():  # it goes last
+        for name in (undo / _ABSENT).read_text().splitlines():
+            (folder / name).unlink(missing_ok=True)
+        for path in undo.iterdir():
+            if path.name != _ABSENT:
+                path.replace(folder / path.name)
+    if undo.exists():
+        shutil.rmtree(undo)

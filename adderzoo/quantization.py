@@ -14,8 +14,6 @@ Quantization" (NeurIPS 2022), with ranges per tensor.
 The pass over the network is that of :func:`adderzoo.fuse`, with another target.
 """
 
-import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -29,12 +27,16 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from adderzoo import fusion
+from adderzoo._foreign import shown, to_json
 from adderzoo.checkpoints import (
+    ARGUMENT_ERRORS,
     check_fits,
+    check_input,
     read_data_config,
     read_metadata,
     read_model_args,
     read_num_classes,
+    read_ranges,
     save_weights,
 )
 from adderzoo.fusion import Pattern
@@ -99,9 +101,12 @@ def calibrate(
             and 8 bits and 0.999 for fewer.
         batches: How many of the loader to use; None for all.
 
+    Modules with hooks stay as they are, as in :func:`adderzoo.fuse`; adder layers with hooks are refused.
+
     Raises:
-        ValueError: if `bits` or `quantile` is out of range, the network has no adder layers or cannot be traced, there
-            are no images, or a tensor has a value that is not finite; the message names the layer.
+        ValueError: if `bits` or `quantile` is out of range, the network has no adder layers or cannot be traced, an
+            adder layer or the network itself has hooks, there are no images, or a tensor has a value that is not
+            finite; the message names the layer.
     """
     if bits not in range(4, 9):
         raise ValueError(f"bits must be from 4 to 8, got {bits}")
@@ -149,14 +154,16 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
     """
     try:
         bits = ranges["bits"]
+        if bits not in range(4, 9):
+            raise ValueError("bits must be from 4 to 8")
         quantizers = {
             name: Quantizer(float(scale), zero_point, 2**bits - 1)
             for name, (scale, zero_point) in ranges["quantizers"].items()
         }
-        if bits not in range(4, 9) or not all(known.is_valid for known in quantizers.values()):
+        if not all(known.is_valid for known in quantizers.values()):
             raise ValueError("a number is out of range")
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"ranges must be those of a simulation, got {ranges!r}: {error}") from error
+        raise ValueError(f"ranges must be those of a simulation, got {shown(ranges)}: {error}") from error
 
     def make(name: str) -> FakeQuantize:
         if name not in quantizers:
@@ -171,9 +178,11 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
 def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
     """The network with what `make` makes of a name behind every tensor that will be bytes."""
     if type(model) in fusion.ADDERS:
+        fusion.check_hooks(model)
         model = nn.Sequential(model)
     network = fusion.trace(model, "Quantized").float()
     patterns = fusion.find_patterns(network)
+    _check_all_found(network, patterns)
     if not patterns:
         kinds = {type(module).__name__ for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)}
         raise ValueError(
@@ -201,12 +210,26 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     for name, layer in _int8_layers(network, patterns[-1].layer):
         network.set_submodule(name, fake_quantized(layer))
     network.delete_all_unused_submodules()
-    for name, module in network.named_modules():
-        if type(module) in fusion.ADDERS:
-            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
     network.graph.lint()
     network.recompile()
     return network
+
+
+def _check_all_found(network: fx.GraphModule, patterns: list[Pattern]) -> None:
+    found = {fusion.called_module(network, pattern.layer) for pattern in patterns}
+    seen = dict(fusion.seen_modules(network))
+    for name, module in network.named_modules():
+        if type(module) not in fusion.ADDERS or module in found:
+            continue
+        if name in seen:
+            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
+        owner = name
+        while "." in owner and owner.rpartition(".")[0] not in seen:
+            owner = owner.rpartition(".")[0]
+        raise ValueError(
+            f"model has the adder layer {name} in a module with hooks, and cannot be quantised: {owner} has "
+            f"{fusion.hook_of(network.get_submodule(owner))}, remove it first (torch.nn.utils.prune.remove ...)"
+        )
 
 
 def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, str]]]:
@@ -268,8 +291,8 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         calibrated: The simulation, which is left as it is.
 
     Raises:
-        ValueError: if the network was never calibrated, a BatchNorm is in training mode, or a weight is not finite; the
-            message names it.
+        ValueError: if the network was never calibrated, a BatchNorm is in training mode, a weight is not finite, or
+            what becomes a layer on bytes has got hooks since; the message names it.
     """
     quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
     if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
@@ -277,14 +300,17 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             f"the network must be one that adderzoo.quantization.calibrate has made, got {type(calibrated).__name__}, "
             "which was never calibrated"
         )
+    fusion.check_hooks(calibrated)
     for name, module in calibrated.named_modules():
         if isinstance(module, fusion.NORMS) and module.training:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
+        if type(module) in (FakeQuantize, *_BYTE_LAYERS, *_INT8_LAYERS) and (hook := fusion.hook_of(module)):
+            raise ValueError(f"{name} has {hook}, which bytes cannot go through: remove it before quantize()")
     for name, tensor in calibrated.state_dict().items():
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{name} must be finite to be quantised, got NaN or infinity")
     with torch.no_grad():
-        network = copy.deepcopy(calibrated).float()
+        network: Any = fusion.copy_of(calibrated).float()
         int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
         for name in int8:  # plain ones again, which BatchNorm can be folded into
             layer: Any = network.get_submodule(name)
@@ -390,7 +416,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         raise ValueError(f"the network must be one that quantize() has made, got {type(network).__name__}")
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {path}")
-    said = {"quantization": json.dumps(quantization)}
+    said = {"quantization": to_json(quantization)}
     config = getattr(network, "pretrained_cfg", {})
     architecture, tag = config.get("architecture"), config.get("tag")
     model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
@@ -399,8 +425,8 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     if architecture and _makes(_with_tag(architecture, tag), model_args, network):
         said |= {
             "architecture": architecture,
-            "model_args": json.dumps(model_args),
-            "data_config": json.dumps(resolve_model_data_config(network)),
+            "model_args": to_json(model_args),
+            "data_config": to_json(resolve_model_data_config(network)),
         }
         if tag:
             said["tag"] = tag
@@ -444,10 +470,13 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
                 raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
             arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
             made = _float_network(_with_tag(said["architecture"], said.get("tag")), arguments)
+            check_input(path, made, read_data_config(path))
             made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
             model = made
         assert model is not None
-        network = quantize(simulate(model, json.loads(said["quantization"])))
+        quantization = read_ranges(path, "quantization")
+        assert quantization is not None
+        network = quantize(simulate(model, quantization))
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     state_dict = load_file(path)
@@ -466,7 +495,7 @@ def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, **arguments)
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except (AssertionError, RuntimeError, *ARGUMENT_ERRORS) as error:
         raise ValueError(f"{architecture} cannot be made with the arguments {dict(arguments)}: {error}") from error
 
 

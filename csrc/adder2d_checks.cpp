@@ -58,13 +58,34 @@ bool is_supported(ScalarType type) {
 }
 
 void check_pair(const char* op, const char* argument, const Pair& pair, int64_t least) {
-  if (pair.size() != 2 || pair[0] < least || pair[1] < least) {
-    fail(op, argument, " must be two integers of at least ", least, ", got ", tuple(pair));
+  const auto fits = [&](int64_t number) { return least <= number && number <= kLargestSize; };
+  if (pair.size() != 2 || !fits(pair[0]) || !fits(pair[1])) {
+    fail(op, argument, " must be two integers from ", least, " to ", kLargestSize, ", got ", tuple(pair));
+  }
+}
+
+// Whether a tensor has no more than kMostElements. A size of 0 counts as 1, as it does in strides.
+bool fits(std::initializer_list<int64_t> sizes) {
+  int64_t elements = 1;
+  for (const int64_t size : sizes) {
+    if (size > 1 && __builtin_mul_overflow(elements, size, &elements)) return false;
+  }
+  return elements <= kMostElements;
+}
+
+// Of all dimensions from `first` on.
+void check_sizes(const char* op, const char* argument, const Tensor& tensor, int64_t first = 0) {
+  for (int64_t d = first; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > kLargestSize) {
+      fail(op, argument, " must have sizes of at most ", kLargestSize, first ? " behind the first" : "", ", got shape ",
+           shape(tensor));
+    }
   }
 }
 
 void check_dimensions(const char* op, const Tensor& input) {
   if (input.dim() != 4) fail(op, "input must have 4 dimensions (N, C, H, W), got shape ", shape(input));
+  check_sizes(op, "input", input, 1);
 }
 
 void check_dtype(const char* op, const Tensor& input) {
@@ -100,14 +121,26 @@ Geometry geometry(const char* op, const Tensor& input, const Tensor& weight, int
       .dilation_h = dilation[0],
       .dilation_w = dilation[1],
   };
-  const int64_t span_h = g.height + 2 * g.padding_h - g.dilation_h * (g.kernel_h - 1) - 1;
-  const int64_t span_w = g.width + 2 * g.padding_w - g.dilation_w * (g.kernel_w - 1) - 1;
+  const int64_t padded_h = g.height + 2 * g.padding_h, padded_w = g.width + 2 * g.padding_w;
+  if (padded_h > kLargestSize || padded_w > kLargestSize || !fits({g.batch, groups * channels, padded_h, padded_w})) {
+    fail(op, "padding must leave an input of at most ", kLargestSize, " rows and columns and ", kMostElements,
+         " elements, got input ", shape(input), " and padding ", tuple(padding));
+  }
+  if (!fits({filters, channels, kernel_h, kernel_w})) {
+    fail(op, "weight must have at most ", kMostElements, " elements, got shape ", shape(weight));
+  }
+  const int64_t span_h = padded_h - g.dilation_h * (g.kernel_h - 1) - 1;
+  const int64_t span_w = padded_w - g.dilation_w * (g.kernel_w - 1) - 1;
   if (span_h < 0 || span_w < 0) {
     fail(op, "the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
          ", padding ", tuple(padding), " and dilation ", tuple(dilation));
   }
   g.out_height = span_h / g.stride_h + 1;
   g.out_width = span_w / g.stride_w + 1;
+  if (!fits({g.batch, filters, g.out_height, g.out_width})) {
+    fail(op, "the output must have at most ", kMostElements, " elements, got input ", shape(input), ", weight ",
+         shape(weight), ", stride ", tuple(stride), " and padding ", tuple(padding));
+  }
   return g;
 }
 
@@ -118,6 +151,7 @@ void check_affine_map(const char* op, const Tensor& scale, const Tensor& shift) 
   if (shape(shift) != shape(scale)) {
     fail(op, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
   }
+  check_sizes(op, "scale", scale);
 }
 
 void check_parameter(const char* op, const char* argument, const Tensor& tensor, ScalarType type, const Tensor& input) {
@@ -127,11 +161,18 @@ void check_parameter(const char* op, const char* argument, const Tensor& tensor,
   }
 }
 
-void check_groups(const char* op, const Tensor& input, const Tensor& weight, int64_t filters, bool channels_fit,
-                  int64_t groups) {
-  if (groups < 1 || filters % groups != 0 || !channels_fit) {
-    fail(op, "groups must divide the filters, and input must have groups times the channels of weight, got groups ",
-         groups, ", ", filters, " filters, input ", shape(input), " and weight ", shape(weight));
+void check_groups(const char* op, const Tensor& input, int64_t filters, int64_t groups) {
+  if (groups < 1 || filters % groups != 0 || input.size(1) % groups != 0) {
+    fail(op, "groups must divide the channels of input and the filters, got groups ", groups, ", input ", shape(input),
+         " and ", filters, " filters");
+  }
+}
+
+// `channels` are those of weight.
+void check_channels(const char* op, const Tensor& input, const Tensor& weight, int64_t channels, int64_t groups) {
+  if (input.size(1) / groups != channels) {
+    fail(op, "input must have groups times the channels of weight, ", groups * channels, ", got ", input.size(1),
+         ": groups ", groups, ", input ", shape(input), " and weight ", shape(weight));
   }
 }
 
@@ -159,6 +200,10 @@ void check_mode(const char* argument, const std::string& mode, const char* one, 
   }
 }
 
+void check_steps(const char* op, int64_t steps) {
+  if (steps < 0 || steps > kMostElements) fail(op, "steps must be from 0 to ", kMostElements, ", got ", steps);
+}
+
 ScalarType accumulation_type(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -174,13 +219,11 @@ Geometry check(const Tensor& input, const Tensor& weight, const Pair& stride, co
     fail(kAdder2d, "weight must have the dtype of input, ", name(input.scalar_type()), ", got ",
          name(weight.scalar_type()));
   }
+  check_sizes(kAdder2d, "weight", weight);
   check_pairs(kAdder2d, stride, padding, dilation);
-  if (groups < 1 || weight.size(0) % groups != 0 || input.size(1) != weight.size(1) * groups) {
-    fail(kAdder2d,
-         "groups must divide the filters, and input must have groups times the channels of weight, got groups ", groups,
-         ", input ", shape(input), " and weight ", shape(weight));
-  }
   if (weight.numel() == 0) fail(kAdder2d, "weight must not be empty, got shape ", shape(weight));
+  check_groups(kAdder2d, input, weight.size(0), groups);
+  check_channels(kAdder2d, input, weight, weight.size(1), groups);
   return geometry(kAdder2d, input, weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), stride,
                   padding, dilation, groups);
 }
@@ -207,8 +250,10 @@ Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   check_parameter(kAffine, "weight", weight, type, input);
   check_parameter(kAffine, "scale", scale, type, input);
   check_parameter(kAffine, "shift", shift, type, input);
+  check_sizes(kAffine, "weight", weight);
   check_pairs(kAffine, stride, padding, dilation);
-  check_groups(kAffine, input, weight, filters, input.size(1) == weight.size(3) * groups, groups);
+  check_groups(kAffine, input, filters, groups);
+  check_channels(kAffine, input, weight, weight.size(3), groups);
   const Geometry g = geometry(kAffine, input, weight, filters, weight.size(3), weight.size(1), weight.size(2), stride,
                               padding, dilation, groups);
   check_addend(kAffine, addend, input, g);
@@ -225,8 +270,9 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   check_parameter(kU8, "weight", weight, ScalarType::Byte, input);
   check_parameter(kU8, "scale", scale, ScalarType::Float, input);
   check_parameter(kU8, "shift", shift, ScalarType::Float, input);
+  check_sizes(kU8, "weight", weight);
   check_pairs(kU8, stride, padding, dilation);
-  check_groups(kU8, input, weight, filters, groups >= 1 && input.size(1) % groups == 0, groups);
+  check_groups(kU8, input, filters, groups);
   const int64_t channels = input.size(1) / groups, lane = groups == 1 || filters / groups >= kPanel ? kByteStep : 1;
   const int64_t panels = (filters + kPanel - 1) / kPanel, steps = (channels + lane - 1) / lane;
   if (weight.dim() != 6 || weight.size(0) != panels || weight.size(3) != steps || weight.size(4) != kPanel ||
@@ -234,9 +280,10 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
     fail(kU8, "weight must be packed filters, (", panels, ", kH, kW, ", steps, ", ", kPanel, ", ", lane, ") for ",
          filters, " filters of ", channels, " channels in ", groups, " groups, got shape ", shape(weight));
   }
-  const int64_t elements = channels * weight.size(1) * weight.size(2);
-  if (elements > kLargestByteFilter) {
-    fail(kU8, "a filter must have at most ", kLargestByteFilter, " elements, got ", elements);
+  const std::vector<int64_t> filter = {channels, weight.size(1), weight.size(2)};
+  if (!fits({filter[0], filter[1], filter[2]}) || filter[0] * filter[1] * filter[2] > kLargestByteFilter) {
+    fail(kU8, "a filter of weight must have at most ", kLargestByteFilter,
+         " elements, got (C / groups, kH, kW) = ", tuple(filter));
   }
   check_byte("out_max", out_max, 255);
   check_byte("zero_point", zero_point, 255);

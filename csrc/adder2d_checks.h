@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -31,6 +32,9 @@ template <typename... Words>
 
 // Throws unless `mode` is one of two.
 void check_mode(const char* argument, const std::string& mode, const char* one, const char* other);
+
+// How often a loop of `_cpu_ceiling` or `_cuda_ceiling` runs.
+void check_steps(const char* op, int64_t steps);
 
 // float64 for float64, float32 for everything narrower: adder outputs lie near -1000 with a spread of a few units,
 // which half precision would round away.

@@ -3,7 +3,16 @@
 
 #include <cstdint>
 
+// What a file of one instruction set calls: a copy of its own, compiled with those instructions, would be a symbol that
+// all processors may come to run (in a build without optimisation).
+#define ADDERZOO_INLINE __attribute__((always_inline))
+
 namespace adderzoo {
+
+// What sizes, strides, paddings and dilations are at most, and how many elements a tensor has at most: no index and no
+// product of them overflows.
+constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostElements = int64_t{1} << 48;
 
 // One call of an operator.
 struct Geometry {
@@ -11,7 +20,7 @@ struct Geometry {
   int64_t height, width, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
 
-  int64_t taps() const { return kernel_h * kernel_w; }
+  ADDERZOO_INLINE int64_t taps() const { return kernel_h * kernel_w; }
 };
 
 // Channels of a panel of packed filters: the same on all processors, because networks are saved with packed filters.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Holds the loops of the CPU kernels to the definition with AddressSanitizer and UndefinedBehaviorSanitizer, for every
-# instruction set that this processor has. Takes three minutes; an argument n takes every n-th combination of form,
-# layouts and type. Needs neither PyTorch nor Python.
+# instruction set that this processor has, in listed and in random geometries. Takes five minutes. Arguments, all
+# optional: n, to take every n-th combination of form, layouts and type; how many random geometries; their seed (which
+# is printed). Needs neither PyTorch nor Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,8 +10,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 ${CXX:-c++} -std=c++20 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Wno-psabi -Icsrc/cpu \
     -o "$folder/loops" tests/ops/loops_main.cpp csrc/cpu/adder2d_plan.cpp csrc/cpu/adder2d_loops*.cpp
-best=$("$folder/loops" 1000000 | sed -n 's/^capability \([a-z0-9]*\):.*/\1/p')
+best=$("$folder/loops" 1000000 0 | sed -n 's/^capability \([a-z0-9]*\):.*/\1/p')
 for capability in default avx2 avx512; do
-    ADDERZOO_CPU_CAPABILITY=$capability "$folder/loops" "${1:-1}"
+    ADDERZOO_CPU_CAPABILITY=$capability "$folder/loops" "$@"
     [ "$capability" != "$best" ] || break
 done

@@ -21,11 +21,12 @@ def random_images(count: int, size: tuple[int, int] = (32, 32), mode: str = "RGB
 
 
 def write_folder(root: Path, images: Sequence[Image.Image], labels: Sequence[int], classes: int = 10) -> Path:
-    """ROOT/class_0/00000.png ... with a folder for every class."""
-    for label in range(classes):
-        (root / f"class_{label}").mkdir(parents=True, exist_ok=True)
+    """ROOT/class_0/00000.png ... with a folder for every class; class_00 ... for more than ten."""
+    folders = [root / f"class_{label:0{len(str(classes - 1))}}" for label in range(classes)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        image.save(root / f"class_{label}" / f"{index:05d}.png", compress_level=1)
+        image.save(folders[label] / f"{index:05d}.png", compress_level=1)
     return root
 
 

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import adderzoo
 from adderzoo import export, quantization
@@ -210,3 +211,17 @@ def test_what_onnx_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     message = r"^format onnx needs onnx, onnxruntime, onnxscript: pip install 'adderzoo\[onnx\]'"
     with pytest.raises(ValueError, match=message):
         export_network(lenet(), tmp_path / "network.onnx", "onnx")
+
+
+def test_hooks_are_exported_and_those_of_the_network_itself_refused(tmp_path: Path) -> None:
+    model, x = lenet(), torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    prune.l1_unstructured(model.conv2, "weight", 0.3)
+    model(x)  # leaves a computed weight, which copy.deepcopy refuses
+    with torch.no_grad():
+        model.conv2.weight_orig.add_(0.5)
+    export_network(model, tmp_path / "pruned.pt2", "pt2")
+    torch.testing.assert_close(opened(tmp_path / "pruned.pt2", "pt2")(x), model(x), rtol=1e-3, atol=1e-3)
+    model.register_forward_hook(lambda module, args, output: output + 1)
+    with pytest.raises(ValueError, match=r"^model must have no hooks of its own"):
+        export_network(model, tmp_path / "hooked.pt2", "pt2")
+    assert not (tmp_path / "hooked.pt2").exists()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import operator
 import pickle
 import warnings
@@ -18,6 +19,7 @@ from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -226,9 +228,9 @@ def test_single_layer_becomes_its_module(make: Callable[[], nn.Module]) -> None:
 class Function(nn.Module):
     """Adder layer, BatchNorm and a function of both and of the input."""
 
-    def __init__(self, function: Callable[..., Tensor], **kwargs: Any) -> None:
+    def __init__(self, function: Callable[..., Tensor], layer: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__()
-        self.layer, self.norm, self.function = adder(**kwargs), nn.BatchNorm2d(CHANNELS), function
+        self.layer, self.norm, self.function = layer or adder(**kwargs), nn.BatchNorm2d(CHANNELS), function
         self.relu, self.relu_in_place, self.relu6 = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -699,6 +701,186 @@ def test_autocast_works_like_that_of_the_network(network: nn.Module) -> None:
         assert fused(x).dtype == torch.bfloat16
     assert error > 0
     assert error < 1.5 * error_of_network + 1e-3
+
+
+WIDTHS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What is added to the output of BatchNorm, in place or not: its dtype.
+ADDENDS = [(None, False), *((width, False) for width in WIDTHS), (torch.float32, True), (torch.bfloat16, True)]
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNorm2d, BatchNormAct2d, FrozenBatchNorm2d])
+@pytest.mark.parametrize("layer", [Adder2d, nn.Conv2d])
+@torch.no_grad()
+def test_fused_network_has_the_dtype_of_the_network_whatever_those_of_its_parts(
+    layer: type[nn.Module], kind: type[nn.Module]
+) -> None:
+    compared = 0
+    addends = ADDENDS if layer is Adder2d else ADDENDS[:1]
+    for of_layer, of_norm, (of_addend, in_place) in itertools.product(WIDTHS, WIDTHS, addends):
+        network = Function(lambda self, x, y: y, layer=layer(CHANNELS, CHANNELS, 3, dtype=of_layer))
+        network.norm = with_affine_of_its_own(kind(CHANNELS)).eval().to(of_norm)
+        if of_addend is not None:
+            network.register_buffer("addend", images(2, CHANNELS, 7, 7, dtype=of_addend))
+            network.function = ADDITIONS_TO_BUFFERS[in_place]
+        x = images(dtype=of_layer)
+        try:
+            expected = network(x)
+        except RuntimeError:  # PyTorch's BatchNorm refuses most mixtures
+            continue
+        result = adderzoo.fuse(network)(x)
+        names = f"{of_layer}, {of_norm} and {of_addend}, in place: {in_place}"
+        assert result.dtype == expected.dtype, names
+        eps = max(torch.finfo(dtype).eps for dtype in (of_layer, of_norm, expected.dtype))
+        tolerance = 32 * float(expected.abs().max()) * eps
+        torch.testing.assert_close(result.double(), expected.double(), rtol=0, atol=tolerance)
+        compared += 1
+    assert compared >= (4 if layer is nn.Conv2d else 20)
+
+
+ADDITIONS_TO_BUFFERS = {
+    False: lambda self, x, y: (y + self.addend).relu(),
+    True: lambda self, x, y: y.add_(self.addend).relu(),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- hooks
+
+
+class Block(nn.Module):
+    """What hooks are put on: a convolution, adder layers, BatchNorm, ReLU, dropout, and modules that hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm0 = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS)
+        self.layer, self.norm, self.relu = adder(bias=True), nn.BatchNorm2d(CHANNELS), nn.ReLU()
+        self.act, end = BatchNormAct2d(CHANNELS), nn.Sequential(adder(), nn.BatchNorm2d(CHANNELS))
+        self.rest = nn.Sequential(adder(), self.act, nn.Dropout(0.0), nn.Identity(), end)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm0(self.conv(x)))
+        return self.rest(self.relu(self.norm(self.layer(x)) + x))
+
+
+def changed(x: Tensor) -> Tensor:
+    return x * 0.97 + 0.1
+
+
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward": lambda module: module.register_forward_hook(lambda mod, args, output: changed(output)),
+    "forward with arguments": lambda module: module.register_forward_hook(
+        lambda mod, args, kwargs, output: changed(output) + args[0].mean(), with_kwargs=True
+    ),
+    "forward, in place": lambda module: module.register_forward_hook(
+        lambda mod, args, output: output.mul_(0.97).add_(0.1), always_call=True
+    ),
+    "before forward": lambda module: module.register_forward_pre_hook(lambda mod, args: changed(args[0])),
+    "before forward with arguments": lambda module: module.register_forward_pre_hook(
+        lambda mod, args, kwargs: ((changed(args[0]),), kwargs), with_kwargs=True
+    ),
+    "that depends on values": lambda module: module.register_forward_hook(
+        lambda mod, args, output: output if float(args[0].detach().sum()) == 0.125 else changed(output)
+    ),
+    "of parameters": lambda module: module.register_forward_hook(
+        lambda mod, args, output: (
+            changed(output) + sum(float(value.double().mean()) for value in mod.state_dict().values()) / 99
+        )
+    ),
+    "own forward": lambda module: setattr(module, "forward", lambda x, inner=module.forward: changed(inner(x))),
+}
+PLACES = ["conv", "norm0", "layer", "norm", "relu", "act", "act.act", "rest", "rest.0", "rest.2", "rest.3", "rest.4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        *(("forward", place) for place in PLACES),
+        *itertools.product(list(HOOKS)[1:], ["conv", "norm", "layer", "relu", "rest"]),
+    ],
+)
+def test_hook_of_every_kind_and_place_acts_as_in_the_network(name: str, place: str) -> None:
+    plain = settled(Block())
+    network = copy.deepcopy(plain)
+    HOOKS[name](network.get_submodule(place))
+    assert not torch.allclose(network(images()), plain(images()))
+    fused = adderzoo.fuse(network)
+    assert "AdderAffine2d" in kinds(fused)  # where no hook is
+    assert_same(fused, network)
+    assert_same(copy.deepcopy(fused), network)
+    assert_same(adderzoo.fuse(fused), network)
+
+
+def test_hooks_see_tensors_in_every_call_and_none_of_the_tracing() -> None:
+    network = settled(Block())
+    seen: list[Any] = []
+    for place in PLACES:
+        network.get_submodule(place).register_forward_hook(lambda mod, args, output: seen.append(output))
+    fused = adderzoo.fuse(network)
+    assert not seen
+    network(images())
+    expected = seen.copy()
+    seen.clear()
+    fused(images())
+    assert len(seen) == len(expected) == len(PLACES) + 1  # one ReLU twice
+    for one, other in zip(seen, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_of_the_network_itself_are_refused(name: str) -> None:
+    for network in (settled(Block()), adder(), adderzoo.fuse(settled(Block()))):
+        HOOKS[name](network)
+        with pytest.raises(ValueError, match=r"^model must have no hooks of its own, got a .* with a (hook|forward\()"):
+            adderzoo.fuse(network)
+    inner = settled(Block())
+    HOOKS[name](inner)
+    assert_same(adderzoo.fuse(nn.Sequential(inner)), inner)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        torch.nn.modules.module.register_module_forward_hook,
+        torch.nn.modules.module.register_module_forward_pre_hook,
+        torch.nn.modules.module.register_module_full_backward_hook,
+        torch.nn.modules.module.register_module_full_backward_pre_hook,
+    ],
+)
+def test_hooks_of_all_modules_are_refused(register: Callable[..., Any]) -> None:
+    network = settled(Block())
+    handle = register(lambda *arguments: None)
+    try:
+        for model in (network, network.layer):
+            with pytest.raises(ValueError, match=r"^all modules have a hook .*: remove it first"):
+                adderzoo.fuse(model)
+    finally:
+        handle.remove()
+    assert "AdderAffine2d" in kinds(adderzoo.fuse(network))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "ignore:.*spectral_norm. is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.random_structured(layer, "weight", 0.5, dim=0),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ],
+    ids=["prune", "prune filters", "old weight_norm", "old spectral_norm", "weight_norm", "spectral_norm"],
+)
+@pytest.mark.parametrize("place", ["layer", "conv"])
+def test_weights_that_hooks_compute_are_those_of_the_moment(change: Callable[[nn.Module], Any], place: str) -> None:
+    network = settled(Block())
+    change(network.get_submodule(place))
+    network(images())  # with gradients, which leaves a weight that copy.deepcopy refuses
+    with torch.no_grad():
+        for parameter in network.get_submodule(place).parameters():  # as a step or a checkpoint does
+            parameter.mul_(1.5).add_(0.1)
+    fused = adderzoo.fuse(network)
+    assert "AdderAffine2d" in kinds(fused)
+    assert_same(fused, network)
 
 
 # -------------------------------------------------------------------------------------------------------------- copies

@@ -82,6 +82,8 @@ def test_every_network_of_the_sources_is_listed_and_no_other(networks: dict[str,
         ("cnn_resnet20", 443_008 + 40_370_176, 0),
         ("adder_resnet32", 443_008, 69_124_736 - 443_008),
         ("cnn_resnet32", 69_124_736, 0),
+        # 16 channels of 3x3; two layers of a block, the first of a wider one half as large, and a 1x1 layer beside it.
+        ("adder_resnet8", 443_008, 4_718_592 + 2 * (1_179_648 + 2_359_296 + 131_072)),
         ("adder_vgg_small", 3 * 9 * 128 * 32 * 32 + 8192 * 10, 603_979_776),
         ("bnn_resnet20", 443_008, 0),
         ("shift_resnet20", 443_008, 0),

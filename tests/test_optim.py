@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 import adderzoo.optim
-from adderzoo.layers import Adder2d
+from adderzoo.layers import Adder2d, AdderLinear
 from adderzoo.optim import adaptive_lr
 
 FILTER_SHAPES = [(4, 3, 3, 3), (6, 4, 1, 1)]
@@ -505,6 +505,81 @@ def test_two_processes_with_half_the_batch_each_train_as_one_with_all(tmp_path):
     model = Filter()
     half = train(model, model, slice(0, None, 2))
     assert (half["conv.weight"] - alone["conv.weight"]).abs().max() > 1e-3
+
+
+SHARDED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.distributed as dist
+from test_optim import adders, train_adders
+from torch.distributed.fsdp import fully_shard
+
+rank, size, store, out = int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+mesh = dist.device_mesh.init_device_mesh("cpu", (size,))
+weights = {}
+for rule in ("gradient", "lr"):
+    model = adders()
+    for part in (model[0], model[2], model):
+        fully_shard(part, mesh=mesh)
+    train_adders(model, rule, slice(rank, None, size))
+    weights[rule] = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+if rank == 0:
+    torch.save(weights, out)
+dist.destroy_process_group()
+"""
+
+
+def adders():
+    """Of 5 and 3 filters, which two processes cannot share evenly, and one with parameters in the place of filters."""
+    torch.manual_seed(0)
+    layers = [Adder2d(2, 5, 3), nn.Tanh(), Adder2d(5, 3, 3, bias=False), nn.Flatten(), AdderLinear(12, 2)]
+    model = nn.Sequential(*layers).double()
+    nn.utils.parametrizations.weight_norm(model[2])
+    return model
+
+
+def train_adders(model, rule, share):
+    """Two steps on a share of the batch."""
+    generator = torch.Generator().manual_seed(1)
+    input = torch.randn(8, 2, 6, 6, generator=generator, dtype=torch.float64)
+    kind = {"gradient": torch.optim.SGD, "lr": torch.optim.AdamW}[rule]
+    optimizer = adaptive_lr(kind(model.parameters(), lr=0.1))
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input[share]).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_sharded_filters_train_as_whole_ones(tmp_path, size):
+    script = tmp_path / "train.py"
+    script.write_text(SHARDED)
+    folder, store, out = str(Path(__file__).parent), str(tmp_path / "store"), str(tmp_path / "out")
+    processes = [
+        subprocess.Popen([sys.executable, str(script), folder, str(rank), str(size), store, out])
+        for rank in range(size)
+    ]
+    assert [process.wait(300) for process in processes] == [0] * size
+    for rule, sharded in torch.load(out).items():
+        model = adders()
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        train_adders(model, rule, slice(None))
+        assert sharded.keys() == before.keys()
+        for name, parameter in model.named_parameters():
+            assert not parameter.equal(before[name])
+            np.testing.assert_allclose(sharded[name], parameter.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_flat_pieces_of_filters_are_refused():
+    """Those of FullyShardedDataParallel with use_orig_params."""
+    piece = nn.Parameter(torch.ones(9))
+    piece.is_adder_filter = True
+    with pytest.raises(ValueError, match=r"got one flat of 9 elements, as FullyShardedDataParallel .*fully_shard"):
+        adaptive_lr(torch.optim.SGD([*make_parameters(), piece], lr=0.1))
 
 
 # The rule "lr"

@@ -4,8 +4,12 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,9 +179,11 @@ def test_percentages_are_rounded_as_they_are_shown(checkpoint: Path, tmp_path: P
 
 def test_ranges_and_origin_travel_with_the_weights(tmp_path: Path) -> None:
     said = {"ranges": '{"bits": 4}', "source": "theirs.pth", "source_sha256": "ab", "trained_from": "first.pth (cd)"}
+    said["taught_by"] = "second.pth (ef); cnn_lenet5.digits"
     files = add_weights(NAME, write_checkpoint(tmp_path / "a.safetensors", **said), MEASURED, tmp_path / "weights")
     assert metadata(files["weights"]).items() >= said.items()
-    assert " The training started from first.pth (cd).\n" in files["card"].read_text()
+    start = " The training started from first.pth (cd)."
+    assert f"{start} It was taught by second.pth (ef); cnn_lenet5.digits.\n" in files["card"].read_text()
 
 
 def test_a_checkpoint_that_says_its_network_alone_is_known_by_its_tag(tmp_path: Path) -> None:
@@ -364,6 +370,105 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_changes_nothing(folder
     with pytest.raises(IsADirectoryError):
         add_weights(NAME, checkpoint, MEASURED, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def start_publication(folder: Path, last: int | None, top1: float) -> int:
+    """A publication, in a process of its own that ends at its n-th step in the folder, as SIGKILL would end it.
+
+    Weights and cards are other ones than usual, which take no time. Without a last step it begins again and again.
+
+    Returns:
+        The process. (A fork suffices: nothing in it computes.)
+    """
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        publishing._read_weights = lambda name, cfg, checkpoint, measured: b"weights %r" % measured.top1 * 10_000
+        publishing.model_card = lambda name, folder: f"card of {read_results(folder / 'results.json')[name]}"
+        steps = []
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            """Files that are opened, made, renamed and removed."""
+            if event.startswith(("open", "os.", "shutil.")) and str(folder) in str(arguments[:1]):
+                steps.append(event)
+                if len(steps) == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        add_weights(NAME, Path(), replace(MEASURED, top1=top1, top1_se=SE[top1]), folder)
+        while last is None:
+            top1 = 170 - top1
+            add_weights(NAME, Path(), replace(MEASURED, top1=top1, top1_se=SE[top1]), folder)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+# By the top-1 accuracy of 400 images.
+SE = {80.0: 2.0, 90.0: 1.5}
+
+
+def assert_of_one_publication(folder: Path) -> None:
+    """Weights, sum, row and card of NAME belong together, once the next publication has begun."""
+    publishing.undo_unfinished(folder)
+    top1 = read_results(folder / "results.json")[NAME].top1
+    assert (folder / f"{NAME}.safetensors").read_bytes() == b"weights %r" % top1 * 10_000
+    assert f"top1={top1}" in (folder / f"{NAME}.md").read_text()
+    assert_sums_hold(folder)
+    assert not list(folder.glob(".unfinished"))
+
+
+@pytest.fixture
+def published(folder: Path) -> Path:
+    """The same, but for what a publication in a process of its own writes."""
+    assert exit_code(start_publication(folder, 10**6, 80.0)) == 0
+    assert_of_one_publication(folder)
+    return folder
+
+
+def test_a_publication_killed_at_any_step_is_whole_or_undone_by_the_next(published: Path) -> None:
+    killed = 0
+    for last in range(1, 1000, 2):
+        code = exit_code(start_publication(published, last, 90.0 if killed % 2 else 80.0))
+        assert_of_one_publication(published)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        killed += 1
+    assert killed >= 40
+
+
+def test_a_first_publication_killed_at_any_step_is_whole_or_undone_by_the_next(tmp_path: Path) -> None:
+    for last in range(1, 1000, 5):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        code = exit_code(start_publication(folder, last, 90.0))
+        publishing.undo_unfinished(folder)
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if names:
+            assert names == {f"{NAME}.safetensors", f"{NAME}.md", "results.json", "SHA256SUMS"}
+            assert_of_one_publication(folder)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert names
+
+
+def test_publications_killed_at_random_moments_are_undone_by_the_next(published: Path) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    rng = random.Random(seed)
+    for _ in range(5):
+        pid = start_publication(published, None, 90.0)
+        time.sleep(rng.random() / 5)
+        os.kill(pid, signal.SIGKILL)
+        assert exit_code(pid) == -signal.SIGKILL
+        assert_of_one_publication(published)
 
 
 # ----------------------------------------------------------------------------------------------------------- the script

@@ -188,7 +188,7 @@ def test_a_measurement_of_the_other_kind_is_refused(checkpoint: Path, folder: Pa
     [
         ({"name": TWIN}, "another network than adder_edsr_toy_x2: its metadata says cnn_edsr_toy_x2"),
         ({"num_classes": "10"}, f"must be of 0 classes as {NAME}, .* is of 10$"),
-        ({"model_args": '{"width": 8}'}, "another network than EDSR: .* of another shape"),
+        ({"model_args": '{"width": 8}'}, "another network than adder_edsr_toy_x2: .* of another shape"),
         (
             {"model_args": '{"res_scale": 1.0}'},
             "without arguments, .* has model_args {'res_scale': 1.0}",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from copies import ways
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 import adderzoo
 from adderzoo.checkpoints import read_metadata
@@ -661,6 +662,85 @@ def test_adder_layer_that_cannot_be_seen_is_refused_by_name() -> None:
         calibrate(network, [images()])
 
 
+def halved(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * 0.5 + 0.25
+
+
+@pytest.mark.parametrize(
+    "place", ["conv", "norm", "block1.norm1", "block1.norm2", "block1.relu", "drop", "fc", "norm3"]
+)
+@torch.no_grad()
+def test_module_with_a_hook_stays_in_float_as_it_is(network: nn.Module, place: str) -> None:
+    plain = network(images())
+    network.get_submodule(place).register_forward_hook(halved)
+    expected = network(images())
+    simulation = calibrate(network, [images(16)])
+    integer = quantize(simulation)
+    assert kinds(integer)["QuantizedAdder2d"] == 6
+    torch.testing.assert_close(integer(images()), simulation(images()), rtol=1e-4, atol=1e-4)
+    errors = [(result - expected).square().mean().sqrt() for result in (integer(images()), plain)]
+    assert errors[0] < 0.3 * errors[1]
+
+
+@pytest.mark.parametrize("place", ["block1.layer2", "block1", "block2.shortcut"])
+@pytest.mark.parametrize(
+    "register",
+    [nn.Module.register_forward_hook, nn.Module.register_forward_pre_hook, nn.Module.register_full_backward_hook],
+)
+def test_adder_layer_with_a_hook_is_refused_by_name(
+    network: nn.Module, place: str, register: Callable[..., Any]
+) -> None:
+    register(network.get_submodule(place), lambda *arguments: None)
+    with pytest.raises(
+        ValueError, match=rf"^model has the adder layer {place}.* in a module with hooks.*: {place} has a"
+    ):
+        calibrate(network, [images()])
+
+
+def test_pruned_layer_is_refused_until_pruning_is_removed(network: nn.Module) -> None:
+    prune.l1_unstructured(network.layer, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"^model has the adder layer layer in .*\(torch.nn.utils.prune.remove"):
+        calibrate(network, [images()])
+    prune.remove(network.layer, "weight")
+    assert kinds(quantized(network))["QuantizedAdder2d"] == 6
+
+
+def test_network_with_hooks_of_its_own_is_refused(network: nn.Module) -> None:
+    simulation = calibrate(network, [images(16)])
+    for model in (network, network.layer):
+        model.register_forward_hook(halved)
+        with pytest.raises(ValueError, match=r"^model must have no hooks of its own"):
+            calibrate(model, [images(2)])
+    simulation.register_forward_hook(halved)
+    with pytest.raises(ValueError, match=r"^model must have no hooks of its own"):
+        quantize(simulation)
+
+
+@pytest.mark.parametrize("place", ["block1.layer1", "block1.layer1_input", "fc"])
+def test_hook_that_a_simulation_has_got_is_refused_by_name(network: nn.Module, place: str) -> None:
+    simulation = calibrate(network, [images(16)])
+    simulation.get_submodule(place).register_forward_hook(halved)
+    with pytest.raises(ValueError, match=f"^{place} has a hook .*: remove it before quantize"):
+        quantize(simulation)
+
+
+def test_backward_hook_acts_in_the_simulation(network: nn.Module) -> None:
+    network.norm2.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 0,))
+    simulation = calibrate(network, [images(16)])
+    simulation(images()).sum().backward()
+    assert not simulation.layer.weight.grad.any()
+    assert simulation.norm2.weight.grad.any()
+
+
+@torch.no_grad()
+def test_vmap_of_an_integer_network_is_a_loop(network: nn.Module) -> None:
+    integer = quantized(network)
+    batches = torch.stack([images(2), images(2) + 1, -images(2)])
+    expected = torch.stack([integer(batch) for batch in batches])
+    for result in (torch.vmap(integer)(batches), torch.vmap(integer, in_dims=2)(batches.movedim(0, 2))):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)  # PyTorch's classifier rounds otherwise
+
+
 # ---------------------------------------------------------------------------------------- quantisation-aware training
 
 
@@ -801,10 +881,10 @@ def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "has no object in its metadata model_args"),
-        ("3", "has no object in its metadata model_args"),
-        ('{"checkpoint_path": "weights.pth"}', "is refused, its metadata model_args would read other files"),
-        ('{"pretrained": true}', "is refused, its metadata model_args would read other files"),
+        ("{", "its metadata model_args is wrong: Expecting property"),
+        ("3", "its metadata model_args is wrong: it must be an object, got 3"),
+        ('{"checkpoint_path": "weights.pth"}', "it would read other files: checkpoint_path"),
+        ('{"pretrained": true}', "it would read other files: pretrained"),
     ],
 )
 def test_arguments_that_are_none_or_read_files_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,9 +1,16 @@
 """The `adderzoo` command."""
 
 import argparse
+import codecs
+import contextlib
+import errno
+import io
 import os
 import sys
+import traceback
 from importlib import import_module
+
+from adderzoo import _signals
 
 COMMANDS = {
     "list": "list the networks, what they cost, and their published weights",
@@ -20,29 +27,113 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input ends in one line on standard error and exit status 1."""
+    """Run a command.
+
+    What can be foreseen ends in one line on standard error: bad input, too little memory, a full disk or a killed
+    loading process in exit status 1, a signal in 128 and its number. What cannot keeps its traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        _print_anything(stream)
+    args = argparse.Namespace(arguments=arguments, command="")
+    try:
+        with _signals.raised(next((word for word in arguments if word in COMMANDS), "")):
+            _parse(arguments, args)
+            import_module(f"adderzoo.cli.{args.command}").run(args)
+            sys.stdout.flush()
+    except BrokenPipeError:  # as `| head` does; Python would write what is left once more when it ends
+        _drop_output()
+        return 1
+    except BaseException as error:
+        stopped = _signals.received() or isinstance(error, KeyboardInterrupt)
+        text = None if stopped else _foreseen(error, args)
+        if not stopped and text is None:
+            raise
+        _close(error)
+        if stopped:
+            return _end(_signals.report(error))
+        print(f"adderzoo {args.command}: error: {text}", file=sys.stderr)
+        return _end(1)
+    return 0
+
+
+def _parse(arguments: list[str], args: argparse.Namespace) -> None:
     parser = argparse.ArgumentParser(prog="adderzoo", description="Adder networks for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
         import_module(f"adderzoo.cli.{name}").add_arguments(command)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    args = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
-    try:
-        import_module(f"adderzoo.cli.{args.command}").run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as `| head` does; Python would write what is left once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"adderzoo {args.command}: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+    parser.parse_args(arguments, args)
 
 
-def _one_line(error: Exception) -> str:
+def _close(error: BaseException | None) -> None:
+    """Let go of what an error holds: progress bars end their lines, loading processes end."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _foreseen(error: BaseException, args: argparse.Namespace) -> str | None:
+    """What to say of an error; nothing of one that is a fault of the program."""
+    text = _one_line(error)
+    if _is_out_of_memory(error, text):
+        smaller = [f"--{name.replace('_', '-')}" for name in ("batch_size", "tile", "img_size") if hasattr(args, name)]
+        remedy = f"; a smaller {' or '.join(smaller)} needs less" if smaller else ""
+        return f"not enough memory{remedy} ({text})" if text else f"not enough memory{remedy}"
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_LOADING):
+        return f"a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm ({text})"
+    return text if isinstance(error, ValueError | OSError) else None
+
+
+# What PyTorch says where a loading process was killed, or has no room for its batches.
+_SIGNS_OF_LOADING = ("DataLoader worker (pid", "shared memory", "/torch_")
+_SIGNS_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
+
+
+def _is_out_of_memory(error: BaseException, text: str) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS_OF_MEMORY)
+
+
+def _one_line(error: BaseException) -> str:
     """The message; of an error in a loading process, which comes inside the text of a traceback, its own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Caught "):
         return lines[-1].partition(": ")[2]
     return " ".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def _print_anything(stream: object) -> None:
+    """Have a terminal that lacks a character get another one, and the bytes of names that are no text as they are."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):  # no choice of the user
+        stream.reconfigure(errors="adderzoo")
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return "+-" if character == "±" else character.encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+codecs.register_error("adderzoo", _replace)
+
+
+def _end(status: int) -> int:
+    """What is printed already comes out, unless that is what failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return status
+
+
+def _drop_output() -> None:
+    with contextlib.suppress(OSError, ValueError):  # no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

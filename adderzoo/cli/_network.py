@@ -5,7 +5,7 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,65 @@ def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool =
         return model
     trained = model.pretrained_cfg.get("num_classes")
     if not args.pretrained:
-        print(f"adderzoo {args.command}: neither --pretrained nor --checkpoint: random weights", file=sys.stderr)
+        say(args, "neither --pretrained nor --checkpoint: random weights")
     elif model.num_classes != trained:
-        text = f"the published weights are for {trained} classes: random weights in the classifier"
-        print(f"adderzoo {args.command}: {text}", file=sys.stderr)
+        say(args, f"the published weights are for {trained} classes: random weights in the classifier")
     return model
+
+
+def published_classes(model: Any) -> Any:
+    """What timm knows about the classes of a network's tag, if the network still has these; else None."""
+    from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+
+    config = model.pretrained_cfg
+    if config.get("num_classes") != model.num_classes:
+        return None
+    if config.get("label_names"):
+        info: Any = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
+    elif subset := infer_imagenet_subset(model):
+        info = ImageNetInfo(subset)
+    else:
+        return None
+    # Others are left over from before a new classifier was saved.
+    return info if info.num_classes() == model.num_classes else None
+
+
+def names_its_tag(args: argparse.Namespace) -> bool:
+    """Whether the user says that the weights are for the classes of a tag: another checkpoint's need not be."""
+    return args.pretrained or "." in args.model
+
+
+def known_classes(model: Any, args: argparse.Namespace, dataset: Any) -> list[str] | None:
+    """The names of a network's classes in its order, as folders have them: of the checkpoint's metadata, or of its tag.
+
+    Those of a tag are taken if the data set has no others; else for folders alone, and if the user names the tag.
+
+    Raises:
+        ValueError: if the checkpoint has names of another number of classes.
+    """
+    from adderzoo.checkpoints import read_classes
+    from adderzoo.data import class_names, is_folder, match_names
+
+    names = read_classes(args.checkpoint) if args.checkpoint else None
+    if names is not None:
+        check_names(names, model, str(args.checkpoint))
+        return names
+    info = published_classes(model)
+    names = info and [info.index_to_label_name(index) for index in range(model.num_classes)]
+    if not names or (is_folder(dataset) and names_its_tag(args)):
+        return names
+    found = class_names(dataset)
+    return names if len(match_names(found, names)) == len(found) else None
+
+
+def check_names(names: Sequence[str], model: Any, source: str) -> None:
+    """Refuse names of another number of classes than a network has.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if len(names) != model.num_classes:
+        raise ValueError(f"{source} has {len(names)} class names, the network {model.num_classes} classes")
 
 
 def check_channels(config: dict[str, Any], args: argparse.Namespace) -> None:
@@ -113,6 +167,11 @@ def open_device(name: str, rank: int | None = None) -> "torch.device":
         reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices
         raise ValueError(f"device {name!r} cannot be used: {reason}") from error
     return device
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """A line for the person at the terminal; standard output is for results."""
+    print(f"adderzoo {args.command}: {text}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

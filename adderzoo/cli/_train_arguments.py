@@ -3,9 +3,11 @@
 import argparse
 import json
 import math
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ._network import key_and_value
 
@@ -59,8 +61,8 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--data-dir",
         metavar="DIR",
         help="folder of the data set. A folder of images has one folder a class inside train/, and inside "
-        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Super-resolution has "
-        "no classes, only images; DIV2K's own layout is taken too",
+        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Images may lie in "
+        "folders inside a class's. Super-resolution has no classes, only images; DIV2K's own layout is taken too",
     )
     data.add_argument(
         "--dataset", metavar="NAME", default="", help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..."
@@ -68,6 +70,14 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--train-split", metavar="NAME", default="train", help="training images (%(default)s)")
     data.add_argument(
         "--val-split", metavar="NAME", help='validation images ("validation", or the folder that is there); "" for none'
+    )
+    data.add_argument(
+        "--class-map",
+        metavar="FILE",
+        default="",
+        help="text file with the names of the classes, one a line in the order of their indices; others are left out "
+        "(those of the training images, in the order of the weights to start from if these are for the same classes, "
+        "else sorted, '10' before '2')",
     )
     data.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
     data.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ data set")
@@ -144,6 +154,12 @@ def _add_optimizer(step: argparse._ArgumentGroup) -> None:
     step.add_argument("--model-ema", action="store_true", help="average the weights; validate and save the average")
     step.add_argument("--model-ema-decay", metavar="X", type=float, default=0.9998, help="a step (%(default)s)")
     step.add_argument("--model-ema-warmup", action="store_true", help="a smaller decay in the beginning")
+    step.add_argument(
+        "--precise-bn",
+        action="store_true",
+        help="measure BatchNorm's statistics anew from some thousand training images before each validation, as those "
+        "of --model-ema always are: running ones lag behind adder filters at a high rate",
+    )
 
 
 def _add_adder(adder: argparse._ArgumentGroup) -> None:
@@ -173,9 +189,19 @@ def _add_distillation(kd: argparse._ArgumentGroup) -> None:
         help="learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
         "is trained at the same time (progressive kernel-based knowledge distillation)",
     )
-    kd.add_argument("--kd-model-name", metavar="NAME", help="teacher (the network's CNN twin, of the same tag)")
     kd.add_argument(
-        "--kd-checkpoint", metavar="FILE", type=Path, help="its weights, for logits (the published ones of its tag)"
+        "--kd-model-name",
+        metavar="NAME",
+        nargs="+",
+        help="teacher (the network's CNN twin, of the same tag); of several, for logits, the mean of their "
+        "probabilities",
+    )
+    kd.add_argument(
+        "--kd-checkpoint",
+        metavar="FILE",
+        nargs="+",
+        type=Path,
+        help="its weights, for logits (the published ones of its tag); of several teachers one each, in their order",
     )
     kd.add_argument(
         "--kd-temperature", metavar="X", type=float, default=4.0, help="that divides both logits (%(default)s)"
@@ -211,7 +237,11 @@ def _add_schedule(schedule: argparse._ArgumentGroup) -> None:
         "--decay-milestones", metavar="N", type=int, nargs="+", default=[90, 180, 270], help="epochs, of multistep"
     )
     schedule.add_argument(
-        "--decay-rate", metavar="X", type=float, default=0.1, help="of step and multistep; power of poly (%(default)s)"
+        "--decay-rate",
+        metavar="X",
+        type=float,
+        default=0.1,
+        help="of step and multistep; power of poly, where 1 is a straight line (%(default)s)",
     )
 
 
@@ -242,7 +272,9 @@ def _add_output(output: argparse._ArgumentGroup) -> None:
     output.add_argument(
         "--resume",
         action="store_true",
-        help="go on after the last complete epoch of this experiment, with the same options; begin if there is none",
+        help="go on after the last complete epoch of this experiment, with the same options but for those of how it "
+        "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there "
+        "on at the learning rates of the longer schedule; begin if there is none",
     )
     output.add_argument("--log-tensorboard", action="store_true", help="write events for TensorBoard too")
 
@@ -279,6 +311,7 @@ _KEYS = {
 _CLASSIFIERS_ALONE: tuple[str, ...] = (
     "num_classes",
     "dataset",
+    "class_map",
     "dataset_download",
     "input_key",
     "target_key",
@@ -383,9 +416,14 @@ def _check_distillation(args: argparse.Namespace, defaults: argparse.Namespace) 
         raise ValueError(f"{given[0].replace('_', '-')} needs --kd")
     if args.kd == "logits" and "feature_loss_weight" in given:
         raise ValueError("feature-loss-weight is for --kd pkkd")
+    teachers, files = len(args.kd_model_name or [None]), args.kd_checkpoint or []
+    if args.kd == "logits" and files and len(files) != teachers:
+        raise ValueError(f"kd-checkpoint must be a file for each of {teachers} kd-model-name, got {len(files)}")
     if args.kd == "pkkd":
         if args.kd_checkpoint:
             raise ValueError("kd-checkpoint is for --kd logits: the teacher of pkkd is trained at the same time")
+        if teachers > 1:
+            raise ValueError(f"kd-model-name must be one for --kd pkkd, got {', '.join(args.kd_model_name)}")
         if args.clip_grad is not None:
             raise ValueError("clip-grad cannot be used with --kd pkkd, whose teacher is to take steps of its own")
         if args.torchcompile:
@@ -394,6 +432,62 @@ def _check_distillation(args: argparse.Namespace, defaults: argparse.Namespace) 
             raise ValueError("quantize-bits cannot be used with --kd pkkd, whose student has float layers")
         if "layer_decay" in dict(args.opt_kwargs):
             raise ValueError("opt-kwargs layer_decay cannot be used with --kd pkkd, which trains two networks")
+
+
+_BITS = "the result may differ in its last bits"
+_RANDOM = "what is random may go on with other numbers"
+
+# Options that may be others when a training is resumed, and what that does; "" for nothing.
+MAY_CHANGE = {
+    "data_dir": "",
+    "dataset_download": "",
+    "experiment": "",
+    "log_tensorboard": "",
+    "output": "",
+    "resume": "",
+    "channels_last": _BITS,
+    "device": _BITS,
+    "epochs": "from here on the learning rate is that of a schedule of so many epochs",
+    "in_memory": _RANDOM,
+    "torchcompile": _BITS,
+    "validation_batch_size": _BITS,
+    "workers": _RANDOM,
+}
+
+
+def _sched(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda options: options["sched"] in names
+
+
+def _any(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda options: any(options[name] for name in names)
+
+
+# When an option has an effect, for those that have none by themselves.
+_NEEDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    **dict.fromkeys(_DISTILLATION, _any("kd")),
+    "feature_loss_weight": lambda options: options["kd"] == "pkkd",
+    "amp_dtype": _any("amp"),
+    "clip_mode": lambda options: options["clip_grad"] is not None,
+    **dict.fromkeys(("model_ema_decay", "model_ema_warmup"), _any("model_ema")),
+    **dict.fromkeys(("mixup_prob", "mixup_mode", "mixup_off_epoch"), _any("mixup", "cutmix")),
+    "mixup_switch_prob": lambda options: bool(options["mixup"] and options["cutmix"]),
+    **dict.fromkeys(("remode", "recount"), _any("reprob")),
+    "warmup_lr": _any("warmup_epochs"),
+    "min_lr": lambda options: options["sched"] != "none",
+    "sched_on_updates": lambda options: options["sched"] != "none",
+    "decay_milestones": _sched("multistep"),
+    "eta": lambda options: options["filter_lr_scale"] is None,
+}
+
+
+def changed_options(known: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """The options that differ, but for those without effect in both trainings."""
+    return [
+        key
+        for key in options
+        if known[key] != options[key] and any(_NEEDS.get(key, lambda _: True)(each) for each in (known, options))
+    ]
 
 
 def _check_value(name: str, value: object) -> None:

@@ -1,11 +1,12 @@
 """What `adderzoo train` trains on: images with classes, or pairs of a small and a large one."""
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._network import Group, check_channels
+from adderzoo._foreign import to_json
+
+from ._network import Group, check_channels, names_its_tag, published_classes
 
 if TYPE_CHECKING:
     from adderzoo.engine import Recipe
@@ -29,7 +30,7 @@ class Classification:
     def __init__(self, args: argparse.Namespace, network: Any) -> None:
         from timm.data import resolve_model_data_config
 
-        from adderzoo.checkpoints import read_data_config
+        from adderzoo.checkpoints import read_classes, read_data_config
         from adderzoo.data import class_indices, open_training_data
         from adderzoo.models import check_classifier
 
@@ -37,8 +38,12 @@ class Classification:
         self.args = args
         # What the network is fed with does not depend on its classes, which come from the data.
         self.config = resolve_model_data_config(network)
-        if args.initial_checkpoint:  # images as it knows them
+        known = None
+        if args.initial_checkpoint:  # images and classes as it knows them
             self.config |= read_data_config(args.initial_checkpoint)
+            known = read_classes(args.initial_checkpoint)
+        elif names_its_tag(args) and (info := published_classes(network)):
+            known = [info.index_to_label_name(index) for index in range(info.num_classes())]
         if args.img_size:
             self.config["input_size"] = (self.config["input_size"][0], args.img_size, args.img_size)
         self.input_size = self.config["input_size"]
@@ -50,7 +55,9 @@ class Classification:
             args.train_split,
             args.val_split,
             self.input_size[0],
+            args.class_map,
             args.dataset_download,
+            known,
             **keys,
         )
         self.indices = class_indices(self.train_set)
@@ -66,7 +73,7 @@ class Classification:
         """Refuse a network with fewer classes than the images have."""
         from adderzoo.data import check_classes
 
-        check_classes(self.train_set, model)
+        check_classes(self.train_set, model.num_classes)
 
     def calibrate(self, model: Any, group: Group) -> Any:
         """The network with what bytes can hold, with ranges from some images.
@@ -133,11 +140,11 @@ class Classification:
         """What a file of weights says of the data."""
         from adderzoo.quantization import ranges
 
-        known = {"data_config": json.dumps(self.config)}
+        known = {"data_config": to_json(self.config)}
         if self.args.quantize_bits is not None:
-            known["ranges"] = json.dumps(ranges(model))
+            known["ranges"] = to_json(ranges(model))
         if len(self.indices) == model.num_classes:
-            known["classes"] = json.dumps(self.classes)
+            known["classes"] = to_json(self.classes)
         return known
 
     @property
@@ -146,7 +153,11 @@ class Classification:
         return sorted(self.indices, key=lambda name: self.indices[name])
 
     def describe(self, model: Any) -> str:
-        return f"{_images(self.train_set, self.val_set)}, {model.num_classes} classes"
+        from adderzoo.data import describe_origin
+
+        sets = {"training": self.train_set, "validation": self.val_set}
+        origins = [f"{use}: {describe_origin(images, self.args.dataset)}" for use, images in sets.items() if images]
+        return "; ".join([f"{_images(**sets)}, {model.num_classes} classes", *origins])
 
 
 class SuperResolution:
@@ -211,12 +222,14 @@ class SuperResolution:
         return loader, validate
 
     def metadata(self, model: Any) -> dict[str, str]:
-        return {"data_config": json.dumps(self.config)}
+        return {"data_config": to_json(self.config)}
 
     def describe(self, model: Any) -> str:
         patches = len(self.train_set) * self.args.epoch_repeats
-        return f"{_images(self.train_set, self.val_set)}, {patches} patches an epoch, x{model.scale}"
+        sets = {"training": self.train_set, "validation": self.val_set}
+        origins = [f"{use}: {pairs.describe()}" for use, pairs in sets.items() if pairs]
+        return "; ".join([f"{_images(**sets)}, {patches} patches an epoch, x{model.scale}", *origins])
 
 
-def _images(train_set: Any, val_set: Any) -> str:
-    return f"{len(train_set)} training images, {len(val_set) if val_set else 'no'} validation images"
+def _images(training: Any, validation: Any) -> str:
+    return f"{len(training)} training images, {len(validation) if validation else 'no'} validation images"

@@ -3,7 +3,6 @@
 import argparse
 import math
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,10 +80,15 @@ class _Job:
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output
     from adderzoo.engine import benchmark
 
     args.precision = [precision for precision in _PARTS_OF if precision in args.precision]
     _check(args)
+    if args.json:
+        check_output(args.json, "json")
+    if args.chart:
+        check_output(args.chart, "chart", _CHARTS)
     args.device = _open_device(args.device)
     if args.chart:
         benchmark.import_matplotlib()
@@ -93,11 +97,7 @@ def run(args: argparse.Namespace) -> None:
         benchmark.describe_machine(args.device), shlex.join(["adderzoo", *args.arguments]), float(args.seconds)
     )
     print(report.machine, flush=True)
-    try:
-        _measure(jobs, report, args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    _write(report, args)
+    _measure(jobs, report, args)
 
 
 def _open_device(name: str) -> str:
@@ -133,7 +133,7 @@ def _parts(args: argparse.Namespace) -> list[str]:
 
 
 def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace) -> None:
-    """Measure, and print a table after each job."""
+    """Measure, and print a table of each job and batch, when it is written to the files."""
     from tqdm import tqdm
 
     from adderzoo.engine import benchmark
@@ -161,8 +161,11 @@ def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace) -> No
                     )
                     report.networks.append(section)
                     text = _section_text(section)
-                with tqdm.external_write_mode():
-                    print(f"\n{text}", flush=True)
+                try:
+                    _write(report, args, last=(job, batch) == (jobs[-1], jobs[-1].batches[-1]))
+                finally:
+                    with tqdm.external_write_mode():
+                        print(f"\n{text}", flush=True)
 
 
 def _batches(args: argparse.Namespace, part: str) -> list[int]:
@@ -187,8 +190,6 @@ def _check(args: argparse.Namespace) -> None:
     if unknown := [part for part in args.parts or () if part not in known]:
         where = f"precision {' and '.join(args.precision)}" + (f" on {args.device}" if _on_gpu(args) else "")
         raise ValueError(f"parts must be among {', '.join(known)} for {where}, got {unknown[0]}")
-    if args.chart and args.chart.suffix not in _CHARTS:
-        raise ValueError(f"chart must end in {', '.join(_CHARTS)}, got {args.chart}")
 
 
 def _operator_text(results: list["OperatorResult"]) -> str:
@@ -207,11 +208,11 @@ def _section_text(section: "Section") -> str:
     return f"{section.title}\n{align(section_table(section), {0, 1})}"
 
 
-def _write(report: "Report", args: argparse.Namespace) -> None:
-    from adderzoo.checkpoints import write_atomically
+def _write(report: "Report", args: argparse.Namespace, last: bool) -> None:
+    from adderzoo._files import write_atomically
     from adderzoo.engine.benchmark import draw
 
     if args.json:
         write_atomically(args.json, lambda path: path.write_text(report.to_json()))
-    if args.chart:
+    if args.chart and last:
         write_atomically(args.chart, lambda path: draw(report, path))

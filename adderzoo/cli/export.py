@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.export import describe, export_network
+    from adderzoo._files import check_output
+    from adderzoo.export import FORMATS, describe, export_network
     from adderzoo.models import is_super_resolution
 
     from .predict import class_names
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             if getattr(args, name) not in (None, False):
                 option = "quantize" if name == "data_dir" else name.replace("_", "-")
                 raise ValueError(f"{option} is for --format c, but format is {args.format}")
+        check_output(args.destination, f"OUT for the format {args.format}", [FORMATS[args.format]])
     model = open_network(args, any_task=args.format != "c")
     check_channels(resolve_model_data_config(model), args)
     if args.format == "c":

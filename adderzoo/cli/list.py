@@ -1,9 +1,10 @@
 """`adderzoo list`."""
 
 import argparse
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from adderzoo._foreign import to_json
 
 from ._table import align
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if not networks:
         kind = "network with published weights" if args.pretrained else "network"
         raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
-    print(json.dumps([asdict(network) for network in networks], indent=2) if args.json else _table(networks))
+    print(to_json([asdict(network) for network in networks], indent=2) if args.json else _table(networks))
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:

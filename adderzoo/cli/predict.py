@@ -1,11 +1,21 @@
 """`adderzoo predict`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, check_channels, open_device, open_network
+from adderzoo._foreign import to_json
+
+from ._network import (
+    add_network_arguments,
+    check_channels,
+    check_names,
+    names_its_tag,
+    open_device,
+    open_network,
+    published_classes,
+    say,
+)
 
 _BATCH_SIZE = 32
 
@@ -35,20 +45,22 @@ def run(args: argparse.Namespace) -> None:
     if args.topk < 1:
         raise ValueError(f"topk must be at least 1, got {args.topk}")
     device = open_device(args.device)
-    paths = find_images(args.images)
+    found = find_images(args.images)
     model = open_network(args).to(device).eval()
     config = resolve_model_data_config(model)
     check_channels(config, args)
     names = class_names(model, args)
     transform = create_transform(**config)
 
+    if any(path.is_dir() for path in args.images):
+        say(args, found.describe())
     rows: list[dict[str, Any]] = []
     failures = []
-    for start in range(0, len(paths), _BATCH_SIZE):
+    for start in range(0, len(found.images), _BATCH_SIZE):
         files, inputs = [], []
-        for path in paths[start : start + _BATCH_SIZE]:
+        for path in found.images[start : start + _BATCH_SIZE]:
             try:
-                inputs.append(transform(read_image(path, config["input_size"][0])))
+                inputs.append(transform(read_image(Path(path), config["input_size"][0])))
             except ValueError as error:
                 failures.append(str(error))
             else:
@@ -62,11 +74,11 @@ def run(args: argparse.Namespace) -> None:
                 {"index": index, "name": names[index], "probability": probability}
                 for probability, index in zip(*(values.tolist() for values in top), strict=True)
             ]
-            rows.append({"file": str(path), "classes": classes})
+            rows.append({"file": path, "classes": classes})
             if not args.json:
                 print(path, *(f"{100 * c['probability']:7.2f} %  {c['name']}" for c in classes), sep="\n")
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print(to_json(rows, indent=2))
     if failures:
         raise ValueError("; ".join(failures))
 
@@ -85,13 +97,10 @@ def class_names(model: Any, args: argparse.Namespace) -> list[str]:
     elif args.checkpoint:
         names, source = read_classes(args.checkpoint), str(args.checkpoint)
     if names is not None:
-        if len(names) != model.num_classes:
-            raise ValueError(f"{source} has {len(names)} class names, the network {model.num_classes} classes")
+        check_names(names, model, source)
         return names
-    # Another checkpoint's classes are those of a tag only where the user names the tag.
-    if args.pretrained or "." in args.model:
-        names = _published_names(model)
-    return names or [str(index) for index in range(model.num_classes)]
+    info = published_classes(model) if names_its_tag(args) else None
+    return [info.index_to_description(index) if info else str(index) for index in range(model.num_classes)]
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -99,21 +108,3 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"class-names {path} is no text in UTF-8: {error}") from error
-
-
-def _published_names(model: Any) -> list[str] | None:
-    """The class names of a tag, if the network still has its classes."""
-    from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
-
-    config = model.pretrained_cfg
-    if config.get("num_classes") != model.num_classes:
-        return None
-    if config.get("label_names"):
-        info = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
-    elif subset := infer_imagenet_subset(model):
-        info = ImageNetInfo(subset)
-    else:
-        return None
-    if info.num_classes() != model.num_classes:  # left over from before a new classifier was saved
-        return None
-    return [info.index_to_description(index) for index in range(model.num_classes)]

@@ -1,12 +1,13 @@
 """`adderzoo profile`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from adderzoo._foreign import to_json
 
 from ._network import add_network_arguments, open_network
 from ._table import align
@@ -48,12 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
+    from adderzoo._files import check_output, check_output_folder, write_atomically
     from adderzoo.profile import like_paper, profile
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
     check_some_images(args)
+    if args.json:
+        check_output(args.json, "json")
     if args.plots:
+        check_output_folder(args.plots, "plots")
         from adderzoo.plots import import_matplotlib
 
         import_matplotlib()
@@ -74,17 +79,16 @@ def run(args: argparse.Namespace) -> None:
     counted = profiles
     if args.like_paper:
         counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
+    if args.json:
+        report = _report(name, counted, profiles, args.like_paper, row)
+        write_atomically(args.json, lambda path: path.write_text(to_json(report, indent=2) + "\n"))
+    drawn = _draw(model, twin, counted, args.plots, images, count) if args.plots else ""
     print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
     print(f"\n{_totals(counted, profiles)}")
     if args.like_paper:
         print(f"\n{_paper(profiles[name], row)}")
-    if args.json:
-        from adderzoo.checkpoints import write_atomically
-
-        report = _report(name, counted, profiles, args.like_paper, row)
-        write_atomically(args.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    if args.plots:
-        print(f"\n{_draw(model, twin, counted, args.plots, images, count)}")
+    if drawn:
+        print(f"\n{drawn}")
 
 
 def _published(name: str, found: "Profile") -> "Published | None":

@@ -1,12 +1,13 @@
 """`adderzoo quantize`."""
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ._network import add_network_arguments, check_channels, open_network
+from adderzoo._foreign import to_json
+
+from ._network import add_network_arguments, check_channels, open_network, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,13 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="data set as timm names it: torch/cifar10, torch/mnist, hfds/...; without it, a folder of images",
     )
-    parser.add_argument("--split", metavar="NAME", default="train", help="part of the data set (%(default)s)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        default="train",
+        help="part of the data set (%(default)s): a folder in data-dir; '' for data-dir itself, which a folder without "
+        "splits is anyway",
+    )
     parser.add_argument(
         "--images", metavar="N", type=int, default=200, help="how many images, evenly spaced in it (%(default)s)"
     )
@@ -52,15 +59,15 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import read_metadata, read_model_args
+    from adderzoo._files import check_output
+    from adderzoo.checkpoints import read_metadata, read_model_args, read_ranges
     from adderzoo.quantization import quantize, save, simulate
 
     check_some_images(args)
-    if args.destination.suffix != ".safetensors":
-        raise ValueError(f"OUT must end in .safetensors, got {args.destination}")
+    check_output(args.destination, "OUT", [".safetensors"])
     model = open_network(args, any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
-    known = json.loads(said["ranges"]) if "ranges" in said else None
+    known = read_ranges(args.checkpoint) if args.checkpoint else None
     bits = args.bits or (known["bits"] if known else 8)
     if known is None or args.data_dir or args.dataset:
         simulation, source = _calibrated(model, args, bits)
@@ -70,10 +77,9 @@ def run(args: argparse.Namespace) -> None:
         if args.quantile is not None:
             raise ValueError(f"quantile is for ranges from data-dir, but {args.checkpoint} has those of its training")
         simulation, source = simulate(model, known), "its training"
-    kept: dict[str, str] = {
-        key: said[key] for key in ("classes", "license", "source", "source_sha256", "trained_from") if key in said
-    }
-    config = json.dumps(resolve_model_data_config(model))
+    kinds = ("classes", "license", "source", "source_sha256", "trained_from", "taught_by")
+    kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
+    config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     network = quantize(simulation)
     kept |= _statistics(model, network, args)
@@ -122,7 +128,7 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
-    from adderzoo.data import open_dataset, open_loader, spread
+    from adderzoo.data import describe_dataset, open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
 
     config = resolve_model_data_config(model)
@@ -133,7 +139,14 @@ def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
     some = spread(dataset, args.images)
-    return open_loader(some, config, args.batch_size, args.workers, torch.device("cpu")), len(some)
+    loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
+    return _announced(args, describe_dataset(dataset, args.dataset), loader), len(some)
+
+
+def _announced(args: argparse.Namespace, text: str, batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches, and a line when the first is wanted: behind all that may be refused."""
+    say(args, text)
+    yield from batches
 
 
 def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], int]:
@@ -144,4 +157,5 @@ def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], 
         raise ValueError(f"data-dir must be a folder of images, without dataset, since {args.model} classifies none")
     pairs, _ = open_training_pairs(args.data_dir, model.scale, args.split, val_split="")
     count = min(args.images, len(pairs))
-    return (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count)), count
+    images = (as_float(pairs[index * len(pairs) // count][0])[None] for index in range(count))
+    return _announced(args, pairs.describe(), images), count

@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import inspect
-import json
 import math
 import shlex
 import sys
@@ -11,8 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adderzoo._foreign import plain, shown, to_json
+from adderzoo._signals import Stopped
+
 from ._network import Group, open_group
-from ._train_arguments import add_arguments, check, default_arguments, fill_defaults
+from ._train_arguments import MAY_CHANGE, add_arguments, changed_options, check, default_arguments, fill_defaults
 from ._train_tasks import Classification, SuperResolution
 
 if TYPE_CHECKING:
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-# Options that may change when a training is resumed: what it comes to does not depend on them.
-_FREE = {"output", "experiment", "resume", "data_dir", "device", "log_tensorboard"}
-
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output_folder
     from adderzoo.hub import task
 
     super_resolution = task(args.model) == "super-resolution"
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     check(args, super_resolution)
     _keep_memory()
     with open_group(args.device) as group:
+        if group.rank == 0:  # which alone writes there
+            check_output_folder(args.output / (args.experiment or ""), "output")
         if group.processes > 1 and not args.experiment:
             raise ValueError("several processes need --experiment: the name of their common folder")
         if group.processes > 1 and args.dataset_download:
@@ -46,7 +48,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo.checkpoints import write_atomically
+    from adderzoo._files import write_atomically
     from adderzoo.engine import best_epoch, read_state, train, write_epoch
 
     random_seed(args.seed)
@@ -59,6 +61,7 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     options = _options(args) | {"processes": group.processes}
     if group.rank == 0:  # which alone reads and writes there
         _check_folder(args, folder, options)
+        _check_classes(args, folder, data)
     if args.quantize_bits is not None and isinstance(data, Classification):
         model = data.calibrate(model, group)
     distillation = _create_distillation(args, group, model, data) if args.kd else None
@@ -72,9 +75,11 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
         **_origin(args, model),
     }
     if args.model_kwargs:
-        metadata["model_args"] = json.dumps(dict(args.model_kwargs))
+        metadata["model_args"] = to_json(dict(args.model_kwargs))
 
     resumed = args.resume and read_state(folder, training)
+    if len(training.history) > args.epochs:
+        raise ValueError(f"epochs must be at least the {len(training.history)} that are complete, got {args.epochs}")
     if group.rank == 0:
         write_atomically(folder / "args.yaml", lambda path: path.write_text(yaml.safe_dump(options, sort_keys=False)))
         print(
@@ -95,8 +100,8 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     except KeyboardInterrupt:
         if group.rank == 0:
             done = f"; their weights are in {folder}, and --resume goes on" if training.history else ""
-            print(f"stopped after {len(training.history)} of {args.epochs} epochs{done}")
-        sys.exit(130)
+            raise Stopped(f"stopped after {len(training.history)} of {args.epochs} epochs{done}") from None
+        raise
     if group.rank == 0:
         _draw(folder, training, args.model)
         best = best_epoch(training.history)
@@ -148,12 +153,11 @@ def _open_network(args: argparse.Namespace, group: Group, num_classes: int | Non
 
 def _create_distillation(args: argparse.Namespace, group: Group, model: Any, data: Any) -> Any:
     """What trains the network as a student of a teacher."""
-    from timm.task import DistillationTeacher
     from timm.utils import random_seed
 
-    from adderzoo.engine import KernelDistillationTask, LogitDistillationTask
+    from adderzoo.engine import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
 
-    name = args.kd_model_name or _twin(args.model)
+    names = args.kd_model_name or [_twin(args.model)]
     options = {
         "criterion": data.loss(),
         "task_loss_weight": args.task_loss_weight,
@@ -165,8 +169,13 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
     # Where timm's task looks for how the images are normalised.
     model.pretrained_cfg.update({key: data.config[key] for key in ("mean", "std")})
     if args.kd == "logits":
-        teacher = _open_teacher(args, group, name, model.num_classes, data)
-        return LogitDistillationTask(model, DistillationTeacher(teacher, device=group.device), **options)
+        files = args.kd_checkpoint or [None] * len(names)
+        teachers = [
+            _open_teacher(args, group, name, file, model.num_classes, data)
+            for name, file in zip(names, files, strict=True)
+        ]
+        return LogitDistillationTask(model, EnsembleTeacher(teachers, args.kd_temperature, group.device), **options)
+    name = names[0]
     random_seed(args.seed)  # the teacher is the network that it would be alone
     kwargs = [(key, value) for key, value in args.model_kwargs if key != "conv_layer"]  # the student's, as its name
     alone = vars(args) | {"model": name, "pretrained": False, "initial_checkpoint": None, "model_kwargs": kwargs}
@@ -190,46 +199,56 @@ def _twin(model: str) -> str:
     return f"{name}.{tag}" if is_model_pretrained(f"{name}.{tag}") else name
 
 
-def _open_teacher(args: argparse.Namespace, group: Group, name: str, num_classes: int, data: Any) -> Any:
-    """A trained network, for the student's classes."""
+def _open_teacher(
+    args: argparse.Namespace, group: Group, name: str, file: Path | None, num_classes: int, data: Any
+) -> Any:
+    """A trained network for the student's classes, fused: a teacher is for inference alone."""
     import torch
 
     from adderzoo.checkpoints import open_network, read_classes
+    from adderzoo.fusion import fuse
 
-    teacher: Any = open_network(name, pretrained=not args.kd_checkpoint, checkpoint=args.kd_checkpoint)
+    teacher: Any = open_network(name, pretrained=not file, checkpoint=file)
     if teacher.num_classes != num_classes:
         raise ValueError(f"kd-model-name must be a network of {num_classes} classes, {name} has {teacher.num_classes}")
     channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
     if channels != wanted:
         raise ValueError(f"kd-model-name must be a network for images of {wanted} channels, {name} takes {channels}")
-    known = read_classes(args.kd_checkpoint) if args.kd_checkpoint else teacher.pretrained_cfg.get("label_names")
+    known = read_classes(file) if file else teacher.pretrained_cfg.get("label_names")
     known = list(known or data.classes)
     if data.classes and known != data.classes:
         theirs, ours = (", ".join(names[:4]) + " ..." for names in (known, data.classes))
-        if args.kd_checkpoint:
-            raise ValueError(
-                f"kd-checkpoint must have the classes of the images, {ours}, {args.kd_checkpoint} has {theirs}"
-            )
+        if file:
+            raise ValueError(f"kd-checkpoint must have the classes of the images, {ours}, {file} has {theirs}")
         if group.rank == 0:  # no error: folders of the published classes may have other names
             print(
                 f"adderzoo {args.command}: the classes of the teacher {name} are {theirs}, those of the images {ours}: "
                 "taken for the same, in this order",
                 file=sys.stderr,
             )
-    return teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
+    teacher = teacher.to(group.device, memory_format=torch.channels_last if args.channels_last else None)
+    try:
+        return fuse(teacher)
+    except ValueError:  # torch.fx cannot trace it
+        return teacher
 
 
 def _origin(args: argparse.Namespace, model: Any) -> dict[str, str]:
-    """Licence and origin of the weights to start from."""
+    """Licence and origin of the weights to start from, and the teachers."""
     from adderzoo.checkpoints import read_origin
 
+    origin = {}
     if args.initial_checkpoint:
-        return read_origin(args.initial_checkpoint)
-    if not args.pretrained:
-        return {}
-    cfg = model.pretrained_cfg
-    name = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else args.model
-    return {"trained_from": name} | ({"license": cfg["license"]} if cfg.get("license") else {})
+        origin = read_origin(args.initial_checkpoint)
+    elif args.pretrained:
+        cfg = model.pretrained_cfg
+        origin["trained_from"] = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else args.model
+        if cfg.get("license"):
+            origin["license"] = cfg["license"]
+    if args.kd == "logits":
+        taught_by = [read_origin(file)["trained_from"] for file in args.kd_checkpoint or ()]
+        origin["taught_by"] = "; ".join(taught_by or args.kd_model_name or [_twin(args.model)])
+    return origin
 
 
 def _check_forward(args: argparse.Namespace, model: Any, size: tuple[int, int, int], group: Group) -> None:
@@ -287,6 +306,7 @@ def _prepare(
         channels_last=args.channels_last,
         device=group.device,
         seed=args.seed,
+        precise_bn=args.precise_bn,
     )
     optimizer = create_optimizer(
         task.get_trainable_module() if task else model,
@@ -339,13 +359,18 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     options: dict[str, Any] = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(args).items()
-        if key not in {"command", "arguments"}
+        key: _plain(value) for key, value in vars(args).items() if key not in {"command", "arguments"}
     }
     for key in ("model_kwargs", "opt_kwargs"):
         options[key] = dict(options[key])
     return yaml.safe_load(yaml.safe_dump(options, sort_keys=False))  # which knows no tuples
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option without paths."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> None:
@@ -354,8 +379,6 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
     Raises:
         ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
     """
-    import yaml
-
     if not args.resume:
         if (folder / "summary.csv").exists():
             raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
@@ -369,13 +392,52 @@ def _check_folder(args: argparse.Namespace, folder: Path, options: dict[str, Any
             )
     elif (folder / "args.yaml").exists():
         defaults = _options(default_arguments(args.model))  # of options that were not there yet
-        known = options | defaults | yaml.safe_load((folder / "args.yaml").read_text())
-        for key in options.keys() - _FREE:
-            if known[key] != options[key]:
+        known = options | defaults | _read_options(folder / "args.yaml")
+        changed = changed_options(known, options)
+        for key in changed:
+            if key not in MAY_CHANGE:
                 raise ValueError(
                     f"resume needs the options of the training in {folder}: there {key.replace('_', '-')} is "
-                    f"{known[key]}, got {options[key]}"
+                    f"{plain(known[key])}, got {options[key]}"
                 )
+        for key in changed:
+            if MAY_CHANGE[key]:
+                print(
+                    f"adderzoo {args.command}: {key.replace('_', '-')} was {plain(known[key])} and is {options[key]}: "
+                    f"{MAY_CHANGE[key]}",
+                    file=sys.stderr,
+                )
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """What is in an args.yaml."""
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume needs the options in {path}, which is no YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"resume needs the options in {path}, which holds {shown(options)}")
+    return options
+
+
+def _check_classes(args: argparse.Namespace, folder: Path, data: Classification | SuperResolution) -> None:
+    """Refuse to go on with other classes: those of a folder may have become others.
+
+    Raises:
+        ValueError: naming both.
+    """
+    from adderzoo.checkpoints import read_classes
+    from adderzoo.data.folders import some_of
+
+    last = folder / "last.safetensors"
+    if not (args.resume and last.is_file() and isinstance(data, Classification)):
+        return
+    known, found = read_classes(last), data.classes
+    if known is not None and known != found:
+        theirs, ours = (f"{some_of(names)} ({len(names)})" for names in (known, found))
+        raise ValueError(f"resume needs the classes of the training in {folder}, {theirs}, got {ours}")
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_model_kwargs, open_device
+from ._network import add_model_kwargs, open_device, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,8 +20,15 @@ _ZOOM = 3  # how many times as large it shows them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photo", metavar="PHOTO", type=Path, help="image file")
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="image file to write")
+    parser.add_argument("photos", metavar="PHOTO", nargs="+", type=Path, help="image file, or folder of images")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="image file to write; of a folder or several files, the folder for images of the same names",
+    )
     parser.add_argument("--scale", metavar="S", type=int, help="how many times as large (that of the network, else 2)")
     parser.add_argument(
         "--model",
@@ -51,21 +61,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--twin-checkpoint", metavar="FILE", type=Path, help="weights of the twin, for --compare")
     parser.epilog = (
-        "Grey images stay grey, 16-bit PNGs 16-bit; an alpha channel is interpolated, colour profiles are kept; EXIF "
-        "orientation is applied. Tiles overlap, so that the result is that of the whole image."
+        "Grey images stay grey; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, colour profile and "
+        "resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An alpha channel is "
+        "interpolated, and colours under transparent pixels do not show. All frames of an animation are made larger, "
+        "with their timing (GIF, PNG, WebP), and all pages of a TIFF. Tiles overlap, so that the result is that of the "
+        "whole image. Of several images, one that cannot be read does not keep the others from being written, but "
+        "ends in exit status 1."
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo.checkpoints import write_atomically
-    from adderzoo.data.photos import check_photo_path, read_photo, write_photo
+    from tqdm import tqdm
+
+    from adderzoo._files import write_atomically
+    from adderzoo.data.photos import check_photo, loses_bits, read_photo, write_photo
 
     if args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
     if (args.crop or args.twin_checkpoint) and not args.compare:
         raise ValueError(f"{'crop' if args.crop else 'twin-checkpoint'} is for compare, which is not asked for")
-    check_photo_path(args.output)
-    photo = read_photo(args.photo)
+    outputs = _outputs(args)
+    if len(outputs) == 1:  # before the network is opened
+        for source, destination in outputs.items():
+            photo = read_photo(source)
+            if not args.compare:
+                check_photo(photo, destination)
     device = open_device(args.device)
     name, model = _open_network(args)
     model = _for_inference(model, device)
@@ -73,10 +93,85 @@ def run(args: argparse.Namespace) -> None:
         picture = _compare(args, photo, name, model)
         write_atomically(args.output, picture.save)
         return
-    larger = _upscale(args, photo, model)
-    write_atomically(args.output, lambda path: write_photo(larger, path))
-    height, width = larger.color.shape[1:]
-    print(f"{args.output}: {width}x{height} pixels, by {name}")
+    failures = []
+    counts = {source: _count_tiles(source, args.tile, model) for source in outputs}
+    with tqdm(total=sum(counts.values()), unit="tile", leave=None) as bar:
+        for source, destination in outputs.items():
+            bar.set_description(source.name)
+            try:
+                if len(outputs) > 1:
+                    photo = read_photo(source)
+                check_photo(photo, destination, model.scale)
+                if loses_bits(photo, destination):
+                    bar.write(f"adderzoo upscale: {destination} has 8 bits; .png and .tif keep 16", file=sys.stderr)
+                bar.total += (len(photo.frames) - 1) * counts[source]
+                larger = _upscale(args, photo, model, bar)
+                write_atomically(destination, partial(write_photo, larger))
+            except ValueError as error:
+                failures.append(str(error))
+                continue
+            height, width = larger.color.shape[1:]
+            bar.write(f"{destination}: {width}x{height} pixels{_others(larger)}, by {name}")
+    if failures:
+        raise ValueError("; ".join(failures))
+
+
+def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
+    """Where each image goes.
+
+    Raises:
+        ValueError: if there are no images, OUT is not what it has to be, or an image would replace another.
+    """
+    from adderzoo._files import check_image_output
+    from adderzoo.data import check_file, find_images
+
+    one = len(args.photos) == 1 and not args.photos[0].is_dir()
+    if args.compare and not one:
+        raise ValueError(f"compare takes one PHOTO, got {' '.join(map(str, args.photos))}")
+    if one and not args.output.is_dir():
+        check_file(args.photos[0])
+        check_image_output(args.output, "OUT")
+        return {args.photos[0]: args.output}
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"OUT must be a folder for the larger images, got the file {args.output}")
+    if not args.output.exists() and args.output.suffix:
+        raise ValueError(f"OUT must be a folder for the larger images, got a name that ends as a file's, {args.output}")
+    outputs: dict[Path, Path] = {}
+    for photo in args.photos:
+        found = find_images([photo])
+        if photo.is_dir():
+            say(args, f"{found.describe()} in {photo}")
+        for source in map(Path, found.images):
+            destination = args.output / (source.relative_to(photo) if photo.is_dir() else source.name)
+            check_image_output(destination, "OUT")
+            if source in outputs:
+                continue
+            if destination in outputs.values():
+                other = next(path for path, value in outputs.items() if value == destination)
+                raise ValueError(f"{other} and {source} would both become {destination}")
+            outputs[source] = destination
+    originals = {source.resolve() for source in outputs}
+    for destination in outputs.values():
+        if destination.resolve() in originals:
+            raise ValueError(f"OUT must be another folder than that of the images: {destination} is one of them")
+    return outputs
+
+
+def _count_tiles(path: Path, side: int, model: Any) -> int:
+    """Of one frame; 0 if the file cannot be read, of which there will be more to say."""
+    from adderzoo.data.pixels import read_size
+    from adderzoo.engine.super_resolution import tiles
+
+    try:
+        return len(tiles(*read_size(path), side, model.radius))
+    except ValueError:
+        return 0
+
+
+def _others(photo: "Photo") -> str:
+    if not photo.others:
+        return ""
+    return f" in {len(photo.frames)} {'frames' if photo.animation else 'pages'}"
 
 
 def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
@@ -131,35 +226,38 @@ def _for_inference(model: Any, device: Any) -> Any:
     return model.to(device).to(memory_format=torch.channels_last)
 
 
-def _run(args: argparse.Namespace, model: Any, color: "Tensor", description: str) -> "Tensor":
-    """A larger image, in colour, with a progress bar."""
+def _run(args: argparse.Namespace, model: Any, color: "Tensor", progress: Callable[[Any], Any]) -> "Tensor":
+    """A larger image, in colour."""
     import torch
-    from tqdm import tqdm
 
     from adderzoo.engine import upscale
 
-    return upscale(
-        model,
-        color.expand(3, -1, -1),
-        args.tile,
-        args.self_ensemble,
-        torch.channels_last,
-        progress=lambda tiles: tqdm(tiles, desc=description, unit="tile", leave=None),
-    )
+    return upscale(model, color.expand(3, -1, -1), args.tile, args.self_ensemble, torch.channels_last, progress)
 
 
-def _upscale(args: argparse.Namespace, photo: "Photo", model: Any) -> "Photo":
+def _upscale(args: argparse.Namespace, photo: "Photo", model: Any, bar: Any) -> "Photo":
+    """All frames of an image, larger."""
     from adderzoo.data import as_float, as_integers
-    from adderzoo.data.photos import Photo
+    from adderzoo.data.photos import spread_colors
     from adderzoo.layers.image import BicubicUpsample
 
-    color = _run(args, model, photo.color, args.photo.name)
-    if len(photo.color) == 1:
-        color = as_integers(as_float(color).mean(0, keepdim=True), color.dtype)
-    alpha = photo.alpha
-    if alpha is not None:
-        alpha = as_integers(BicubicUpsample(model.scale)(as_float(alpha)[None])[0], alpha.dtype)
-    return Photo(color, alpha, photo.icc_profile)
+    def progress(tiles: Any) -> Any:
+        for tile in tiles:
+            yield tile
+            bar.update()
+
+    frames = []
+    for frame in photo.frames:
+        color, alpha = frame.color, frame.alpha
+        if alpha is not None:
+            # As far as the network sees from where the larger alpha channel fades out.
+            color = spread_colors(color, alpha, model.radius + 3)
+            alpha = as_integers(BicubicUpsample(model.scale)(as_float(alpha)[None])[0], alpha.dtype)
+        larger = _run(args, model, color, progress)
+        if len(color) == 1:
+            larger = as_integers(as_float(larger).mean(0, keepdim=True), larger.dtype)
+        frames.append(replace(frame, color=larger, alpha=alpha))
+    return replace(frames[0], others=tuple(frames[1:]))
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -168,6 +266,7 @@ def _upscale(args: argparse.Namespace, photo: "Photo", model: Any) -> "Photo":
 def _compare(args: argparse.Namespace, photo: "Photo", name: str, model: Any) -> Any:
     """A picture of a part of the photograph as each network makes it larger from a smaller one."""
     import torch
+    from tqdm import tqdm
 
     from adderzoo.data import as_float, as_integers, downscale
     from adderzoo.layers.image import luma
@@ -177,7 +276,7 @@ def _compare(args: argparse.Namespace, photo: "Photo", name: str, model: Any) ->
     color = as_integers(as_float(photo.color)).expand(3, -1, -1)
     height, width = (side - side % scale for side in color.shape[1:])
     if min(height, width) < _CROP:
-        raise ValueError(f"image {args.photo} must have at least {_CROP} pixels a side to be compared")
+        raise ValueError(f"image {args.photos[0]} must have at least {_CROP} pixels a side to be compared")
     color = color[:, :height, :width]
     left, top = args.crop or _most_detailed(luma(as_float(color))[0])
     if not (0 <= left <= width - _CROP and 0 <= top <= height - _CROP):
@@ -192,7 +291,10 @@ def _compare(args: argparse.Namespace, photo: "Photo", name: str, model: Any) ->
     around = color[:, rows, columns]
     small = downscale(around, scale)
     part = (slice(None), slice(first_row, first_row + _CROP), slice(first_column, first_column + _CROP))
-    panels = {title: _run(args, network, small, title)[part] for title, network in networks.items()}
+    panels = {
+        title: _run(args, network, small, partial(tqdm, desc=title, unit="tile", leave=None))[part]
+        for title, network in networks.items()
+    }
     return _picture(panels, around[part])
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import csv
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ._network import Group, add_network_arguments, check_channels, open_group, open_network
+from adderzoo._foreign import to_json
+
+from ._network import Group, add_network_arguments, check_channels, known_classes, open_group, open_network, say
 from ._table import align
 
 
@@ -22,9 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..., wds/...; without it, a folder of images "
         "with one folder a class",
     )
-    parser.add_argument("--split", metavar="NAME", default="validation", help="part of the data set (%(default)s)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="part of the data set (validation; in a folder the first that is there of validation/, val/, valid/, "
+        "eval/, evaluation/ and test/, else the folder itself, as for '')",
+    )
     parser.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
-    parser.add_argument("--class-map", metavar="FILE", default="", help="file that maps class names to indices")
+    parser.add_argument(
+        "--class-map",
+        metavar="FILE",
+        default="",
+        help="text file with the names of the network's classes as the data set has them, one a line in the network's "
+        "order; classes that it does not name are left out (by default they are found by their names where the "
+        "checkpoint's metadata or the tag has names, else sorted)",
+    )
     parser.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ or wds/ data set")
     parser.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ or wds/ data set")
     parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=128, help="images a batch (%(default)s)")
@@ -46,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile", metavar="N", type=int, help="super-resolution: pixels a side of the parts that an image is cut into"
     )
     parser.epilog = (
+        "A line on standard error says what is evaluated: the folder, its classes and images, and the files in it that "
+        "do not count. Each class is a folder, with folders inside or not, of files that are named as a format of "
+        "Pillow's. Of classes whose names are not known there must be as many as the network has. "
         "Of a network for super-resolution (--model bicubic is what they are measured against), PSNR and SSIM of the "
         "luminance, borders of as many pixels as the scale left out. --data-dir then is a folder with images in HR/ "
         "and the same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. "
@@ -55,11 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo._files import check_output
+
     if args.batch_size < 1:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
-    if args.results_file and args.results_file.suffix not in {".json", ".csv"}:
-        raise ValueError(f"results-file must end in .json or .csv, got {args.results_file}")
     with open_group(args.device) as group:
+        if args.results_file and group.rank == 0:
+            check_output(args.results_file, "results-file", [".json", ".csv"])
         if group.processes > 1 and args.dataset_download:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
         _validate(args, group)
@@ -71,8 +89,15 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo.checkpoints import read_classes, write_atomically
-    from adderzoo.data import check_classes, class_indices, open_dataset, open_loader, with_indices
+    from adderzoo._files import write_atomically
+    from adderzoo.data import (
+        check_classes,
+        describe_dataset,
+        describe_order,
+        match_classes,
+        open_dataset,
+        open_loader,
+    )
     from adderzoo.engine import evaluate
     from adderzoo.models import is_super_resolution
 
@@ -98,21 +123,20 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         args.dataset_download,
         **keys,
     )
-    classes = read_classes(args.checkpoint) if args.checkpoint and not args.class_map else None
-    check_classes(dataset, model)
-    if classes:
-        strange = [name for name in class_indices(dataset) if name not in classes]
-        if strange:
-            raise ValueError(
-                f"the data set has classes that {args.checkpoint} was not trained on, {', '.join(strange[:4])}; "
-                "--class-map takes a file that maps its names to indices"
-            )
-        dataset = with_indices(dataset, {name: index for index, name in enumerate(classes)})
+    if args.class_map:
+        check_classes(dataset, model.num_classes)
+        order = "by class-map"
+    else:
+        known = known_classes(model, args, dataset)
+        dataset = match_classes(dataset, model.num_classes, known)
+        order = "by name" if known else describe_order(dataset)
     if group.processes > 1 and isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
     if args.torchcompile:
         model.compile()
     loader = open_loader(dataset, config, args.batch_size, args.workers, group.device, group.rank, group.processes)
+    if group.rank == 0:
+        say(args, describe_dataset(dataset, args.dataset, order))
     result = evaluate(
         model,
         loader,
@@ -127,9 +151,9 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
     if group.rank == 0:
         row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
-        print(result)
         if args.results_file:
             write_atomically(args.results_file, lambda path: _write(path, row))
+        print(result)
 
 
 # Options that only mean something to a classifier.
@@ -140,8 +164,8 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     import torch
 
     from adderzoo import ops
-    from adderzoo.checkpoints import write_atomically
-    from adderzoo.data import ImagePairs
+    from adderzoo._files import write_atomically
+    from adderzoo.data import open_pairs
     from adderzoo.engine import evaluate_super_resolution
 
     for name in _CLASSIFIERS_ALONE:
@@ -153,9 +177,10 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
         raise ValueError("data-dir must be a folder, got None")
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
-    pairs = ImagePairs(args.data_dir, model.scale)
+    pairs = open_pairs(args.data_dir, model.scale, args.split)
     if args.torchcompile:
         model.compile()
+    say(args, pairs.describe())
     result = evaluate_super_resolution(
         model,
         pairs,
@@ -166,8 +191,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
         description=args.model,
     )
     rows = [{"image": image.name, "psnr": image.psnr, "ssim": image.ssim} for image in result.images]
-    print(align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0}))
-    print(result)
+    table = align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0})
     if args.results_file:
         row = {
             "model": args.model,
@@ -178,6 +202,8 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
         }
         rows.append({"image": "mean", "psnr": result.psnr, "ssim": result.ssim})
         write_atomically(args.results_file, lambda path: _write(path, row, rows))
+    print(table)
+    print(result)
 
 
 def _test_set(folder: str, scale: int) -> str:
@@ -194,7 +220,7 @@ def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]] | None =
     """One object as JSON; as CSV one line, or several."""
     lines = lines or [row]
     if path.suffix == ".json":
-        path.write_text(json.dumps(row, indent=2) + "\n")
+        path.write_text(to_json(row, indent=2) + "\n")
         return
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])

@@ -4,39 +4,54 @@ from .datasets import (
     Images,
     check_classes,
     class_indices,
-    find_images,
+    class_names,
+    describe_dataset,
+    describe_order,
+    describe_origin,
+    is_folder,
+    match_classes,
+    match_names,
     open_dataset,
     open_training_data,
-    read_image,
     spread,
-    with_indices,
     write_digits,
     write_photos,
 )
-from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_training_pairs
+from .folders import ClassFolder, check_file, find_images
+from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pairs, open_training_pairs
 from .loaders import open_loader, open_training_loader
 from .memory import MemoryLoader
 from .patches import open_patch_loader
+from .pixels import read_image
 
 __all__ = [
+    "ClassFolder",
     "ImagePairs",
     "Images",
     "MemoryLoader",
     "as_float",
     "as_integers",
     "check_classes",
+    "check_file",
     "class_indices",
+    "class_names",
+    "describe_dataset",
+    "describe_order",
+    "describe_origin",
     "downscale",
     "find_images",
+    "is_folder",
+    "match_classes",
+    "match_names",
     "open_dataset",
     "open_loader",
+    "open_pairs",
     "open_patch_loader",
     "open_training_data",
     "open_training_loader",
     "open_training_pairs",
     "read_image",
     "spread",
-    "with_indices",
     "write_digits",
     "write_photos",
 ]

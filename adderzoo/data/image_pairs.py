@@ -1,5 +1,6 @@
 """Pairs of a small image and the large one that it comes from, for super-resolution."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,18 @@ from torch.utils.data import Dataset
 
 from adderzoo.layers.image import cubic
 
-from .datasets import VALIDATION_SPLITS, find_images, read_image, read_size
+from .folders import (
+    VALIDATION_SPLITS,
+    count,
+    describe_left_out,
+    find_images,
+    is_split,
+    some_of,
+    split_folders,
+    unusual_names,
+    visible_folders,
+)
+from .pixels import read_image, read_size
 
 # The largest value of a pixel.
 WHITE = {torch.uint8: 255, torch.uint16: 65535}
@@ -67,7 +79,8 @@ class ImagePairs(Dataset):
     The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
     images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
     `x2` for the scale, that is meant. A folder such as `DIV2K_train_HR` has its small images beside it, in
-    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB.
+    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB; transparent pixels, white. Which files
+    are images, and which folders are read, is as for :func:`list_files`.
 
     An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on
     its right and lower side beyond multiples of the scale is cut off, as the field does.
@@ -77,8 +90,9 @@ class ImagePairs(Dataset):
         scale: How many times as large the large images are.
 
     Raises:
-        ValueError: if there are no images, or not the same in `LR/`; as an item, if one cannot be read or has another
-            size than it should have.
+        ValueError: if there are no images, or not the same in `LR/`; if images and their small ones would count alike,
+            or those of several splits or scales; as an item, if one cannot be read or has another size than it should
+            have.
     """
 
     def __init__(self, root: Path | str, scale: int) -> None:
@@ -87,15 +101,24 @@ class ImagePairs(Dataset):
             raise ValueError(f"data-dir must be a folder, got {str(root)!r}")
         large, small = _folders(root, scale)
         self.scale = scale
-        self.large = find_images([large])
+        files = find_images([large])
+        self.folder, self.left_out = large, files.left_out
+        self.large = [Path(path) for path in files.images]
         self.small: list[Path] | None = None
         if small.is_dir():
-            given = {path.stem: path for path in find_images([small])}
-            found = [given.get(path.stem) or given.get(f"{path.stem}x{scale}") for path in self.large]
+            given = _by_name(find_images([small]).images, small)
+            found = [given.get(name) or given.get(f"{name}x{scale}") for name in _by_name(files.images, large)]
             missing = [path.name for path, other in zip(self.large, found, strict=True) if not other]
             if missing:
-                raise ValueError(f"folder {small} has no image for {', '.join(missing[:4])} in {large.name}")
+                raise ValueError(f"folder {small} has no image for {some_of(missing)} in {large.name}")
             self.small = [path for path in found if path]
+            files.leave_out("without a large image", *sorted(map(str, {*given.values()} - {*self.small})))
+
+    def describe(self) -> str:
+        """What there is: how many images, where, what is left out and why."""
+        small = f"small ones in {self.small[0].parent}" if self.small else "small ones are made"
+        left_out = describe_left_out(self.left_out)
+        return "; ".join(filter(None, [f"{count(len(self), 'image')} in {self.folder}", small, left_out]))
 
     def __len__(self) -> int:
         return len(self.large)
@@ -129,13 +152,63 @@ class ImagePairs(Dataset):
         return small, large[:, :height, :width]
 
 
+def _by_name(paths: list[str], root: Path) -> dict[str, Path]:
+    """Images by their paths in a folder, without the extension.
+
+    Raises:
+        ValueError: if two have the same.
+    """
+    images: dict[str, Path] = {}
+    for path in map(Path, paths):
+        other = images.setdefault(str(path.relative_to(root).with_suffix("")), path)
+        if other is not path:
+            raise ValueError(f"folder {root} has two images of the same name, {other.name} and {path.name}")
+    return images
+
+
 def _folders(root: Path, scale: int) -> tuple[Path, Path]:
     """Where the large images are, and where the small ones are if there are any."""
     if not (root / "HR").is_dir() and (root / f"x{scale}").is_dir():
         root = root / f"x{scale}"
     if (root / "HR").is_dir():
         return root / "HR", root / "LR"
+    strange = [name for name in visible_folders(root) if is_split(name) or _PART.fullmatch(name)]
+    if strange:
+        raise ValueError(
+            f"folder {root} has images of several kinds, in {some_of(strange, 8)}: name one of them, or put large "
+            f"images into {root / 'HR'} and small ones, if there are any, into {root / 'LR'}"
+        )
     return root, root.parent / f"{root.name.removesuffix('_HR')}_LR_bicubic" / f"X{scale}"
+
+
+# What holds large images, small ones, or those of a scale.
+_PART = re.compile(r"(.*[_-])?(hr|lr)([_-].*)?|x\d+", re.I)
+
+
+def open_pairs(root: Path | str, scale: int, split: str | None = None) -> ImagePairs:
+    """Images to evaluate a network for super-resolution on.
+
+    Args:
+        root: Folder for :class:`ImagePairs`, or with folders for splits.
+        scale: Of the images.
+        split: Such as "validation"; None for the first folder that is there of validation, val, valid, eval, evaluation
+            and test, else, as for "", `root` itself.
+
+    Raises:
+        ValueError: as :class:`ImagePairs`, or if there is no folder for the split.
+    """
+    root = Path(root)
+    return ImagePairs(_find_split(root, split) or root, scale)
+
+
+def _find_split(root: Path, split: str | None) -> Path | None:
+    if split:
+        found = _split(root, split)
+        if not found:
+            raise ValueError(f"data-dir {str(root)!r} has no folder for the split {split!r}")
+        return found
+    names = VALIDATION_SPLITS if split is None and root.is_dir() else ()
+    return next(filter(None, (_split(root, name) for name in names)), None)
 
 
 def open_training_pairs(
@@ -155,15 +228,13 @@ def open_training_pairs(
         ValueError: as :class:`ImagePairs`, or if there is no folder for a split.
     """
     root = Path(root)
-    train, found = _split(root, train_split), None
-    if val_split:
-        found = _split(root, val_split)
-        if not found:
-            raise ValueError(f"data-dir {str(root)!r} has no folder for the split {val_split!r}")
-    elif val_split is None and train:
-        found = next(filter(None, (_split(root, name) for name in VALIDATION_SPLITS)), None)
-    if not train and (found or train_split != "train"):
+    train = _split(root, train_split) if train_split else None
+    found = _find_split(root, val_split) if train or val_split else None
+    if not train and (found or train_split not in ("", "train")):
         raise ValueError(f"data-dir {str(root)!r} has no folder for the split {train_split!r}")
+    others = [name for name in split_folders(root, classes=False) if train and name != train.name]
+    if others and not found and val_split is None:
+        raise unusual_names(root, others)
     return ImagePairs(train or root, scale), ImagePairs(found, scale) if found else None
 
 
@@ -172,4 +243,5 @@ def _split(root: Path, name: str) -> Path | None:
 
 
 def _read(path: Path) -> Tensor:
-    return torch.from_numpy(np.array(read_image(path, 3))).permute(2, 0, 1)
+    # One background for both images of a pair.
+    return torch.from_numpy(np.array(read_image(path, 3, background=255))).permute(2, 0, 1)

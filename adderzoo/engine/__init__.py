@@ -1,6 +1,6 @@
 """Loops over data."""
 
-from .distillation import KernelDistillationTask, LogitDistillationTask
+from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
 from .evaluation import Result, evaluate
 from .files import best_epoch, read_state, write_epoch
 from .image_quality import psnr, quality, ssim
@@ -8,6 +8,7 @@ from .super_resolution import SuperResolutionResult, evaluate_super_resolution, 
 from .training import Epoch, Recipe, Training, create_optimizer, create_scheduler, train
 
 __all__ = [
+    "EnsembleTeacher",
     "Epoch",
     "KernelDistillationTask",
     "LogitDistillationTask",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import write_atomically
 
 from .training import Epoch
 

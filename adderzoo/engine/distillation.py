@@ -1,6 +1,7 @@
 """Knowledge distillation: a student that learns from a teacher as well as from the labels, as tasks of timm's."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,44 @@ from torch.nn.parallel import DistributedDataParallel
 from adderzoo.layers import Adder2d
 
 from .training import checked_loss
+
+
+class EnsembleTeacher(task.DistillationTeacher):
+    """Several trained networks as one teacher, whose class probabilities are the mean of theirs.
+
+    At another temperature the mean of logits and the mean of probabilities are not the same thing; the mean here is of
+    what the members say at `temperature`, the sum over them of softmax(logits / temperature) divided by their number.
+    The ensemble's logits are those that give it at that temperature: temperature * log(mean).
+
+    Args:
+        members: At least one network, each for images (N, C, H, W) normalised as its `pretrained_cfg` says (timm's
+            `mean` and `std`), and all for the same classes.
+        temperature: Above 0; that of the distillation.
+        device: Of the members.
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Module], temperature: float = 1.0, device: torch.device | None = None
+    ) -> None:
+        super().__init__(_MeanProbabilities(members, temperature, device), device=device)
+
+
+class _MeanProbabilities(nn.Module):
+    """The networks of an :class:`EnsembleTeacher`; images are normalised for the first."""
+
+    def __init__(self, members: Sequence[nn.Module], temperature: float, device: torch.device | None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(task.DistillationTeacher(member, device=device) for member in members)
+        self.temperature = temperature
+        self.pretrained_cfg = members[0].pretrained_cfg
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to logits (N, classes)."""
+        members: list[Any] = list(self.members)
+        mean, std = members[0].mean_kd, members[0].std_kd
+        logits = [member(member.normalize_input(x, mean, std)).float() for member in members]
+        log_p = (torch.stack(logits) / self.temperature).log_softmax(2)
+        return self.temperature * (log_p.logsumexp(0) - math.log(len(logits)))
 
 
 class LogitDistillationTask(task.LogitDistillationTask):

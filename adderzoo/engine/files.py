@@ -6,7 +6,7 @@ any moment leaves files from which the training goes on to the same end.
 
 import csv
 import math
-import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from adderzoo.checkpoints import save_weights, write_atomically
+from adderzoo._files import in_memory, write_atomically
+from adderzoo._foreign import why
+from adderzoo.checkpoints import save_weights
 
 from .group import from_first, is_first
 from .training import Epoch, Training
@@ -49,7 +51,7 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
     if best_epoch(training.history) is epoch:
         save_weights(training.best_network, folder / "best.safetensors", metadata)
     write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
-    write_atomically(folder / STATE, lambda path: torch.save(_state(training), path))
+    write_atomically(folder / STATE, in_memory(lambda file: torch.save(_state(training), file)))
 
 
 def best_epoch(history: list[Epoch]) -> Epoch | None:
@@ -90,7 +92,8 @@ def _state(training: Training) -> dict[str, Any]:
 def read_state(folder: Path, training: Training) -> bool:
     """Bring a training to where the one that wrote a folder was after its last complete epoch.
 
-    In a process group the first process alone looks into the folder, and all get what it finds.
+    In a process group the first process alone looks into the folder, and all get what it finds. The learning rate is
+    that of the new training's schedule behind as many epochs, which may be longer than it was.
 
     Args:
         folder: Of the training.
@@ -122,21 +125,23 @@ def read_state(folder: Path, training: Training) -> bool:
             training.scheduler.lr_scheduler.load_state_dict(state["scheduler"])  # type: ignore[union-attr]
         training.step = state["step"]
         training.history[:] = [Epoch(**epoch) for epoch in state["history"]]
+        if training.scheduler and not state["scheduler"]:  # a longer one may be at another rate by now
+            training.scheduler.step(len(training.history))
+            training.scheduler.step_update(training.step)
     except Exception as error:  # what does not fit raises nearly anything
         raise _unusable(path, error) from error
     return True
 
 
 def _read(path: Path) -> Any:
-    """The state in a file, whose folder is cleared of what a killed process was writing; None if there is no file."""
-    for rest in path.parent.glob(".adderzoo-*"):
-        shutil.rmtree(rest, ignore_errors=True)
+    """The state in a file; None if there is no file."""
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's version: the error says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
-        raise _unusable(path, error) from error
+        raise _unusable(path, why(error)) from error
 
 
 def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
@@ -146,5 +151,5 @@ def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
         raise ValueError(f"its learning rates begin at {rates}, those of this training at {scheduler.base_values}")
 
 
-def _unusable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged, or of another training: {error}")
+def _unusable(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} is damaged, or of another training: {reason}")

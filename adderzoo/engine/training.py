@@ -138,6 +138,8 @@ class Recipe:
         channels_last: Feed the images in this memory format.
         device: Where the model is and the batches go.
         seed: Of everything random in an epoch.
+        precise_bn: Give the network BatchNorm statistics from some thousand training images after each epoch, as an
+            averaged one always gets ("Rethinking 'Batch' in BatchNorm", 2021, section 3).
     """
 
     loss: nn.Module = field(default_factory=nn.CrossEntropyLoss)
@@ -151,6 +153,7 @@ class Recipe:
     channels_last: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
+    precise_bn: bool = False
 
 
 def create_optimizer(
@@ -289,8 +292,8 @@ def train(
             progress.set_description(f"{description} epoch {number}/{epochs}".strip(), refresh=False)
             _start_epoch(loader, recipe, number)
             mean_loss, top1 = train_epoch(training, loader, recipe, progress)
-            if training.ema:
-                _measure_statistics(training.ema.module, loader, recipe.device)
+            for network in training.networks if recipe.precise_bn else training.networks[1:]:
+                _measure_statistics(network, loader, recipe.device)
             if in_group():
                 for network in (training.task or training.model, *training.networks[1:]):  # a teacher too
                     distribute_bn(network, dist.get_world_size(), reduce=True)
@@ -310,11 +313,12 @@ def train(
             yield epoch
 
 
-def _measure_statistics(averaged: nn.Module, loader: Any, device: torch.device) -> None:
-    """Give an averaged network BatchNorm statistics of its own, from some thousand training images.
+def _measure_statistics(network: nn.Module, loader: Any, device: torch.device) -> None:
+    """Give a network the BatchNorm statistics of its present weights, from some thousand training images.
 
-    Those of the networks that it is the average of are not its own: the outputs of adder layers are large and negative,
-    with a mean that follows the filters, and a deviation that is small beside it.
+    Running statistics are those of earlier weights, and an averaged network has only those of the networks that it is
+    the average of: the outputs of adder layers are large and negative, with a mean that follows the filters, and a
+    deviation that is small beside it.
     """
 
     def some() -> Iterator[Tensor]:
@@ -325,8 +329,8 @@ def _measure_statistics(averaged: nn.Module, loader: Any, device: torch.device) 
             if count >= STATISTICS_IMAGES:
                 break
 
-    update_bn(some(), averaged, device)
-    averaged.eval()
+    update_bn(some(), network, device)
+    network.eval()
 
 
 def _start_epoch(loader: Any, recipe: Recipe, number: int) -> None:

@@ -1,18 +1,29 @@
 """Adder layers: modules that call the operator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from ._input import batched, rows, unbatched
+
+torch.fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
+torch.fx.wrap("rows")
+torch.fx.wrap("unbatched")
 
 
 class _AdderFilter(nn.Module):
     """Marks the parameter `weight` as an adder filter, by which `adderzoo.optim` knows it.
 
-    The mark is an attribute of the Parameter, and these are the places where a module gets another Parameter.
+    Where other parameters make the weight (pruning, weight and spectral normalisation), these are marked: their
+    gradients are as small as its own.
+
+    The mark is an attribute of the Parameter, and these are the places where a module gets another Parameter, or where
+    somebody looks for its parameters: FSDP and parametrisations put theirs into a module without a word.
     """
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -28,25 +39,38 @@ class _AdderFilter(nn.Module):
         self._mark()
         return self
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        self._mark()
+        return super().named_modules(*args, **kwargs)
+
     def _mark(self) -> None:
-        weight = self._parameters.get("weight")
-        if weight is not None:
-            weight.is_adder_filter = True  # type: ignore[attr-defined]
+        filters = [each for name, each in self._parameters.items() if name.startswith("weight")]
+        if parametrize.is_parametrized(self, "weight"):
+            filters += self.parametrizations.weight.parameters(recurse=False)  # type: ignore[union-attr]
+        for parameter in filters:
+            if parameter is not None:
+                parameter.is_adder_filter = True  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes the filters by the name that they have in the AdderNet authors' checkpoints, `adder`, too."""
+        if f"{prefix}adder" in state_dict and f"{prefix}weight" not in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}adder")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Adder2d(_AdderFilter, _ConvNd):
     """Two-dimensional adder layer ("AdderNet", CVPR 2020, eq. 2): :class:`torch.nn.Conv2d`, with L1 distances.
 
-    It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one takes batches; a single (C, H, W)
-    image needs `unsqueeze(0)`. The output is never positive and has a large negative mean, so a BatchNorm has to follow
-    for a network to train. `weight` starts from N(0, 1) as in the paper, `bias` from zero.
+    It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one does. The output is never positive and
+    has a large negative mean, so a BatchNorm has to follow for a network to train. `weight` starts from N(0, 1) as in
+    the paper, `bias` from zero. State dicts may have the filters as `adder`, as the authors' do.
 
     In half precision the output is still float32, because half precision cannot hold its deviations from that mean. Use
     autocast, or for a network of half-precision parameters :class:`adderzoo.layers.BatchNorm2d` behind the layer, which
     returns to the network's type; torch.nn.BatchNorm2d refuses the mixture.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H', W'), of at least float32 (see
-    :func:`adderzoo.ops.adder2d`).
+    :func:`adderzoo.ops.adder2d`); or without N.
 
     Args:
         in_channels: Channels of the input.
@@ -84,6 +108,7 @@ class Adder2d(_AdderFilter, _ConvNd):
         input_grad: str = "hardtanh",
         weight_grad: str = "full",
     ) -> None:
+        _check_sizes(in_channels=in_channels, out_channels=out_channels)
         _check_choice("input_grad", input_grad, ("hardtanh", "sign"))
         _check_choice("weight_grad", weight_grad, ("full", "sign"))
         super().__init__(
@@ -114,10 +139,11 @@ class Adder2d(_AdderFilter, _ConvNd):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        batch = batched(input, self.in_channels)
         if self.pad_first:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-        return self._adder_forward(input)
+            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=mode)
+        return unbatched(self._adder_forward(batch), input)
 
     def _adder_forward(self, input: Tensor) -> Tensor:
         """The layer behind its padding."""
@@ -156,6 +182,9 @@ class AdderLinear(_AdderFilter):
         bias: Whether to add a learned bias to the output.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Raises:
+        ValueError: if `in_features` or `out_features` is less than 1.
     """
 
     def __init__(
@@ -166,6 +195,7 @@ class AdderLinear(_AdderFilter):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check_sizes(in_features=in_features, out_features=out_features)
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
@@ -182,8 +212,7 @@ class AdderLinear(_AdderFilter):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        pixels = input.reshape(-1, input.shape[-1])[:, :, None, None]
-        output = torch.ops.adderzoo.adder2d(pixels, self.weight[:, :, None, None])
+        output = torch.ops.adderzoo.adder2d(rows(input, self.in_features), self.weight[:, :, None, None])
         output = output.reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - TorchScript
         bias = self.bias
         if bias is not None:
@@ -203,6 +232,12 @@ def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int,
     ):
         raise ValueError(f"{name} must be one or two integers of at least {least}, got {value!r}")
     return pair[0], pair[1]
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

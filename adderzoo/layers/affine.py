@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from adderzoo.ops import pack_filters
 
 from ._float32 import keep_float32
+from ._input import batched, rows, unbatched
 from .adder import Adder2d, AdderLinear
+
+torch.fx.wrap("batched")
+torch.fx.wrap("rows")
+torch.fx.wrap("unbatched")
 
 
 class _Affine(nn.Module):
@@ -55,7 +60,7 @@ class AdderAffine2d(_Affine):
     BatchNorm's statistics do.
 
     Shape: (N, in_channels, H, W), and as addend (N, out_channels, H', W') or what broadcasts with it, to
-    (N, out_channels, H', W') with the dtype of the input.
+    (N, out_channels, H', W') with the dtype of the input, or of an addend that is wider; or all of it without N.
 
     Args:
         layer: The adder layer, of which filters, bias and geometry are copied.
@@ -63,7 +68,8 @@ class AdderAffine2d(_Affine):
         shift: (O,), which a bias has been made part of; None for the bias.
         relu: Whether a ReLU is the end of it.
         float_output: Whether the output is at least float32 in half precision too, as the adder layer's is: where no
-            scale and shift centre it.
+            scale and shift centre it, or a BatchNorm of float32 does.
+        in_place: Whether the addend is added in place, so that it does not change the dtype.
     """
 
     def __init__(
@@ -73,22 +79,24 @@ class AdderAffine2d(_Affine):
         shift: Tensor | None = None,
         relu: bool = False,
         float_output: bool = False,
+        in_place: bool = False,
     ) -> None:
         super().__init__(layer.weight, layer.bias, scale, shift)
         self.kernel_size, self.stride, self.dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
-        self.groups = layer.groups
+        self.in_channels, self.groups = layer.in_channels, layer.groups
         self.operator_padding = list(layer.operator_padding)
         self.pad_first = layer.pad_first
         self.sides = layer._reversed_padding_repeated_twice
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         self.relu = relu
-        self.float_output = float_output
+        self.float_output, self.in_place = float_output, in_place
         self.description = layer.extra_repr().replace(", bias=False", "")
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
+        batch = batched(input, self.in_channels)
         if self.pad_first:
-            input = F.pad(input, self.sides, mode=self.padding_mode)
-        return self._affine_forward(input, addend)
+            batch = F.pad(batch, self.sides, mode=self.padding_mode)
+        return unbatched(self._affine_forward(batch, addend), input, addend)
 
     def _affine_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         """The layer behind its padding."""
@@ -106,6 +114,7 @@ class AdderAffine2d(_Affine):
                 self.dilation,
                 self.groups,
                 self.relu,
+                self.in_place,
             )
         return torch.ops.adderzoo.adder2d_affine(
             input,
@@ -126,6 +135,8 @@ class AdderAffine2d(_Affine):
             text += ", relu=True"
         if self.float_output:
             text += ", float_output=True"
+        if self.in_place:
+            text += ", in_place=True"
         return text
 
 
@@ -133,7 +144,8 @@ class AdderAffine2dSame(AdderAffine2d):
     """Of an adder layer that pads for each input as TensorFlow does."""
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        return self._affine_forward(_pad_same(input, self.kernel_size, self.stride, self.dilation), addend)
+        padded = _pad_same(batched(input, self.in_channels), self.kernel_size, self.stride, self.dilation)
+        return unbatched(self._affine_forward(padded, addend), input, addend)
 
 
 class AdderAffineLinear(_Affine):
@@ -148,12 +160,12 @@ class AdderAffineLinear(_Affine):
 
     def __init__(self, layer: AdderLinear, relu: bool = False) -> None:
         super().__init__(layer.weight[:, :, None, None], layer.bias, None, None)
-        self.out_features = layer.out_features
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.relu = relu
         self.description = f"in_features={layer.in_features}, out_features={layer.out_features}"
 
     def forward(self, input: Tensor) -> Tensor:
-        pixels = input.to(self.scale.dtype).reshape(-1, input.shape[-1])[:, :, None, None]
+        pixels = rows(input.to(self.scale.dtype), self.in_features)
         output = torch.ops.adderzoo.adder2d_affine(pixels, self.weight, self.scale, self.shift, relu=self.relu)
         return output.reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - TorchScript
 
@@ -190,8 +202,13 @@ def _add(
     dilation: list[int],
     groups: int,
     relu: bool,
+    in_place: bool,
 ) -> Tensor:
     """With an addend: in the operator if it is as large as the output, else as PyTorch adds what it broadcasts."""
+    if len(addend.shape) == 3:
+        addend = addend.unsqueeze(0)
+    if addend.dtype == torch.float32 and weight.dtype == torch.float32 and not in_place:
+        input = input.float()
     shape = output_size(input, scale, list(weight.shape[1:3]), stride, padding, dilation)
     if list(addend.shape) == shape and (addend.dtype == input.dtype or addend.dtype == torch.float32):
         return torch.ops.adderzoo.adder2d_affine(
@@ -200,5 +217,5 @@ def _add(
     output = torch.ops.adderzoo.adder2d_affine(
         input, weight, scale, shift, None, stride, padding, dilation, groups, False
     )
-    output = output + addend
+    output = (output + addend).to(output.dtype) if in_place else output + addend
     return output.relu() if relu else output

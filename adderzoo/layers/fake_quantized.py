@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._input import rows
 from .adder import Adder2d, AdderLinear
 from .quantized import Quantizer, int8_weight
 from .replace import Adder2dSame
@@ -184,7 +185,7 @@ class FakeQuantizedAdderLinear(AdderLinear):
         if self.quantize.quantizer is None:
             return output
         with torch.no_grad():
-            pixels, filters = input.reshape(-1, input.shape[-1])[:, :, None, None], self.weight[:, :, None, None]
+            pixels, filters = rows(input, self.in_features), self.weight[:, :, None, None]
             difference = _rounded(pixels, filters, self.bias, self.quantize).reshape(output.shape) - output
         return output + difference
 

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from adderzoo.ops import pack_byte_filters
 
+from ._input import batched, rows, unbatched
 from .adder import Adder2d, AdderLinear
 from .affine import _pad_same, output_size
+
+torch.fx.wrap("batched")
+torch.fx.wrap("rows")
+torch.fx.wrap("unbatched")
+torch.fx.wrap("_pad_same")
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,16 @@ def _float32(number: float) -> float:
 
 def _steps(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
     """Bytes, still in float32. The order of operations is that of :func:`torch.fake_quantize_per_tensor_affine`."""
-    return (x.float() * inverse).round_().add_(zero_point).clamp_(0, top)
+    return (x.float() * inverse).round_().add_(zero_point).clamp(0, top)
 
 
 @torch.fx.wrap  # one node of a traced graph: what it does depends on a number of dimensions
 def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
     steps = _steps(x, inverse, zero_point, top)
-    if steps.dim() == 4:
-        return steps.to(torch.uint8, memory_format=torch.channels_last)
-    return steps.to(torch.uint8)
+    if len(steps.shape) != 4:
+        return steps.to(torch.uint8)
+    # What memory_format=torch.channels_last gives, which vmap does not take.
+    return steps.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 @torch.fx.wrap  # the same: on dtypes and sizes,
@@ -195,7 +202,8 @@ class QuantizedAdder2d(_QuantizedAdder):
     network is turned into; it has no gradients.
 
     Shape: (N, in_channels, H, W) in uint8, and as addend (N, out_channels, H', W') or what broadcasts with it, in
-    uint8 or a floating-point type, to (N, out_channels, H', W') in uint8, or float32 without `output`.
+    uint8 or a floating-point type, to (N, out_channels, H', W') in uint8, or float32 without `output`; or all of it
+    without N.
 
     Args:
         layer: The adder layer, of which filters and geometry are copied.
@@ -219,7 +227,7 @@ class QuantizedAdder2d(_QuantizedAdder):
     ) -> None:
         super().__init__(layer.weight, layer.groups, scale, shift, relu, input, output)
         self.kernel_size, self.stride, self.dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
-        self.groups = layer.groups
+        self.in_channels, self.groups = layer.in_channels, layer.groups
         self.operator_padding = list(layer.operator_padding)
         self.pad_first = layer.pad_first
         self.sides = layer._reversed_padding_repeated_twice
@@ -228,11 +236,12 @@ class QuantizedAdder2d(_QuantizedAdder):
         self.description = layer.extra_repr()
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
+        batch = batched(input, self.in_channels)
         if self.pad_first and self.padding_mode == "constant":
-            input = F.pad(input, self.sides, value=float(self.zero_point))
+            batch = F.pad(batch, self.sides, value=float(self.zero_point))
         elif self.pad_first:  # PyTorch does not pad bytes in all of these modes
-            input = F.pad(input.float(), self.sides, mode=self.padding_mode).to(torch.uint8)
-        return self._adder_forward(input, addend)
+            batch = F.pad(batch.float(), self.sides, mode=self.padding_mode).to(torch.uint8)
+        return unbatched(self._adder_forward(batch, addend), input, addend)
 
     def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         """The layer behind its padding."""
@@ -277,8 +286,9 @@ class QuantizedAdder2dSame(QuantizedAdder2d):
     """Of an adder layer that pads for each input as TensorFlow does."""
 
     def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        padded = _pad_same(input, self.kernel_size, self.stride, self.dilation, float(self.zero_point))
-        return self._adder_forward(padded, addend)
+        batch = batched(input, self.in_channels)
+        padded = _pad_same(batch, self.kernel_size, self.stride, self.dilation, float(self.zero_point))
+        return unbatched(self._adder_forward(padded, addend), input, addend)
 
 
 class QuantizedAdderLinear(_QuantizedAdder):
@@ -305,12 +315,12 @@ class QuantizedAdderLinear(_QuantizedAdder):
         output: Quantizer | None,
     ) -> None:
         super().__init__(layer.weight[:, :, None, None], 1, scale, shift, relu, input, output)
-        self.out_features = layer.out_features
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.description = f"in_features={layer.in_features}, out_features={layer.out_features}"
 
     def forward(self, input: Tensor) -> Tensor:
         output = torch.ops.adderzoo.adder2d_u8(
-            input.reshape(-1, input.shape[-1])[:, :, None, None],
+            rows(input, self.in_features),
             self.weight,
             self.scale,
             self.shift,

@@ -5,10 +5,15 @@ from typing import TypeVar
 
 from timm.layers import CondConv2d, Conv2dSame, EffectiveSEModule, SEModule, pad_same
 from timm.models._efficientnet_blocks import SqueezeExcite
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.ops import DeformConv2d, SqueezeExcitation
 
+from ._input import batched, unbatched
 from .adder import Adder2d, AdderLinear
+
+fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
+fx.wrap("pad_same")
+fx.wrap("unbatched")
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,7 +28,9 @@ class Adder2dSame(Adder2d):
     """Adder layer that pads for each input as TensorFlow does: timm's `Conv2dSame`, with L1 distances."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._adder_forward(pad_same(input, self.kernel_size, self.stride, self.dilation))
+        batch = batched(input, self.in_channels)
+        padded = pad_same(batch, self.kernel_size, self.stride, self.dilation)
+        return unbatched(self._adder_forward(padded), input)
 
 
 def replace_conv(

@@ -1,10 +1,12 @@
 """Shift layers, whose weights are powers of two, and shift layers followed by adder layers."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
-from .adder import Adder2d
+from .adder import Adder2d, _check_sizes
 
 
 class ShiftConv2d(nn.Conv2d):
@@ -61,7 +63,7 @@ class ShiftConv2d(nn.Conv2d):
         nn.init.uniform_(self.shift, -14, 0)
         nn.init.uniform_(self.sign, -1, 1)
         if self.bias is not None:  # as Conv2d's
-            bound = max(1, self.shift[0].numel()) ** -0.5
+            bound = max(1, math.prod(self.shift.shape[1:])) ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
     @property
@@ -116,6 +118,7 @@ class ShiftAdd2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check_sizes(in_channels=in_channels, out_channels=out_channels)
         super().__init__()
         self.shift = ShiftConv2d(
             in_channels,

@@ -5,7 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .adder import _AdderFilter, _pair
+from ._input import batched, unbatched
+from .adder import _AdderFilter, _check_sizes, _pair
+
+torch.fx.wrap("batched")
+torch.fx.wrap("unbatched")
 
 
 class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
@@ -21,7 +25,7 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
     N(0, 1) and `bias` from zero, gradients are the paper's, `adderzoo.optim` knows the filters, and a BatchNorm has to
     follow.
 
-    Shape: (N, in_channels, H, W) to (N, out_channels, H', W'), of at least float32, with
+    Shape: (N, in_channels, H, W) to (N, out_channels, H', W'), of at least float32, or without N, with
 
         H' = (H - 1) * stride - 2 * padding + dilation * (kH - 1) + output_padding + 1.
 
@@ -59,6 +63,7 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check_sizes(in_channels=in_channels, out_channels=out_channels)
         cut = _pair("padding", padding, 0)
         super().__init__(
             in_channels,
@@ -92,7 +97,8 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """`output_size`, (H', W') or (N, out_channels, H', W'), is what sets `output_padding` for this call."""
+        """`output_size`, (H', W') or the whole output's, is what sets `output_padding` for this call."""
+        batch = batched(input, self.in_channels)
         more = self._output_padding(
             input,
             output_size,
@@ -104,23 +110,21 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
         )
         top, left = self.zeros_before[0], self.zeros_before[1]
         sides = [left, left + more[1], top, top + more[0]]
-        spread = _spread(input, self.in_channels, self.stride, sides)  # type: ignore[arg-type]
+        spread = _spread(batch, self.stride, sides)  # type: ignore[arg-type]
         filters = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
         output = torch.ops.adderzoo.adder2d(spread, filters, dilation=self.dilation, groups=self.groups)
         bias = self.bias
         if bias is not None:
             output = output + bias[:, None, None]
-        return output
+        return unbatched(output, input)
 
 
 @torch.fx.wrap  # one node of a traced graph, which cannot record an assignment to part of a tensor
-def _spread(input: Tensor, channels: int, stride: list[int], sides: list[int]) -> Tensor:
+def _spread(input: Tensor, stride: list[int], sides: list[int]) -> Tensor:
     """The pixels `stride` apart, with zeros between them and on the (left, right, top, bottom); below 0, cut there."""
-    if input.dim() != 4:
-        raise ValueError(f"input must be (N, C, H, W), got {input.dim()} dimensions")
-    if input.shape[1] != channels:
-        raise ValueError(f"input must have {channels} channels, got {input.shape[1]}")
     height, width = input.shape[2:]
+    if height < 1 or width < 1:
+        raise ValueError(f"input must have pixels, got {height} x {width}")
     rows, columns = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
     if rows + sides[2] + sides[3] < 1 or columns + sides[0] + sides[1] < 1:
         raise ValueError(f"input must be larger than what padding cuts off the output, got {height} x {width} pixels")

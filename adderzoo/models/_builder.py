@@ -1,13 +1,18 @@
 """What the families share: building through timm, with checked weights, and the authors' checkpoint format."""
 
+import pickle
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from adderzoo._foreign import why
 from adderzoo.layers import Adder2d
 
 from ._download import HUB_ORGANISATION, from_hub, from_url, hub_id, sha256
@@ -67,7 +72,8 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
     this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
 
     Raises:
-        OSError: if the file in the package, or what was downloaded, is not what was published, or cannot be fetched.
+        OSError: if the file in the package, or what was downloaded, is not what was published, cannot be fetched, or is
+            no checkpoint.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(
@@ -86,7 +92,11 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             if kwargs.get("in_chans") not in (None, channels):
                 raise ValueError(f"in_chans must be that of {cfg.file}, {channels}, got {kwargs['in_chans']}")
             return cast(Network, other)
-    return build_model_with_cfg(network, variant, pretrained, **kwargs)
+    try:
+        return build_model_with_cfg(network, variant, pretrained, **kwargs)
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        where = (kwargs.get("pretrained_cfg_overlay") or {}).get("file") or f"the file of {variant}"
+        raise OSError(f"{where} is no checkpoint, or is damaged: {why(error)}") from error
 
 
 def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
@@ -126,13 +136,62 @@ def _check_sha256(path: Path, published: str | None, remedy: str) -> None:
         raise OSError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
 
 
-def from_original(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of the AdderNet authors' checkpoints (`module.` in front, filters named `adder`) to this package's."""
-    return {_rename(key.removeprefix("module."), "adder", "weight"): value for key, value in state_dict.items()}
+# What the names of BatchNorm's counters end with. None of the networks needs them, and some files do without.
+COUNTERS = "num_batches_tracked"
+
+
+def own_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict as a network names its tensors, without the prefix that wrappers have put before their names.
+
+    The AdderNet authors' checkpoints have `module.` there, of DataParallel, and filters named `adder`; `torch.compile`
+    makes it `_orig_mod.`, Lightning's modules `model.` or `net.`, and one may be inside another. A prefix is known by
+    the network's names behind it, all or at least most of them. Counters of BatchNorm that are missing are 0.
+
+    Raises:
+        ValueError: if behind several prefixes there are all names of the network.
+    """
+    renamed = {_rename(key, "adder", "weight"): value for key, value in state_dict.items()}
+    own = model.state_dict()
+    fitting = without_prefix(renamed, {key for key in own if not key.endswith(COUNTERS)})
+    for key in own:
+        if key.endswith(COUNTERS) and key.removesuffix(COUNTERS) + "running_mean" in fitting:
+            fitting.setdefault(key, torch.tensor(0))
+    return fitting
+
+
+def without_prefix(state_dict: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The tensors behind the prefix that these names have in a state dict; all, if most have none.
+
+    Raises:
+        ValueError: if behind several prefixes there are all names.
+    """
+    counts: Counter[str] = Counter()
+    for key in state_dict:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in names:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+    fitting = [prefix for prefix, count in counts.items() if count == len(names)]
+    if len(fitting) > 1 and "" not in fitting:
+        raise ValueError(
+            f"all names of the network are there several times, behind {', '.join(fitting)}: which ones? `adderzoo "
+            "convert --key` takes one of these"
+        )
+    prefix, count = counts.most_common(1)[0] if counts else ("", 0)
+    if not prefix or counts[""] == count or 2 * count <= len(names):
+        return state_dict
+    others = [key for key in state_dict if not key.startswith(prefix)]
+    if others:
+        warnings.warn(
+            f"{len(others)} tensors are left out of the checkpoint, since the network's names are behind {prefix!r}: "
+            f"{', '.join(others[:4])}{', ...' if len(others) > 4 else ''}",
+            stacklevel=2,
+        )
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
 def to_original(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The inverse of :func:`from_original`."""
+    """As the AdderNet authors' checkpoints have it: `module.` in front, and filters named `adder`."""
     filters = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adder2d)}
     return {
         "module." + (_rename(key, "weight", "adder") if key in filters else key): value

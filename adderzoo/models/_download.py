@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def from_hub(
     """A file of weights: from huggingface_hub's cache, else from the Hub.
 
     A file in the cache that is not the right one is fetched again, and one that comes from the Hub as something else is
-    refused. huggingface_hub itself compares sizes, of what it fetches. HF_HUB_OFFLINE, HF_ENDPOINT and the like are as
-    huggingface_hub takes them.
+    refused. Where neither the caller nor the server (in its ETag) tells the SHA-256 of weights, a warning says that
+    nothing is checked. huggingface_hub itself compares sizes, of what it fetches. HF_HUB_OFFLINE, HF_ENDPOINT and the
+    like are as huggingface_hub takes them.
 
     Args:
         repo: ORG/NAME, or ORG/NAME@REVISION.
@@ -50,6 +52,12 @@ def from_hub(
     if published is not None and isinstance(cached, str) and sha256(Path(cached)) == published:
         return Path(cached)
     path = _fetch(which)
+    if published is None and not _hub_sha256(path) and path.suffix != ".json":
+        warnings.warn(
+            f"{which['filename']} of {repo} is not checked: the server calls it {path.resolve().name!r}, which is no "
+            "SHA-256",
+            stacklevel=2,
+        )
     if _differs(path, published):  # the cache asks for names only: a damaged file counts as there
         path = _fetch(which, f"{path} is damaged, and ")
     if reason := _differs(path, published):
@@ -91,10 +99,14 @@ def _fetch(which: dict[str, Any], context: str = "") -> Path:
         ) from error
 
 
+def _hub_sha256(path: Path) -> str | None:
+    """The SHA-256 by which the Hub, and so the cache, names what is in LFS or Xet, as weights are; None for others."""
+    name = path.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) else None
+
+
 def _differs(path: Path, published: str | None) -> str:
     """How a file in the cache is not what it should be; "" if it is."""
-    # The cache names content as the Hub does: by its SHA-256, if it is in LFS or Xet as weights are.
-    name = path.resolve().name
-    expected = published or (name if re.fullmatch("[0-9a-f]{64}", name) else None)
+    expected = published or _hub_sha256(path)
     got = sha256(path)
     return "" if expected in (None, got) else f"its SHA-256 is {got}, published is {expected}"

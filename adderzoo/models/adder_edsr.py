@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adderzoo.layers import ConvUnit
 
-from ._builder import weights_file
+from ._builder import own_names, weights_file, without_prefix
 from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
@@ -90,6 +90,7 @@ class EDSR(SuperResolutionNet):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(scale, num_classes, in_chans)
+        self.conv_layer = conv_layer
         self.num_features = width  # timm writes it into the configuration of what it saves for the Hub
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if res_scale is None:
@@ -130,6 +131,69 @@ class EDSR(SuperResolutionNet):
         return self.forward_head(self.forward_features(x))
 
 
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Checkpoints of EDSR-PyTorch (the authors') and BasicSR as a CNN of this family takes them.
+
+    Both compute on numbers from 0 to 255 between the mean's subtraction and addition. ReLU, sums and convolutions
+    without their biases commute with a factor, so that biases over 255 give the same on numbers from 0 to 1.
+    EDSR-PyTorch says of the mean what it is, and from it whether its numbers went to 255; BasicSR has both in its
+    options alone, where they are these (`img_range` and `rgb_mean`) in all that it has published.
+
+    Raises:
+        ValueError: if the mean's convolutions do more than to shift.
+    """
+    if isinstance(model, EDSR) and model.conv_layer == "conv":
+        for names in (_edsr_pytorch_names(model), _basicsr_names(model)):
+            foreign = without_prefix(state_dict, set(names))
+            if names.keys() <= foreign.keys():
+                return _from_edsr(foreign, names)
+    return own_names(state_dict, model)
+
+
+def _edsr_pytorch_names(model: EDSR) -> dict[str, str]:
+    blocks = len(model.blocks)
+    modules = {"head.0": "conv1", f"body.{blocks}": "unit.conv", "tail.1": "conv2"}
+    for index in range(blocks):
+        modules |= {f"body.{index}.body.{2 * k}": f"blocks.{index}.unit{k + 1}.conv" for k in (0, 1)}
+    return _with_upsampler(modules, model, "tail.0.")
+
+
+def _basicsr_names(model: EDSR) -> dict[str, str]:
+    modules = {"conv_first": "conv1", "conv_after_body": "unit.conv", "conv_last": "conv2"}
+    for index in range(len(model.blocks)):
+        modules |= {f"body.{index}.conv{k}": f"blocks.{index}.unit{k}.conv" for k in (1, 2)}
+    return _with_upsampler(modules, model, "upsample.")
+
+
+def _with_upsampler(modules: dict[str, str], model: EDSR, prefix: str) -> dict[str, str]:
+    """Names of tensors, from names of modules without the upsampler's."""
+    modules |= {f"{prefix}{index}": f"upsample.{index}" for index in range(0, len(model.upsample), 2)}
+    return {f"{name}.{kind}": f"{own}.{kind}" for name, own in modules.items() for kind in ("weight", "bias")}
+
+
+def _from_edsr(state_dict: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    mean, top = torch.tensor(DIV2K_MEAN), 255.0
+    shifts = {key: value for key, value in state_dict.items() if key.startswith(("sub_mean.", "add_mean."))}
+    if shifts:
+        added = shifts.get("add_mean.bias")
+        if added is None or added.shape != (3,):
+            raise ValueError(f"add_mean.bias must be the mean, got {None if added is None else tuple(added.shape)}")
+        top = 255.0 if added.abs().max() > 1 else 1.0
+        mean = added.float() / top
+        expected = {"add_mean.bias": added, "sub_mean.bias": -added}
+        expected |= {f"{name}.weight": torch.eye(3)[:, :, None, None] for name in ("sub_mean", "add_mean")}
+        for key, value in shifts.items():
+            if (
+                key not in expected
+                or value.shape != expected[key].shape
+                or not torch.allclose(value.float(), expected[key].float(), atol=1e-4)
+            ):
+                raise ValueError(f"{key} must only shift by the mean, without a deviation that divides")
+    known = {own: state_dict[name] / top if name.endswith("bias") else state_dict[name] for name, own in names.items()}
+    others = {key: value for key, value in state_dict.items() if key not in names and key not in shifts}
+    return {"mean": mean.reshape(1, 3, 1, 1), **known, **others}
+
+
 # What becomes 1280x720; 1281 for 3, which does not divide 1280.
 _INPUT_SIZES = {2: (3, 360, 640), 3: (3, 240, 427), 4: (3, 180, 320)}
 
@@ -165,6 +229,7 @@ def _create(variant: str, pretrained: bool, conv_layer: str, blocks: int, width:
     if kwargs.get("scale", scale) != scale:
         raise ValueError(f"scale must be {scale} for {variant}, got {kwargs['scale']}")
     args = {"conv_layer": conv_layer, "scale": scale, "blocks": blocks, "width": width}
+    kwargs["pretrained_filter_fn"] = checkpoint_filter_fn
     return create_super_resolution(EDSR, variant, pretrained, **args | kwargs)
 
 

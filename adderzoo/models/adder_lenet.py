@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import build_model, drop_other_classes, from_original, repeat_input_channels, weights_file
+from ._builder import build_model, drop_other_classes, own_names, repeat_input_channels, weights_file
 from ._download import hub_id
 
 __all__ = ["LeNet5", "LeNetPlusPlus"]
@@ -228,7 +228,7 @@ class LeNetPlusPlus(_LeNet):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Checkpoints in the authors' format, or for another number of classes, as `model` takes them."""
-    return drop_other_classes(from_original(state_dict), model, "bn_fc")
+    return drop_other_classes(own_names(state_dict, model), model, "bn_fc")
 
 
 def _pretrained_filter_fn(state_dict: dict[str, Tensor], model: _LeNet) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import build_model, drop_other_classes, from_original
+from ._builder import build_model, drop_other_classes, own_names
 
 __all__ = ["ResNet"]
 
@@ -222,7 +222,7 @@ class ResNet(ConvNet):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The authors' checkpoints, and checkpoints for another number of classes, as `model` takes them."""
-    return drop_other_classes(from_original(state_dict), model, "bn2")
+    return drop_other_classes(own_names(state_dict, model), model, "bn2")
 
 
 def create_resnet(variant: str, pretrained: bool, **kwargs: Any) -> ResNet:

@@ -2,7 +2,7 @@
 
 The networks of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (CVPR 2020, Table 2): 6n + 2 layers in
 three stages of 16, 32 and 64 channels; the first convolution and the classifier stay convolutions; BatchNorm on the
-logits.
+logits. ResNet-8, with one block a stage, has the size of MLPerf Tiny's network for image classification.
 """
 
 from typing import Any
@@ -39,6 +39,8 @@ def _cifar10(tag: str) -> dict[str, Any]:
     return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=_NAMES)
 
 
+_MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benchmark"}
+
 default_cfgs = generate_default_cfgs(
     {
         "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
@@ -50,10 +52,12 @@ default_cfgs = generate_default_cfgs(
             label_names=_NAMES,
         ),
         "adder_resnet32.untrained": _cfg(),
+        "adder_resnet8.untrained": _cfg(**_MLPERF_TINY),
         "bnn_resnet20.untrained": _cfg(),
         "bnn_resnet32.untrained": _cfg(),
         "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),
         "cnn_resnet32.untrained": _cfg(),
+        "cnn_resnet8.untrained": _cfg(**_MLPERF_TINY),
         "shift_resnet20.untrained": _cfg(**SHIFTADDNET),
         "shiftadd_resnet20.untrained": _cfg(**SHIFTADDNET),
     }
@@ -84,6 +88,12 @@ def adder_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 @register_model
+def adder_resnet8(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Adder ResNet-8: the size of MLPerf Tiny's network for image classification, whose bar is 85 % on CIFAR-10."""
+    return _create("adder_resnet8", pretrained, 1, "adder", kwargs)
+
+
+@register_model
 def bnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """`adder_resnet20` with binary layers: CVPR 2020 Table 2, 84.87 % on CIFAR-10."""
     return _create("bnn_resnet20", pretrained, 3, "binary", kwargs)
@@ -105,6 +115,12 @@ def cnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def cnn_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """The CNN twin of `adder_resnet32`: CVPR 2020 Table 2, 93.29 % on CIFAR-10."""
     return _create("cnn_resnet32", pretrained, 5, "conv", kwargs)
+
+
+@register_model
+def cnn_resnet8(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """The CNN twin of `adder_resnet8`."""
+    return _create("cnn_resnet8", pretrained, 1, "conv", kwargs)
 
 
 @register_model

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
-from ._builder import weights_file
+from ._builder import own_names, weights_file
 from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
@@ -113,7 +113,9 @@ class VDSR(SuperResolutionNet):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights that were trained at any scale as `model` takes them: the interpolation is its own."""
-    return state_dict | {key: value for key, value in model.state_dict().items() if key == "bicubic.weight"}
+    return own_names(state_dict, model) | {
+        key: value for key, value in model.state_dict().items() if key == "bicubic.weight"
+    }
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

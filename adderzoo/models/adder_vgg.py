@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import SHIFTADDNET, build_model, from_original
+from ._builder import SHIFTADDNET, build_model, own_names
 
 __all__ = ["VGGSmall"]
 
@@ -135,7 +135,7 @@ class VGGSmall(ConvNet):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Checkpoints in the authors' format as `model` takes them."""
-    return from_original(state_dict)
+    return own_names(state_dict, model)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """How the compiled libraries are built: by setup.py, which cannot import the package yet, or on first use."""
 
+import hashlib
 import os
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -39,6 +41,29 @@ def cuda_source_files() -> list[Path]:
 def build_inputs() -> list[Path]:
     """Everything that the compilers read of this project, headers included."""
     return sorted(path for path in _found("**/*") if path.suffix in {".cpp", ".cu", ".h"})
+
+
+def build_digest(cuda: bool = False) -> str:
+    """SHA-256 of what a library is made from, sources and flags: not of where they lie, nor of when they were written.
+
+    Args:
+        cuda: Of `_C_cuda`; else of `_C`.
+    """
+    flags = CXX_FLAGS + (NVCC_FLAGS if cuda else [])
+    digest = hashlib.sha256(" ".join([*flags, platform.machine()]).encode())
+    for path in build_inputs():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def mark_flags(digest: str) -> list[str]:
+    """What makes the linker write this digest into a library, as its build id."""
+    return [f"-Wl,--build-id=0x{digest}"]
+
+
+def is_marked(library: Path, digest: str) -> bool:
+    """Whether a library was made from this."""
+    return bytes.fromhex(digest) in library.read_bytes()
 
 
 def _ask_nvcc(cuda_home: str, *question: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._library import LIBRARY
-from .adder2d import fold_into_batch
+from .adder2d import fold_into_batch, register_vmap
 
 # Input, weight, scale, shift and addend are the first arguments of all of them.
 _TENSORS = 5
@@ -30,7 +30,7 @@ def register_inference(name: str, maker: str) -> None:
         )
 
     LIBRARY.impl(name, _autograd_of(operator, refuse), "Autograd")
-    torch.library.register_vmap(f"adderzoo::{name}", _vmap_of(operator), lib=LIBRARY)
+    register_vmap(name)(_vmap_of(operator))
 
 
 def _autograd_of(operator: Any, refuse: Callable[[str], Any]) -> Callable[..., Tensor]:

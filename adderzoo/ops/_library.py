@@ -1,11 +1,11 @@
 """Loads, builds or replaces the compiled library, so that `torch.ops.adderzoo` has its operators in any case."""
 
 import contextlib
-import hashlib
 import os
-import platform
 import shutil
+import sys
 import sysconfig
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,10 +52,6 @@ class _Compiled:
     sources: Callable[[], list[Path]]
     cuda: bool = False
 
-    @property
-    def flags(self) -> list[str]:
-        return _build.CXX_FLAGS + (_build.NVCC_FLAGS if self.cuda else [])
-
 
 _CPU = _Compiled("_C", _build.source_files)
 _CUDA = _Compiled("_C_cuda", _build.cuda_source_files, cuda=True)
@@ -65,9 +61,8 @@ def _load_installed(compiled: _Compiled) -> None:
     libraries = sorted(PACKAGE.glob(f"{compiled.name}.*so"))
     if not libraries:
         raise LibraryNotFoundError("the package has no compiled library")
-    newest_source = max((path.stat().st_mtime for path in _build.build_inputs()), default=0.0)
-    if newest_source > libraries[0].stat().st_mtime:
-        raise LibraryNotFoundError("the compiled library is older than its sources")
+    if compiled.sources() and not _build.is_marked(libraries[0], _build.build_digest(compiled.cuda)):
+        raise LibraryNotFoundError("the compiled library is of other sources or flags than those beside it")
     try:
         torch.ops.load_library(libraries[0])
     except OSError as error:
@@ -104,29 +99,47 @@ def _cuda_link_flags(cuda_home: str | None) -> list[str]:
     return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
 
 
-def _load_built(compiled: _Compiled) -> None:
-    _check_compiler(compiled)
-    digest = hashlib.sha256(" ".join([*compiled.flags, platform.machine()]).encode())
-    for path in _build.build_inputs():
-        digest.update(path.read_bytes())
+def _open_cache(name: str) -> Path:
+    """A folder for what is compiled on first use.
+
+    Raises:
+        LibraryNotFoundError: if there is none that can be written.
+    """
     try:
         cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-        folder = Path(cache) / f"adderzoo_{digest.hexdigest()[:16]}"
-        library, complete = folder / f"adderzoo{compiled.name}.so", folder / f"complete{compiled.name}"
+        folder = Path(cache) / name
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):  # another user's folder, or a read-only file system
+            raise PermissionError(f"no right to write into {folder}")
+    except (OSError, RuntimeError) as error:
+        raise LibraryNotFoundError(
+            f"building it failed: {error}; set TORCH_EXTENSIONS_DIR to a folder that can be written"
+        ) from error
+    return folder
+
+
+def _load_built(compiled: _Compiled) -> None:
+    _check_compiler(compiled)
+    digest = _build.build_digest(compiled.cuda)
+    folder = _open_cache(f"adderzoo_{digest[:16]}")
+    library, complete = folder / f"adderzoo{compiled.name}.so", folder / f"complete{compiled.name}"
+    try:
         with FileLock(folder / "adderzoo.lock"):
             if not complete.exists():
                 from torch.utils import cpp_extension  # slow to import, and seldom needed
 
                 link = _cuda_link_flags(cpp_extension.CUDA_HOME) if compiled.cuda else []
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
+                kernels, time = ("kernels for GPUs", "minutes") if compiled.cuda else ("operators", "about a minute")
+                text = f"adderzoo: compiling its {kernels} into {folder}, once; this takes {time}"
+                print(text, file=sys.stderr, flush=True)
                 with _own_programs_on_path():
                     cpp_extension.load(  # builds it, and loads it as well
                         name=library.stem,
                         sources=[str(path) for path in compiled.sources()],
                         extra_cflags=_build.CXX_FLAGS,
                         extra_cuda_cflags=_build.NVCC_FLAGS,
-                        extra_ldflags=link,
+                        extra_ldflags=[*link, *_build.mark_flags(digest)],
                         with_cuda=compiled.cuda,
                         build_directory=str(folder),
                         is_python_module=False,
@@ -175,21 +188,24 @@ class _Cuda:
     backend: str | None = None
     reasons: tuple[str, ...] = ()
     tried_all = False
+    lock = threading.RLock()
 
     @classmethod
     def load(cls, build: bool) -> bool:
-        """Whether they are there."""
-        if cls.backend or cls.tried_all or BACKEND == "PyTorch reference":
-            return cls.backend is not None
-        cls.tried_all, cls.reasons = build, ()
-        for name, load in _WAYS if build else _WAYS[:1]:
-            try:
-                load(_CUDA)
-                cls.backend = name
-                return True
-            except LibraryNotFoundError as error:
-                cls.reasons += (str(error),)
-        return False
+        """Whether they are there. A thread that asks while another one builds waits for what becomes of it."""
+        with cls.lock:
+            if cls.backend or cls.tried_all or BACKEND == "PyTorch reference":
+                return cls.backend is not None
+            cls.reasons = ()
+            for name, load in _WAYS if build else _WAYS[:1]:
+                try:
+                    load(_CUDA)
+                    cls.backend = name
+                    return True
+                except LibraryNotFoundError as error:
+                    cls.reasons += (str(error),)
+            cls.tried_all = build
+            return False
 
 
 _warned_devices: set[str] = set()
@@ -210,7 +226,7 @@ def _warn_about_device(device: torch.device) -> None:
 
 def _on_device(name: str, kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def run(first: torch.Tensor, *arguments: object) -> torch.Tensor:
-        if first.device.type == "cuda" and not _Cuda.tried_all and _Cuda.load(build=True):
+        if first.device.type == "cuda" and _Cuda.load(build=True):
             return getattr(torch.ops.adderzoo, name)(first, *arguments)  # which goes there from now on
         _warn_about_device(first.device)
         return kernel(first, *arguments)

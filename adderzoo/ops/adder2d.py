@@ -1,6 +1,8 @@
 """The adder operator: negative L1 distance between patch and filter, with the gradients that train it."""
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .reference import accumulation_dtype, check, check_modes, memory_format_like, output_size
+from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like, output_size
+
+# Of the operator's dimensions that are mapped and its arguments: the outputs, and their mapped dimension.
+_VmapRule = Callable[..., tuple[Tensor, int]]
 
 
 def adder2d(
@@ -30,6 +35,10 @@ def adder2d(
     dY/dW = X - W (eq. 5) and dY/dX = hardtanh(W - X) (eq. 6 and 7). The former is computed as a convolution's, on
     NVIDIA GPUs by cuDNN, with X and the gradient of Y rounded to TF32 unless
     `torch.backends.cudnn.conv.fp32_precision` is "ieee". Everything else is in float32 there, whatever the settings.
+
+    In float32 the error of an output of 4608 terms is at most 1e-6 of sum(\|X\| + \|W\|) for random X and W, and 5e-6
+    of it for constants and ramps, whose roundings have one sign; of the output, where that is less than a 64th of the
+    sum. No output is infinite whose exact value is not.
 
     Args:
         input: (N, C, H, W) in float32, float64, bfloat16 or float16, in any memory format.
@@ -77,12 +86,19 @@ def _(
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, _, input_grad = arguments
+    check_modes(input_grad)
+    check(input, weight, *arguments[:4])
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(input, memory_format=memory_format_like(input))
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
-def _(grad: Tensor, input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    *geometry, _ = arguments
+    check(input, weight, *arguments[:4])
+    check_grad(grad, input, weight, *geometry)
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -193,13 +209,36 @@ def fold_into_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return mapped.flatten(0, 1)
 
 
+def register_vmap(name: str) -> Callable[[_VmapRule], _VmapRule]:
+    """Registers the rule of an operator for some examples; that for none is the same for all operators."""
+    operator = getattr(torch.ops.adderzoo, name)
+
+    def register(rule: _VmapRule) -> _VmapRule:
+        def of_any(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+            if info.batch_size:
+                return rule(info, in_dims, *arguments)
+            # No outputs, of the shape that one would have.
+            output = operator(
+                *(
+                    value.new_zeros(value.movedim(dim, 0).shape[1:]) if isinstance(dim, int) else value
+                    for value, dim in itertools.zip_longest(arguments, in_dims)
+                )
+            )
+            return output.new_empty((0, *output.shape)), 0
+
+        torch.library.register_vmap(f"adderzoo::{name}", of_any, lib=LIBRARY)
+        return rule
+
+    return register
+
+
 def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """(N, C, H, W) with a mapped dimension, or without one, to (N, B * C, H, W)."""
     mapped = tensor.unsqueeze(1).expand(-1, size, -1, -1, -1) if dim is None else tensor.movedim(dim, 1)
     return mapped.flatten(1, 2)
 
 
-@torch.library.register_vmap("adderzoo::adder2d", lib=LIBRARY)
+@register_vmap("adder2d")
 def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, int]:
     stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
     size = info.batch_size
@@ -213,7 +252,7 @@ def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *argum
     return output.unflatten(1, (size, -1)), 1
 
 
-@torch.library.register_vmap("adderzoo::_adder2d_backward_input", lib=LIBRARY)
+@register_vmap("_adder2d_backward_input")
 def _(
     info: Any, in_dims: tuple[Any, ...], grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, int]:
@@ -229,7 +268,7 @@ def _(
     return output.unflatten(1, (size, -1)), 1
 
 
-@torch.library.register_vmap("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
+@register_vmap("_adder2d_backward_weight")
 def _(
     info: Any, in_dims: tuple[Any, ...], grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, int]:

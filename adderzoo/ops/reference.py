@@ -3,7 +3,8 @@
 Memory is bounded: the filter's taps are taken one by one, and what a tap broadcasts is cut into pieces.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Elements of a filter of bytes: their distances, of at most 255, sum up to a signed integer of 32 bits.
 LARGEST_FILTER = (2**31 - 1) // 255
+
+# What sizes, strides, paddings and dilations are at most, and how many elements a tensor has at most: the kernels' own
+# integers hold every index and every product of them.
+LARGEST_SIZE = 2**31 - 1
+MOST_ELEMENTS = 2**48
 
 # Elements of the largest tensor that a gradient broadcasts: 64 MiB of float32.
 _PIECE = 1 << 24
@@ -50,8 +56,8 @@ def patches_of(
 def check(
     input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> None:
-    """What csrc/cpu/adder2d_kernel.cpp checks, in the same words, and the devices."""
-    x, w = tuple(input.shape), tuple(weight.shape)
+    """What csrc/adder2d_checks.cpp checks, in the same words, and the devices."""
+    w = tuple(weight.shape)
     _check_dimensions("adder2d", input)
     torch._check(
         weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
@@ -62,16 +68,12 @@ def check(
         lambda: f"adder2d: weight must have the dtype of input, {_name(input.dtype)}, got {_name(weight.dtype)}",
     )
     _check_device("adder2d", "weight", weight, input)
+    _check_sizes("adder2d", "weight", weight)
     _check_pairs("adder2d", stride, padding, dilation)
-    torch._check(
-        groups >= 1 and w[0] % groups == 0 and x[1] == w[1] * groups,
-        lambda: (
-            "adder2d: groups must divide the filters, and input must have groups times the channels of weight, "
-            f"got groups {groups}, input {x} and weight {w}"
-        ),
-    )
     torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
-    _check_fit("adder2d", input, weight, w[2:], padding, dilation)
+    _check_groups("adder2d", input, w[0], groups)
+    _check_channels("adder2d", input, weight, w[1], groups)
+    _check_geometry("adder2d", input, weight, w[0], w[2:], stride, padding, dilation, groups)
 
 
 def check_affine(
@@ -100,9 +102,11 @@ def check_affine(
     dtype = accumulation_dtype(input.dtype)
     for parameter, tensor in (("weight", weight), ("scale", scale), ("shift", shift)):
         _check_parameter(name, parameter, tensor, dtype, input)
+    _check_sizes(name, "weight", weight)
     _check_pairs(name, stride, padding, dilation)
-    _check_groups(name, input, weight, filters, input.shape[1] == w[3] * groups, groups)
-    _check_fit(name, input, weight, w[1:3], padding, dilation)
+    _check_groups(name, input, filters, groups)
+    _check_channels(name, input, weight, w[3], groups)
+    _check_geometry(name, input, weight, filters, w[1:3], stride, padding, dilation, groups)
     if addend is not None:
         shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
         _check_addend(name, addend, input, shape)
@@ -130,8 +134,9 @@ def check_u8(
     _check_parameter(name, "weight", weight, torch.uint8, input)
     _check_parameter(name, "scale", scale, torch.float32, input)
     _check_parameter(name, "shift", shift, torch.float32, input)
+    _check_sizes(name, "weight", weight)
     _check_pairs(name, stride, padding, dilation)
-    _check_groups(name, input, weight, filters, groups >= 1 and input.shape[1] % groups == 0, groups)
+    _check_groups(name, input, filters, groups)
     channels, lane = input.shape[1] // groups, bytes_of_lane(filters, groups)
     torch._check(
         weight.dim() == 6
@@ -144,16 +149,31 @@ def check_u8(
     )
     torch._check(
         channels * w[1] * w[2] <= LARGEST_FILTER,
-        lambda: f"{name}: a filter must have at most {LARGEST_FILTER} elements, got {channels * w[1] * w[2]}",
+        lambda: (
+            f"{name}: a filter of weight must have at most {LARGEST_FILTER} elements, got (C / groups, kH, kW) = "
+            f"{(channels, w[1], w[2])}"
+        ),
     )
     _check_byte("out_max", out_max, 255)
     _check_byte("zero_point", zero_point, 255)
     if out_zero_point is not None:
         _check_byte("out_zero_point", out_zero_point, out_max)
-    _check_fit(name, input, weight, w[1:3], padding, dilation)
+    _check_geometry(name, input, weight, filters, w[1:3], stride, padding, dilation, groups)
     if addend is not None:
         shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
         _check_addend(name, addend, input, shape)
+
+
+def check_grad(
+    grad: Tensor, input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> None:
+    """What the private operators for the gradients check beside the arguments of `adder2d`."""
+    shape = (input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation))
+    torch._check(
+        tuple(grad.shape) == shape,
+        lambda: f"adder2d: grad must have the shape of the output, {shape}, got {tuple(grad.shape)}",
+    )
+    _check_device("adder2d", "grad", grad, input)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -165,6 +185,28 @@ def _check_dimensions(operator: str, input: Tensor) -> None:
         input.dim() == 4,
         lambda: f"{operator}: input must have 4 dimensions (N, C, H, W), got shape {tuple(input.shape)}",
     )
+    _check_sizes(operator, "input", input, 1)
+
+
+def _holds(condition: bool | torch.SymBool) -> bool:
+    """A bound that is far away restricts no program for sizes that are not known yet: the kernel will check them."""
+    return isinstance(condition, torch.SymBool) or condition
+
+
+def _check_sizes(operator: str, name: str, tensor: Tensor, first: int = 0) -> None:
+    """Of all dimensions from `first` on."""
+    torch._check(
+        all(_holds(size <= LARGEST_SIZE) for size in tensor.shape[first:]),
+        lambda: (
+            f"{operator}: {name} must have sizes of at most {LARGEST_SIZE}{' behind the first' if first else ''}, "
+            f"got shape {tuple(tensor.shape)}"
+        ),
+    )
+
+
+def _fits(sizes: Iterable[int]) -> bool:
+    """Whether a tensor has no more than MOST_ELEMENTS. A size of 0 counts as 1, as it does in strides."""
+    return math.prod(size for size in sizes if not isinstance(size, torch.SymInt) and size > 0) <= MOST_ELEMENTS
 
 
 def _check_dtype(operator: str, input: Tensor) -> None:
@@ -189,19 +231,48 @@ def _check_pairs(operator: str, stride: list[int], padding: list[int], dilation:
 
 def _check_pair(operator: str, name: str, pair: list[int], least: int) -> None:
     torch._check(
-        len(pair) == 2 and pair[0] >= least and pair[1] >= least,
-        lambda: f"{operator}: {name} must be two integers of at least {least}, got {tuple(pair)}",
+        len(pair) == 2 and all(least <= number <= LARGEST_SIZE for number in pair),
+        lambda: f"{operator}: {name} must be two integers from {least} to {LARGEST_SIZE}, got {tuple(pair)}",
     )
 
 
-def _check_fit(
-    operator: str, input: Tensor, weight: Tensor, kernel: Sequence[int], padding: list[int], dilation: list[int]
+def _check_geometry(
+    operator: str,
+    input: Tensor,
+    weight: Tensor,
+    filters: int,
+    kernel: Sequence[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
 ) -> None:
+    """That the kernel fits, and that input, filters and output are not too large. The fake kernels ask for more."""
+    x, w = tuple(input.shape), tuple(weight.shape)
+    padded = [x[2 + d] + 2 * padding[d] for d in (0, 1)]
     torch._check(
-        all(input.shape[2 + d] + 2 * padding[d] >= dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)),
+        all(_holds(size <= LARGEST_SIZE) for size in padded) and _fits([*x[:2], *padded]),
         lambda: (
-            f"{operator}: the dilated kernel must fit into the padded input, got input {tuple(input.shape)}, "
-            f"weight {tuple(weight.shape)}, padding {tuple(padding)} and dilation {tuple(dilation)}"
+            f"{operator}: padding must leave an input of at most {LARGEST_SIZE} rows and columns and {MOST_ELEMENTS} "
+            f"elements, got input {x} and padding {tuple(padding)}"
+        ),
+    )
+    torch._check(
+        _fits([filters, x[1] // groups, *kernel]),
+        lambda: f"{operator}: weight must have at most {MOST_ELEMENTS} elements, got shape {w}",
+    )
+    torch._check(
+        all(padded[d] >= dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)),
+        lambda: (
+            f"{operator}: the dilated kernel must fit into the padded input, got input {x}, "
+            f"weight {w}, padding {tuple(padding)} and dilation {tuple(dilation)}"
+        ),
+    )
+    torch._check(
+        _fits([x[0], filters, *patches_of(input, kernel, stride, padding, dilation)]),
+        lambda: (
+            f"{operator}: the output must have at most {MOST_ELEMENTS} elements, got input {x}, weight {w}, "
+            f"stride {tuple(stride)} and padding {tuple(padding)}"
         ),
     )
 
@@ -215,14 +286,26 @@ def _check_affine_map(operator: str, scale: Tensor, shift: Tensor) -> None:
         shift.shape == scale.shape,
         lambda: f"{operator}: shift must have the shape of scale, {tuple(scale.shape)}, got {tuple(shift.shape)}",
     )
+    _check_sizes(operator, "scale", scale)
 
 
-def _check_groups(operator: str, input: Tensor, weight: Tensor, filters: int, channels_fit: bool, groups: int) -> None:
+def _check_groups(operator: str, input: Tensor, filters: int, groups: int) -> None:
     torch._check(
-        groups >= 1 and filters % groups == 0 and channels_fit,
+        groups >= 1 and filters % groups == 0 and input.shape[1] % groups == 0,
         lambda: (
-            f"{operator}: groups must divide the filters, and input must have groups times the channels of weight, "
-            f"got groups {groups}, {filters} filters, input {tuple(input.shape)} and weight {tuple(weight.shape)}"
+            f"{operator}: groups must divide the channels of input and the filters, got groups {groups}, "
+            f"input {tuple(input.shape)} and {filters} filters"
+        ),
+    )
+
+
+def _check_channels(operator: str, input: Tensor, weight: Tensor, channels: int, groups: int) -> None:
+    """`channels` are those of weight."""
+    torch._check(
+        input.shape[1] // groups == channels,
+        lambda: (
+            f"{operator}: input must have groups times the channels of weight, {groups * channels}, got "
+            f"{input.shape[1]}: groups {groups}, input {tuple(input.shape)} and weight {tuple(weight.shape)}"
         ),
     )
 
@@ -283,7 +366,6 @@ class _Patches:
         self.padded = F.pad(input.to(self.dtype), (padding[1], padding[1], padding[0], padding[0]))
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.size = output_size(input, weight, stride, padding, dilation)
-        self.output_shape = (input.shape[0], weight.shape[0], *self.size)
         self.kernel = tuple(weight.shape[2:])
         # (taps, G, O / G, C / G)
         filters = weight.to(self.dtype).permute(2, 3, 0, 1)
@@ -301,11 +383,6 @@ class _Patches:
 
     def pieces(self, grad: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
         """Tap, some filters of each group, and x, w and g, which broadcast to (N, G, O / G, C / G, OH, OW)."""
-        torch._check(
-            tuple(grad.shape) == self.output_shape,
-            lambda: f"adder2d: grad must have the shape of the output, {self.output_shape}, got {tuple(grad.shape)}",
-        )
-        _check_device("adder2d", "grad", grad, self.padded)
         g = grad.to(self.dtype).unflatten(1, (self.groups, -1)).unsqueeze(3)
         for tap, (x, w) in enumerate(zip(self.taps(self.padded), self.filters, strict=True)):
             step = max(1, _PIECE // max(1, x.numel()))
@@ -418,6 +495,7 @@ def backward_input(
     """Eq. 6 and 7: sum of g * hardtanh(F - X), or of g * sign(F - X)."""
     check_modes(input_grad=input_grad)
     patches = _Patches(input, weight, stride, padding, dilation, groups)
+    check_grad(grad, input, weight, stride, padding, dilation)
     padded = torch.zeros_like(patches.padded)
     sums = patches.taps(padded)
     for tap, _, x, w, g in patches.pieces(grad):
@@ -439,6 +517,7 @@ def backward_weight(
 ) -> Tensor:
     """Eq. 4: sum of g * sign(X - F)."""
     patches = _Patches(input, weight, stride, padding, dilation, groups)
+    check_grad(grad, input, weight, stride, padding, dilation)
     sums = torch.empty_like(patches.filters, memory_format=torch.contiguous_format)  # (taps, G, O / G, C / G)
     for tap, some, x, w, g in patches.pieces(grad):
         sums[tap, :, some] = (g * _sign(x - w)).sum((0, 4, 5))

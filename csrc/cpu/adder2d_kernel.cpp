@@ -25,7 +25,9 @@ constexpr int64_t kStepsOfPackedStep = 16;
 // Finding a pixel takes as long as so many steps (measured).
 constexpr int64_t kStepsOfPixel = 8;
 
-int64_t grain(int64_t item_steps) { return std::max<int64_t>(1, kGrainSteps / std::max<int64_t>(1, item_steps)); }
+int64_t grain(double item_steps) {
+  return std::max<int64_t>(1, static_cast<int64_t>(kGrainSteps / std::max(1.0, item_steps)));
+}
 
 Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format) {
   return torch::stable::contiguous(torch::stable::to(tensor, type), format);
@@ -75,20 +77,29 @@ int64_t threads() { return torch::stable::get_num_threads(); }
 template <typename T>
 struct PackedFilters {
   PackedFilters(const T* weight, const FilterShape& s)
-      : packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
+      : packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel), limits(s.panels() * kPanel) {
     torch::stable::parallel_for(0, s.panels(), grain(s.steps() * kStepsOfPackedStep), [&](int64_t begin, int64_t end) {
-      loops<T>().pack(weight, packed.begin(), sums.begin(), s, begin, end);
+      loops<T>().pack(weight, packed.begin(), sums.begin(), limits.begin(), s, begin, end);
     });
   }
   bool finite(int64_t channels) const {
     return std::all_of(sums.begin(), sums.begin() + channels, [](T x) { return x - x == T(0); });
   }
-  Buffer<T> packed, sums;
+  Buffer<T> packed, sums, limits;
 };
 
+// Of one thread. Rows of images are far from it; a wide stride over padding is not, whose pixels are mostly read by
+// none.
+constexpr int64_t kMostScratchBytes = int64_t{1} << 32;
+
 template <typename T>
-void run(const Accumulation<T>& work) {
+void run(const Geometry& g, const Accumulation<T>& work) {
   if (work.num_items == 0) return;
+  if (work.scratch_size > kMostScratchBytes / static_cast<int64_t>(sizeof(T))) {
+    fail("adder2d", "stride and padding must leave rows of at most ", kMostScratchBytes,
+         " bytes for a point's taps, got stride (", g.stride_h, ", ", g.stride_w, ") and padding (", g.padding_h, ", ",
+         g.padding_w, ")");
+  }
   torch::stable::parallel_for(0, work.num_items, grain(work.item_steps), [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(work.scratch_size);
     loops<T>().run(work, begin, end, scratch.begin());
@@ -96,15 +107,16 @@ void run(const Accumulation<T>& work) {
 }
 
 template <typename T>
-void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, Epilogue<T> epilogue,
-             View<T> output) {
+void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, const T* filter_limits,
+             Epilogue<T> epilogue, View<T> output) {
   Plan<T> plan;
   plan.work.function = loops<T>().max_distance ? Function::kMaxDistance : Function::kDistance;
   plan.work.filters = filters;
   plan.work.filter_sums = filter_sums;
+  plan.work.filter_limits = filter_limits;
   plan.work.epilogue = epilogue;
   plan_forward(plan, g, input, output, threads());
-  run(plan.work);
+  run(g, plan.work);
 }
 
 // Input rows that leave the same remainder modulo the stride are reached by the same taps: one accumulation for each
@@ -121,9 +133,8 @@ void backward_input(Function function, const Geometry& g, View<const T> grad, Vi
       Plan<T> plan;
       plan.work.function = function;
       plan.work.filters = filters.packed.begin();
-      plan.work.filter_sums = filters.sums.begin();
       plan_backward(plan, g, y, x, grad, input, grad_input, threads());
-      run(plan.work);
+      run(g, plan.work);
     }
   }
 }
@@ -138,7 +149,7 @@ void backward_weight(const Geometry& g, const Tensor& grad, const Tensor& input,
       .weight = weight.const_data_ptr<T>(),
       .grad_weight = grad_weight.mutable_data_ptr<T>(),
   };
-  const int64_t item_steps = g.batch * g.out_height * g.out_width * (work.lanes() + kStepsOfPixel);
+  const double item_steps = static_cast<double>(g.batch * g.out_height * g.out_width) * (work.lanes() + kStepsOfPixel);
   torch::stable::parallel_for(0, work.items(), grain(item_steps),
                               [&](int64_t begin, int64_t end) { loops<T>().filter_sign_gradient(work, begin, end); });
 }
@@ -155,7 +166,8 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   const auto compute = [&]<typename T>(T) {
     const Dense<T> x(input, type);
     const PackedFilters<T> filters(w.const_data_ptr<T>(), forward_filters(g));
-    forward<T>(g, x.view, filters.packed.begin(), filters.sums.begin(), {}, view<T>(output, format));
+    forward<T>(g, x.view, filters.packed.begin(), filters.sums.begin(), filters.limits.begin(), {},
+               view<T>(output, format));
   };
   type == ScalarType::Double ? compute(double()) : compute(float());
   return output;
@@ -180,12 +192,12 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
       epilogue.addend = added->view.data;
     }
     const int64_t panels = weight.size(0), steps = g.taps() * g.channels;
-    const Buffer<T> sums(panels * kPanel);
+    const Buffer<T> sums(panels * kPanel), limits(panels * kPanel);
     const T* filters = packed.const_data_ptr<T>();
     torch::stable::parallel_for(0, panels, grain(steps), [&](int64_t begin, int64_t end) {
-      loops<T>().sum_filters(filters, sums.begin(), steps, begin, end);
+      loops<T>().sum_filters(filters, sums.begin(), limits.begin(), steps, begin, end);
     });
-    forward<T>(g, x.view, filters, sums.begin(), epilogue, view<T>(output, format));
+    forward<T>(g, x.view, filters, sums.begin(), limits.begin(), epilogue, view<T>(output, format));
   };
   type == ScalarType::Double ? compute(double()) : compute(float());
   return torch::stable::to(output, input.scalar_type());
@@ -231,7 +243,7 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   plan.work.epilogue = epilogue;
   const Strides strides = dense_strides(format, output.size(1), output.size(2), output.size(3));
   plan_forward<uint8_t>(plan, g, x.view, {bytes ? output.mutable_data_ptr<uint8_t>() : nullptr, strides}, threads());
-  run(plan.work);
+  run(g, plan.work);
   if (is_channels_last(input)) return output;
   Tensor result = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, output.scalar_type(),
                             MemoryFormat::Contiguous);
@@ -277,6 +289,7 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
 
 // For `adderzoo benchmark`: runs the loop of `form` on all threads, and returns the number of elements.
 int64_t cpu_ceiling(std::string form, int64_t steps) {
+  check_steps("_cpu_ceiling", steps);
   std::function<int64_t(int64_t)> loop;
   const auto of_floats = [](Ceiling ceiling) {
     return [ceiling](int64_t steps) { return loops<float>().ceiling(ceiling, steps); };

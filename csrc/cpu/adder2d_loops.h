@@ -106,7 +106,8 @@ struct Accumulation {
   int64_t num_blocks;
 
   const T* filters;      // packed: (panels, steps, kPanel), a step being a tap and a source channel
-  const T* filter_sums;  // of each channel; for kMaxDistance
+  const T* filter_sums;  // of each channel, and below which distance they cancel too much; for kMaxDistance
+  const T* filter_limits;
   int64_t filter_steps;
 
   T* output;
@@ -129,8 +130,8 @@ struct FilterShape {
   int64_t group_stride, channel_stride, source_stride;  // between filters; taps are adjacent
   bool reverse_taps;
 
-  int64_t panels() const { return (channels + kPanel - 1) / kPanel; }
-  int64_t steps() const { return source_channels * taps; }
+  ADDERZOO_INLINE int64_t panels() const { return (channels + kPanel - 1) / kPanel; }
+  ADDERZOO_INLINE int64_t steps() const { return source_channels * taps; }
 };
 
 // Gradient of the filters from the sign of X - F (eq. 4).
@@ -144,10 +145,10 @@ struct FilterSignGradient {
 
   // Filters or channels, whichever are more, are taken side by side: they are the lanes of an item, which is one tap of
   // one of the others. Where both are few, pixels are taken side by side, and an item is one element.
-  bool narrow() const { return lanes() < 8 && geometry.stride_w == 1; }
-  bool filters_are_lanes() const { return geometry.filters > geometry.channels; }
-  int64_t lanes() const { return filters_are_lanes() ? geometry.filters : geometry.channels; }
-  int64_t items() const {
+  ADDERZOO_INLINE bool narrow() const { return lanes() < 8 && geometry.stride_w == 1; }
+  ADDERZOO_INLINE bool filters_are_lanes() const { return geometry.filters > geometry.channels; }
+  ADDERZOO_INLINE int64_t lanes() const { return filters_are_lanes() ? geometry.filters : geometry.channels; }
+  ADDERZOO_INLINE int64_t items() const {
     const int64_t others = filters_are_lanes() ? geometry.channels : geometry.filters;
     return geometry.groups * others * geometry.taps() * (narrow() ? lanes() : 1);
   }
@@ -163,9 +164,9 @@ struct Loops {
   bool max_distance;  // whether kMaxDistance is faster than kDistance
   // Does the items in [begin, end), which are independent, with `scratch_size` elements of scratch memory.
   void (*run)(const Accumulation<T>&, int64_t begin, int64_t end, T* scratch);
-  // Packs some panels; `sums` gets those of each channel.
-  void (*pack)(const T* weight, T* packed, T* sums, const FilterShape&, int64_t begin, int64_t end);
-  void (*sum_filters)(const T* packed, T* sums, int64_t steps, int64_t begin, int64_t end);
+  // Packs some panels; `sums` and `limits` get those of each channel.
+  void (*pack)(const T* weight, T* packed, T* sums, T* limits, const FilterShape&, int64_t begin, int64_t end);
+  void (*sum_filters)(const T* packed, T* sums, T* limits, int64_t steps, int64_t begin, int64_t end);
   void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
   // Returns the number of elements.
   int64_t (*ceiling)(Ceiling, int64_t steps);

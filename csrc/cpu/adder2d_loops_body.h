@@ -42,6 +42,10 @@ struct PlainSimd {
     for (int i = 0; i < kLanes; ++i) sum += x[i];
     return sum;
   }
+  // Of each of four.
+  static void sums(const Vector* four, T* to) {
+    for (int i = 0; i < 4; ++i) to[i] = sum(four[i]);
+  }
   static bool any(Mask mask) {
     bool any = false;
     for (int i = 0; i < kLanes; ++i) any |= mask[i] != 0;
@@ -67,6 +71,12 @@ inline __attribute__((always_inline)) void transpose4_of_floats(const float* fro
   _mm_storeu_ps(b, x);
   _mm_storeu_ps(c, y);
   _mm_storeu_ps(d, z);
+}
+
+inline __attribute__((always_inline)) void sums_of_floats(__m128 w, __m128 x, __m128 y, __m128 z, float* to) {
+  const __m128 wx = _mm_add_ps(_mm_unpacklo_ps(w, x), _mm_unpackhi_ps(w, x));  // even w, even x, odd w, odd x
+  const __m128 yz = _mm_add_ps(_mm_unpacklo_ps(y, z), _mm_unpackhi_ps(y, z));
+  _mm_storeu_ps(to, _mm_add_ps(_mm_movelh_ps(wx, yz), _mm_movehl_ps(yz, wx)));
 }
 #elif defined(__aarch64__)
 inline __attribute__((always_inline)) void transpose4_of_floats(const float* from, int64_t stride, float* a, float* b,
@@ -104,7 +114,16 @@ struct Simd<float> : PlainSimd<float> {
   static Vector distance(Vector a, Vector b) { return (Vector)_mm512_abs_ps((__m512)(a - b)); }
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }
-  static float sum(Vector x) { return _mm512_reduce_add_ps((__m512)x); }
+  static void sums(const Vector* four, float* to) {
+    const __m512 w = (__m512)four[0], x = (__m512)four[1], y = (__m512)four[2], z = (__m512)four[3];
+    // Halves of two, then a quarter of each, then two of its floats, then one.
+    const __m512 wx = _mm512_add_ps(_mm512_shuffle_f32x4(w, x, 0x44), _mm512_shuffle_f32x4(w, x, 0xee));
+    const __m512 yz = _mm512_add_ps(_mm512_shuffle_f32x4(y, z, 0x44), _mm512_shuffle_f32x4(y, z, 0xee));
+    __m512 each = _mm512_add_ps(_mm512_shuffle_f32x4(wx, yz, 0x88), _mm512_shuffle_f32x4(wx, yz, 0xdd));
+    each = _mm512_add_ps(each, _mm512_permute_ps(each, 0b01001110));
+    each = _mm512_add_ps(each, _mm512_permute_ps(each, 0b10110001));
+    _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, each)));
+  }
   static bool any(Mask mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 };
 #elif ADDERZOO_VECTOR_BYTES == 32
@@ -127,6 +146,14 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm256_max_ps(_mm256_min_ps((__m256)x, (__m256)one), (__m256)-one);
   }
+  static void sums(const Vector* four, float* to) {
+    __m128 halves[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 x = (__m256)four[i];
+      halves[i] = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    }
+    sums_of_floats(halves[0], halves[1], halves[2], halves[3], to);
+  }
   static bool any(Mask mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 };
 #elif defined(__aarch64__)
@@ -142,7 +169,6 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)vmaxq_f32(vminq_f32((float32x4_t)x, (float32x4_t)one), (float32x4_t)-one);
   }
-  static float sum(Vector x) { return vaddvq_f32((float32x4_t)x); }
 };
 #elif defined(__x86_64__)
 template <>
@@ -156,11 +182,16 @@ struct Simd<float> : PlainSimd<float> {
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm_max_ps(_mm_min_ps((__m128)x, (__m128)one), (__m128)-one);
   }
+  static void sums(const Vector* four, float* to) {
+    sums_of_floats((__m128)four[0], (__m128)four[1], (__m128)four[2], (__m128)four[3], to);
+  }
 };
 #endif
 
 template <typename T>
 using Vector = typename Simd<T>::Vector;
+template <typename T>
+using Mask = typename Simd<T>::Mask;
 template <typename T>
 constexpr int64_t kLanes = Simd<T>::kLanes;
 // Vectors of a panel.
@@ -204,11 +235,11 @@ constexpr Function exact(Function f) {
 // relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and `redo`
 // replaces those values by the plain form's.
 //
-// Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient, a slope
-// counts for nothing, and 0 * NaN would: the exact ones leave it out.
+// Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient because the
+// source ends, a slope counts for nothing, and 0 * NaN would: the exact ones leave out what has the bits of `outside`.
 template <Function F, typename T>
 inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T> source, Vector<T> filter,
-                                                         Vector<T> input, Vector<T> one) {
+                                                         Vector<T> input, Vector<T> one, Mask<T> outside) {
   if constexpr (F == Function::kDistance) {
     return sum + Simd<T>::distance(source, filter);
   } else if constexpr (F == Function::kMaxDistance) {
@@ -224,7 +255,7 @@ inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T
       bounded = one < slope ? one : slope;
       bounded = -one > bounded ? -one : bounded;
     }
-    return sum + (source == zero ? zero : source * bounded);
+    return sum + ((Mask<T>)source == outside ? zero : source * bounded);
   }
 }
 
@@ -266,6 +297,8 @@ template <Function F, bool kShared, int kPoints, int kVecs, typename T>
 void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, int64_t end) {
   constexpr int64_t width = kVecs * kLanes<T>;
   const Vector<T> one = Simd<T>::opaque(Vector<T>{} + T(1));
+  // As `pad` marks it; nothing in a region that is the source itself (only a NaN that no processor makes).
+  const Mask<T> outside = a.staged ? (Mask<T>)-Vector<T>{} : ~Mask<T>{};
   const T* source[kPoints];
   Vector<T> sum[kPoints][kVecs] = {};
   Vector<T> total[kPoints][kVecs] = {};
@@ -309,7 +342,7 @@ void add_blocks(const Accumulation<T>& a, const Tile<T>& tile, int64_t begin, in
 #pragma GCC unroll 8
           for (int v = 0; v < kVecs; ++v) {
             if constexpr (!kShared) x = load(source[p] + at + v * kLanes<T>);
-            sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one);
+            sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one, outside);
           }
         }
       }
@@ -374,7 +407,8 @@ struct Item {
   int64_t first_channel, last_channel;  // of the group
   const T* region;
   int64_t *offsets, *output_offsets, *input_offsets;
-  T *region_copy, *row_sums, *pixel_sums, *sums;  // sums of the sources of each point
+  T *region_copy, *row_sums, *pixel_sums;
+  T *sums, *limits;  // of the sources of each point
   Total<T>* totals;
   T* inputs;
   const char* ahead;  // where the source of the next item begins that this one does not read
@@ -382,13 +416,55 @@ struct Item {
 };
 
 template <typename T>
-T sum_of(const T* from, int64_t length) {
-  Vector<T> sums = {};
-  int64_t i = 0;
-  for (; i + kLanes<T> <= length; i += kLanes<T>) sums += load(from + i);
-  T sum = Simd<T>::sum(sums);
-  for (; i < length; ++i) sum += from[i];
-  return sum;
+Vector<T> magnitude(Vector<T> x) {
+  return Simd<T>::distance(x, Vector<T>{});
+}
+
+// A distance below a 64th of the magnitudes that the fast form subtracts for it has lost more bits than six: for x and
+// w near 1000 that differ by 1 its error would be 5e-4 of it. NaN, which no distance exceeds, where their sum might be
+// infinite, which the distance need not be.
+template <typename T>
+T limit_of(T magnitudes) {
+  return magnitudes / 64 + (4 * magnitudes - 4 * magnitudes);
+}
+
+// The sums of the channels of `count` pixels, which are `stride` apart, and those of their magnitudes. Four pixels at a
+// time, lest one addition waits for the other; in blocks, since constants round in one direction.
+template <typename T>
+void sum_pixels(const T* from, int64_t stride, int64_t channels, int64_t count, T* sums, T* magnitudes) {
+  constexpr int64_t kFew = 32 * kLanes<T>;
+  for (int64_t first = 0; first < count; first += 4) {
+    const T* pixels[4];
+    for (int64_t p = 0; p < 4; ++p) pixels[p] = from + smaller(first + p, count - 1) * stride;
+    Vector<T> total[4] = {}, total_magnitude[4] = {};
+    int64_t i = 0;
+    while (i + kLanes<T> <= channels) {
+      Vector<T> part[4] = {};
+      for (const int64_t end = smaller(channels, i + kFew); i + kLanes<T> <= end; i += kLanes<T>) {
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          const Vector<T> x = load(pixels[p] + i);
+          part[p] += x;
+          total_magnitude[p] += magnitude<T>(x);
+        }
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) total[p] += part[p];
+    }
+    T four[4], four_magnitudes[4];
+    Simd<T>::sums(total, four);
+    Simd<T>::sums(total_magnitude, four_magnitudes);
+    for (; i < channels; ++i) {
+      for (int p = 0; p < 4; ++p) {
+        four[p] += pixels[p][i];
+        four_magnitudes[p] += pixels[p][i] < T(0) ? -pixels[p][i] : pixels[p][i];
+      }
+    }
+    for (int64_t p = 0; p < smaller(4, count - first); ++p) {
+      sums[first + p] = four[p];
+      magnitudes[first + p] = four_magnitudes[p];
+    }
+  }
 }
 
 // to(c)[r] = from[r * stride + c], four by four.
@@ -410,9 +486,15 @@ inline __attribute__((always_inline)) void transpose(const T* from, int64_t stri
   }
 }
 
-// Writes padded pixels into the region. Bytes beyond the last channel are zero, as in the filters.
+// Writes padded pixels into the region. Bytes beyond the last channel are zero, as in the filters. Where the source is
+// a gradient, padding is not zero but nothing: zeros with a minus sign, which the gradient's own have not
+// (`stage_row`).
 template <typename T>
 void pad(const Accumulation<T>& a, T* to, int64_t pixels) {
+  if (a.input != nullptr) {
+    for (int64_t i = 0; i < pixels * a.region_pixel; ++i) to[i] = -T(0);
+    return;
+  }
   std::memset(to, a.padding, pixels * a.region_pixel * sizeof(T));
   if (a.padding == 0 || !a.shared || a.region_pixel == a.source_channels) return;
   for (int64_t x = 0; x < pixels; ++x, to += a.region_pixel) {
@@ -420,26 +502,15 @@ void pad(const Accumulation<T>& a, T* to, int64_t pixels) {
   }
 }
 
-// Copies a row of the source, with its padding, into the region. `row` and `column` may lie outside.
+// Copies neighbouring pixels of the source into the region.
 template <typename T>
-void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int64_t row, int64_t column, T* to) {
+void stage_pixels(const Accumulation<T>& a, const Item<T>& item, const T* from, int64_t pixels, T* to) {
   const Strides& s = a.source_strides;
-  if (row < 0 || row >= a.source_height) {
-    pad(a, to, a.region_width);
-    return;
-  }
-  const int64_t left = column < 0 ? smaller(-column, a.region_width) : 0;
-  int64_t right = smaller(a.region_width, a.source_width - column);
-  right = right < left ? left : right;
-  pad(a, to, left);
-  pad(a, to + right * a.region_pixel, a.region_width - right);
-  to += left * a.region_pixel;
-  const int64_t pixels = right - left;
-  const T* from = a.source + image * s.image + row * s.row + (column + left) * s.column;
   if (a.shared) {
     from += item.group * a.source_channels * s.channel;
     if (s.channel == 1) {
-      if (s.column == a.region_pixel) {
+      // Not where pixels of a group, filled up with zeros, are as long as those of all groups.
+      if (s.column == a.region_pixel && a.source_channels == a.region_pixel) {
         std::memcpy(to, from, pixels * a.region_pixel * sizeof(T));
       } else {
         const int64_t beyond = a.region_pixel - a.source_channels;
@@ -475,25 +546,60 @@ void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int
   }
 }
 
-// Adds to `row_sums` the sums over each point's taps of one region row, where `pixels` begins.
+// Copies a row of the source, with its padding, into the region. `row` and `column` may lie outside.
+template <typename T>
+void stage_row(const Accumulation<T>& a, const Item<T>& item, int64_t image, int64_t row, int64_t column, T* to) {
+  if (row < 0 || row >= a.source_height) {
+    pad(a, to, a.region_width);
+    return;
+  }
+  const Strides& s = a.source_strides;
+  const int64_t left = column < 0 ? smaller(-column, a.region_width) : 0;
+  int64_t right = smaller(a.region_width, a.source_width - column);
+  right = right < left ? left : right;
+  pad(a, to, left);
+  pad(a, to + right * a.region_pixel, a.region_width - right);
+  if (left == right) return;
+  to += left * a.region_pixel;
+  const int64_t pixels = right - left;
+  stage_pixels(a, item, a.source + image * s.image + row * s.row + (column + left) * s.column, pixels, to);
+  if (a.input == nullptr) return;
+  for (int64_t i = 0; i < pixels * a.region_pixel; ++i) to[i] += T(0);  // which takes the sign off a zero
+}
+
+// Adds those of one tap, of points that are `step` apart, to sums and sums of magnitudes.
+template <typename T>
+void add_tap(T* __restrict sums, T* __restrict magnitudes, const T* from, const T* from_magnitudes, int64_t step,
+             int64_t count) {
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += from[i];
+      magnitudes[i] += from_magnitudes[i];
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += from[i * step];
+      magnitudes[i] += from_magnitudes[i * step];
+    }
+  }
+}
+
+// Writes to `row_sums` the sums over each point's taps of one region row, where `pixels` begins, and behind them those
+// of the magnitudes.
 template <typename T>
 void sum_row(const Accumulation<T>& a, const T* pixels, T* pixel_sums, T* row_sums) {
+  T* const row_magnitudes = row_sums + a.columns;
   if (a.num_tap_columns == 1) {
-    for (int64_t x = 0; x < a.columns; ++x) {
-      row_sums[x] = sum_of(pixels + x * a.step_w * a.region_pixel, a.source_channels);
-    }
+    sum_pixels(pixels, a.step_w * a.region_pixel, a.source_channels, a.columns, row_sums, row_magnitudes);
     return;
   }
   const int64_t width = (a.columns - 1) * a.step_w + a.tap_columns[a.num_tap_columns - 1] - a.tap_columns[0] + 1;
-  for (int64_t x = 0; x < width; ++x) pixel_sums[x] = sum_of(pixels + x * a.region_pixel, a.source_channels);
-  std::memset(row_sums, 0, a.columns * sizeof(T));
+  T* const pixel_magnitudes = pixel_sums + width;
+  sum_pixels(pixels, a.region_pixel, a.source_channels, width, pixel_sums, pixel_magnitudes);
+  std::memset(row_sums, 0, 2 * a.columns * sizeof(T));
   for (int64_t j = 0; j < a.num_tap_columns; ++j) {
-    const T* from = pixel_sums + a.tap_columns[j] - a.tap_columns[0];
-    if (a.step_w == 1) {
-      for (int64_t x = 0; x < a.columns; ++x) row_sums[x] += from[x];
-    } else {
-      for (int64_t x = 0; x < a.columns; ++x) row_sums[x] += from[x * a.step_w];
-    }
+    const int64_t first = a.tap_columns[j] - a.tap_columns[0];
+    add_tap(row_sums, row_magnitudes, pixel_sums + first, pixel_magnitudes + first, a.step_w, a.columns);
   }
 }
 
@@ -529,17 +635,19 @@ void prepare_item(const Accumulation<T>& a, Item<T>& item, int64_t begin, int64_
       for (int64_t r = 0; sums_needed && r < region_rows; ++r) {
         bool needed = false;
         for (int64_t i = 0; i < a.num_tap_rows; ++i) needed |= (r - (a.tap_rows[i] - first_row)) % a.step_h == 0;
-        if (needed) sum_row(a, item.region + at + r * region_row, item.pixel_sums, item.row_sums + r * a.columns);
+        if (needed) sum_row(a, item.region + at + r * region_row, item.pixel_sums, item.row_sums + 2 * r * a.columns);
       }
     }
     for (int64_t y = 0; y < rows; ++y) {
-      T* sums = item.sums + point;
       if (sums_needed) {
+        T *const sums = item.sums + point, *const limits = item.limits + point;
         std::memset(sums, 0, a.columns * sizeof(T));
+        std::memset(limits, 0, a.columns * sizeof(T));
         for (int64_t i = 0; i < a.num_tap_rows; ++i) {
-          const T* from = item.row_sums + (y * a.step_h + a.tap_rows[i] - first_row) * a.columns;
-          for (int64_t x = 0; x < a.columns; ++x) sums[x] += from[x];
+          const T* from = item.row_sums + 2 * (y * a.step_h + a.tap_rows[i] - first_row) * a.columns;
+          add_tap(sums, limits, from, from + a.columns, 1, a.columns);
         }
+        for (int64_t x = 0; x < a.columns; ++x) limits[x] = limit_of(limits[x]);
       }
       write_offsets(item.offsets + point, at + y * a.step_h * region_row, a.step_w * a.region_pixel, a.columns);
       const Strides &to = a.output_strides, &from = a.input_strides;
@@ -643,16 +751,13 @@ template <Function F, bool kAffine, int kVecs, typename T>
 bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int points, int64_t first_channel,
             typename Simd<T>::Mask* marks = nullptr) {
   constexpr int64_t width = kVecs * kLanes<T>;
-  // A distance below a 64th of what is subtracted for it has lost more bits than six: for x and w near 1000 that differ
-  // by 1 its error would be 5e-4 of it.
-  constexpr T kCancelled = T(1) / 64;
   const Vector<T> zero = {};
   const Epilogue<T>& epilogue = a.epilogue;
   Vector<T> filter_sums[kVecs], limits[kVecs], scale[kVecs], shift[kVecs];
   for (int v = 0; v < kVecs; ++v) {
     if constexpr (F == Function::kMaxDistance) {
       filter_sums[v] = load(a.filter_sums + first_channel + v * kLanes<T>);
-      limits[v] = kCancelled * Simd<T>::distance(filter_sums[v], zero);
+      limits[v] = load(a.filter_limits + first_channel + v * kLanes<T>);
     }
     if constexpr (kAffine) {
       scale[v] = load_channels(epilogue.scale, first_channel + v * kLanes<T>, a.channels);
@@ -668,7 +773,7 @@ bool finish(const Accumulation<T>& a, const Item<T>& item, int64_t point, int po
     Vector<T> sum = {}, limit = {};
     if constexpr (F == Function::kMaxDistance) {
       sum = Simd<T>::broadcast(item.sums[point + p]);
-      limit = kCancelled * Simd<T>::distance(sum, zero);
+      limit = Simd<T>::broadcast(item.limits[point + p]);
     }
     for (int v = 0; v < kVecs; ++v) {
       Vector<T> y = load(totals + v * kLanes<T>);
@@ -836,9 +941,10 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
   item.totals = reinterpret_cast<Total<T>*>(offsets + 3 * a.max_points);
   item.inputs = reinterpret_cast<T*>(item.totals + a.max_points * kMaxPanels<T> * kPanel);
   item.sums = item.inputs + (a.input == nullptr ? 0 : a.max_points * kMaxPanels<T> * kPanel);
-  item.region_copy = item.sums + a.max_points;
+  item.limits = item.sums + a.max_points;
+  item.region_copy = item.limits + a.max_points;
   item.row_sums = item.region_copy + (a.staged ? a.max_region_rows * a.region_width * a.region_pixel : 0);
-  item.pixel_sums = item.row_sums + a.max_region_rows * a.columns;
+  item.pixel_sums = item.row_sums + 2 * a.max_region_rows * a.columns;
   item.region = a.staged ? item.region_copy : a.source;
 
   const int64_t groups = a.shared ? a.groups : 1, group_channels = a.shared ? a.group_channels : a.channels;
@@ -863,23 +969,44 @@ void run(const Accumulation<T>& a, int64_t begin, int64_t end, T* scratch) {
 }
 
 template <typename T>
-void sum_filters(const T* packed, T* sums, int64_t steps, int64_t begin, int64_t end) {
+void sum_filters(const T* packed, T* sums, T* limits, int64_t steps, int64_t begin, int64_t end) {
+  // So many steps at a time that four additions do not wait for one another; and in blocks, as above.
+  constexpr int kSteps = kVectors<T> < 4 ? 4 / kVectors<T> : 1, kVecs = kSteps * kVectors<T>;
+  constexpr int64_t kFew = 32 * kSteps;
   for (int64_t panel = begin; panel < end; ++panel) {
-    Vector<T> total[kVectors<T>] = {};
+    Vector<T> total[kVecs] = {}, total_magnitude[kVecs] = {};
     const T* from = packed + panel * steps * kPanel;
-    for (int64_t first = 0; first < steps; first += kBlock) {
-      Vector<T> sum[kVectors<T>] = {};
-      for (int64_t step = first; step < smaller(steps, first + kBlock); ++step, from += kPanel) {
-        for (int v = 0; v < kVectors<T>; ++v) sum[v] += load(from + v * kLanes<T>);
+    for (int64_t first = 0; first < steps; first += kFew) {
+      Vector<T> sum[kVecs] = {};
+      const auto add = [&](int v) {
+        const Vector<T> w = load(from + v * kLanes<T>);
+        sum[v] += w;
+        total_magnitude[v] += magnitude<T>(w);
+      };
+      const int64_t last = smaller(steps, first + kFew);
+      int64_t step = first;
+      for (; step + kSteps <= last; step += kSteps, from += kSteps * kPanel) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) add(v);
       }
-      for (int v = 0; v < kVectors<T>; ++v) total[v] += sum[v];
+      for (; step < last; ++step, from += kPanel) {
+        for (int v = 0; v < kVectors<T>; ++v) add(v);
+      }
+      for (int v = 0; v < kVecs; ++v) total[v] += sum[v];
     }
-    for (int v = 0; v < kVectors<T>; ++v) store(sums + panel * kPanel + v * kLanes<T>, total[v]);
+    for (int v = 0; v < kVectors<T>; ++v) {
+      for (int other = v + kVectors<T>; other < kVecs; other += kVectors<T>) {
+        total[v] += total[other];
+        total_magnitude[v] += total_magnitude[other];
+      }
+      store(sums + panel * kPanel + v * kLanes<T>, total[v]);
+      store(limits + panel * kPanel + v * kLanes<T>, limit_of(total_magnitude[v]));
+    }
   }
 }
 
 template <typename T>
-void pack(const T* weight, T* packed, T* sums, const FilterShape& s, int64_t begin, int64_t end) {
+void pack(const T* weight, T* packed, T* sums, T* limits, const FilterShape& s, int64_t begin, int64_t end) {
   const int64_t steps = s.steps();
   for (int64_t panel = begin; panel < end; ++panel) {
     T* to = packed + panel * steps * kPanel;
@@ -907,7 +1034,7 @@ void pack(const T* weight, T* packed, T* sums, const FilterShape& s, int64_t beg
       lane += run;
     }
   }
-  sum_filters(packed, sums, steps, begin, end);
+  sum_filters(packed, sums, limits, steps, begin, end);
 }
 
 template <typename T>
@@ -1047,7 +1174,7 @@ int64_t ceiling_of(int64_t steps) {
         if constexpr (kMultiply) {
           sum[p][v] = Simd<T>::multiply_add(x, w[v], sum[p][v]);
         } else {
-          sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one);
+          sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one, Mask<T>{});
         }
       }
     }

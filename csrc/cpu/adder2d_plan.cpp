@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kPoints = 192;
 constexpr int64_t kFewPoints = 48;
 constexpr int64_t kRegionBytes = 1 << 18;
+constexpr int64_t kManySteps = 1 << 24;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -80,9 +81,11 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
 
   // Rows: a multiple of the threads, where there are enough of them.
   int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / a.columns));
-  const int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / a.columns));
+  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / a.columns));
   const int64_t row_bytes = a.staged ? a.region_width * a.region_pixel * sizeof(T) : 0;
   while (rows > few_rows && region_rows(a, rows) * row_bytes > kRegionBytes) --rows;
+  // Large strides: mostly rows that no tap reads.
+  if (region_rows(a, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
   const int64_t panel_chunks = divide_up(panels, a.panels_of_item);
   const int64_t columns_of_items = groups * panel_chunks;
   const int64_t wanted = divide_up(4 * threads, columns_of_items);
@@ -103,13 +106,14 @@ void plan_items(Accumulation<T>& a, int64_t threads) {
   a.max_points = divide_up(a.rows_of_item * a.columns, kPanel) * kPanel;  // for the alignment of what lies behind
   a.max_region_rows = region_rows(a, a.rows_of_item);
   const int64_t num_steps = a.num_tap_rows * a.num_tap_columns * a.tap_steps;
-  a.item_steps = a.max_points * (a.panels_of_item * num_steps + kPanel);
+  // For the choice of a grain, which large ones are beyond.
+  a.item_steps = std::min(a.max_points, kManySteps) * std::min(a.panels_of_item * num_steps + kPanel, kManySteps);
   // As `run` divides it: three numbers of eight bytes, four panels of totals and of inputs (of bytes, two of totals of
-  // four bytes), and a sum for each point; the region; a sum for each point of its rows; a sum for each pixel of one.
+  // four bytes), and two sums for each point; the region; two for each point of its rows; two for each pixel of one.
   constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
-  a.scratch_size = a.max_points * (kNumbers + 2 * 4 * kPanel + 1) +
+  a.scratch_size = a.max_points * (kNumbers + 2 * 4 * kPanel + 2) +
                    (a.staged ? a.max_region_rows * a.region_width * a.region_pixel : 0) +
-                   a.max_region_rows * a.columns + a.region_width;
+                   2 * (a.max_region_rows * a.columns + a.region_width);
 }
 
 template <typename T>
@@ -138,6 +142,13 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   const bool inside = !taps || (plan.tap_rows.front() >= 0 && plan.tap_columns.front() >= 0 &&
                                 plan.tap_rows.back() + (a.rows - 1) * a.step_h < height &&
                                 plan.tap_columns.back() + (a.columns - 1) * a.step_w < width);
+  // A tap that is outside at every point is so wherever it is outside: near, that a dilation does not make a region of
+  // it.
+  const auto bring_near = [](std::vector<int64_t>& places, int64_t last_point, int64_t size) {
+    for (int64_t& place : places) place = std::clamp(place, -last_point - 1, size);
+  };
+  bring_near(plan.tap_rows, (a.rows - 1) * a.step_h, height);
+  bring_near(plan.tap_columns, (a.columns - 1) * a.step_w, width);
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;

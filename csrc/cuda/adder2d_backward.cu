@@ -109,7 +109,7 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
                   walk.output.channel == 1);
         continue;
       }
-      with_pointer(x.tensor, [&]<typename S>(S* source) {
+      with_pointer(x.tensor, [&]<typename S>(const S* source) {
         run_backward<S>(queue, walk, sign, dy.tensor.const_data_ptr<float>(), filters.const_data_ptr<float>(), source,
                         static_cast<S*>(grad_input.mutable_data_ptr()));
       });
@@ -137,9 +137,9 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
               dy.tensor.const_data_ptr<double>(), grad_weight.mutable_data_ptr<double>());
     return grad_weight;
   }
-  with_pointer(x.tensor, [&]<typename S>(S* source) {
-    queue.run(filter_signs<float, S, S, S>, blocks, kSignThreads, walk, static_cast<const S*>(source),
-              static_cast<const S*>(filters.mutable_data_ptr()), dy.strides, dy.tensor.const_data_ptr<float>(),
+  with_pointer(x.tensor, [&]<typename S>(const S* source) {
+    queue.run(filter_signs<float, S, S, S>, blocks, kSignThreads, walk, source,
+              static_cast<const S*>(filters.const_data_ptr()), dy.strides, dy.tensor.const_data_ptr<float>(),
               static_cast<S*>(grad_weight.mutable_data_ptr()));
   });
   return grad_weight;

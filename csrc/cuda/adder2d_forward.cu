@@ -47,7 +47,7 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
               walk.output.channel == 1);
     return output;
   }
-  with_pointer(x.tensor, [&]<typename S>(S* source) {
+  with_pointer(x.tensor, [&]<typename S>(const S* source) {
     run_forward<S, float>(queue, walk, source, filters.const_data_ptr<float>(), {}, output.mutable_data_ptr<float>());
   });
   return output;
@@ -63,7 +63,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   const MemoryFormat format = format_like(input);
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, input.scalar_type(), format);
   const Dense x(input, format);
-  const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
+  const Tensor filters = aligned_filters(weight), a = torch::stable::contiguous(scale),
                b = torch::stable::contiguous(shift);
   const Walk walk = forward_walk(g, x.strides, dense_strides(output, format));
   if (walk.points == 0) return output;
@@ -80,7 +80,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
               walk.output.channel == 1);
     return output;
   }
-  with_pointer(x.tensor, [&]<typename S>(S* source) {
+  with_pointer(x.tensor, [&]<typename S>(const S* source) {
     run_forward<S, S>(queue, walk, source, filters.const_data_ptr<float>(), affine(0.0f),
                       static_cast<S*>(output.mutable_data_ptr()));
   });

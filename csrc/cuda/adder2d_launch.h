@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -102,22 +101,28 @@ struct Dense {
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int number(int64_t n) {
-  if (n > std::numeric_limits<int>::max()) fail("adder2d", "a dimension must be less than 2^31 on a GPU, got ", n);
+  if (n > kLargestSize) fail("adder2d", "a dimension must be less than 2^31 on a GPU, got ", n);
   return static_cast<int>(n);
 }
 
-// Calls `f` with a pointer of the tensor's type in memory.
+// Calls `f` with a pointer of the tensor's type in memory, to read: what is copied on write is not copied.
 template <typename F>
 void with_pointer(const Tensor& tensor, F f) {
-  void* const data = tensor.mutable_data_ptr();
+  const void* const data = tensor.const_data_ptr();
   switch (tensor.scalar_type()) {
     case ScalarType::Half:
-      return f(static_cast<Half*>(data));
+      return f(static_cast<const Half*>(data));
     case ScalarType::BFloat16:
-      return f(static_cast<BFloat16*>(data));
+      return f(static_cast<const BFloat16*>(data));
     default:
-      return f(static_cast<float*>(data));
+      return f(static_cast<const float*>(data));
   }
+}
+
+// Filters that a user has packed, where the kernels can fetch 16 bytes at once: those of a view may begin anywhere.
+inline Tensor aligned_filters(const Tensor& packed) {
+  const Tensor filters = torch::stable::contiguous(packed);
+  return reinterpret_cast<uintptr_t>(filters.const_data_ptr()) % 16 == 0 ? filters : torch::stable::clone(filters);
 }
 
 inline Walk forward_walk(const Geometry& g, const Strides& source, const Strides& output) {

@@ -66,7 +66,7 @@ __device__ inline void load_four(const float* from, float* to) {
   const float4 v = *reinterpret_cast<const float4*>(from);
   to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 #else
-  memcpy(to, from, 16);
+  memcpy(to, cuda_on_cpu::aligned(from, 16), 16);
 #endif
 }
 __device__ inline void load_four(const uint32_t* from, uint32_t* to) {
@@ -74,7 +74,7 @@ __device__ inline void load_four(const uint32_t* from, uint32_t* to) {
   const uint4 v = *reinterpret_cast<const uint4*>(from);
   to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
 #else
-  memcpy(to, from, 16);
+  memcpy(to, cuda_on_cpu::aligned(from, 16), 16);
 #endif
 }
 template <typename T>
@@ -83,7 +83,7 @@ __device__ void load_four_halves(const T* from, float* to) {
 #ifdef __CUDACC__
   v = *reinterpret_cast<const unsigned long long*>(from);
 #else
-  memcpy(&v, from, 8);
+  memcpy(&v, cuda_on_cpu::aligned(from, 8), 8);
 #endif
 #pragma unroll
   for (int i = 0; i < 4; ++i) to[i] = to_number(T{static_cast<uint16_t>(v >> (16 * i))});
@@ -95,6 +95,7 @@ __device__ inline void store_four(float* to, float a, float b, float c, float d)
 #ifdef __CUDACC__
   *reinterpret_cast<float4*>(to) = make_float4(a, b, c, d);
 #else
+  cuda_on_cpu::aligned(to, 16);
   to[0] = a, to[1] = b, to[2] = c, to[3] = d;
 #endif
 }
@@ -104,7 +105,7 @@ __device__ inline uint32_t load_word(const uint8_t* from) {
   return *reinterpret_cast<const uint32_t*>(from);
 #else
   uint32_t v;
-  memcpy(&v, from, 4);
+  memcpy(&v, cuda_on_cpu::aligned(from, 4), 4);
   return v;
 #endif
 }

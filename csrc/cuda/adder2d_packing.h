@@ -27,8 +27,8 @@ inline Tensor packed_filters(const Queue& queue, const Geometry& g, const Tensor
     queue.run(pack<double, double>, blocks, kThreads, packing, weight.const_data_ptr<double>(),
               packed.mutable_data_ptr<double>());
   } else {
-    with_pointer(weight, [&]<typename W>(W* w) {
-      queue.run(pack<float, W>, blocks, kThreads, packing, static_cast<const W*>(w), packed.mutable_data_ptr<float>());
+    with_pointer(weight, [&]<typename W>(const W* w) {
+      queue.run(pack<float, W>, blocks, kThreads, packing, w, packed.mutable_data_ptr<float>());
     });
   }
   return packed;

@@ -1,4 +1,6 @@
 // The forward operator on bytes on NVIDIA GPUs.
+#include <limits>
+
 #include "adder2d_bytes.h"
 #include "adder2d_launch.h"
 
@@ -22,7 +24,7 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width},
                             bytes ? ScalarType::Byte : ScalarType::Float, format);
   const Dense x(input, format);
-  const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
+  const Tensor filters = aligned_filters(weight), a = torch::stable::contiguous(scale),
                b = torch::stable::contiguous(shift);
   const Walk w = forward_walk(g, x.strides, dense_strides(output, format));
   if (w.points == 0) return output;
@@ -54,7 +56,7 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   // Sixteen channels of a pixel at once, and two lanes.
   const bool vector = by_fours(w, reinterpret_cast<const uint32_t*>(source)) && w.channels % 16 == 0 &&
                       w.source.image % 16 == 0 && w.source.row % 16 == 0 && w.source.column % 16 == 0 &&
-                      (w.groups == 1 || w.outputs % 2 == 0) && reinterpret_cast<uintptr_t>(packed) % 16 == 0;
+                      (w.groups == 1 || w.outputs % 2 == 0);
   with_best_tile<Wide, Square, Slim>(w, queue.processors(), [&]<typename T>(T) {
     const auto kernel = vector ? byte_distances<T, true> : byte_distances<T, false>;
     queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, packed, affine);

@@ -115,6 +115,7 @@ int64_t run(const Tensor& like, int64_t steps) {
 // Puts the loop of `form` into the queue of `like`'s device, `steps` times or a few times more. Returns the number of
 // elements, before they are computed.
 int64_t cuda_ceiling(const Tensor& like, std::string form, int64_t steps) {
+  check_steps("_cuda_ceiling", steps);
   if (form == "multiply_add") return run<MultiplyAdds>(like, steps);
   if (form == "distance") return run<Distances>(like, steps);
   if (form == "slope") return run<Slopes>(like, steps);

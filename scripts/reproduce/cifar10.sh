@@ -23,7 +23,7 @@ for model in adder_resnet20 cnn_resnet20; do
     adderzoo validate --model $model.cifar10 --checkpoint "$out/$model/last.safetensors" --data-dir "$data" \
         --split test --channels-last --results-file "$out/$model/test.json"
     python "$here/publish_weights.py" $model.cifar10 "$out/$model/last.safetensors" --out "$weights" \
-        --result "$out/$model/test.json" --dataset "CIFAR-10, first $(count test) test images" \
+        --result "$out/$model/test.json" --dataset "CIFAR-10, $(count test) test images" \
         --command "bash scripts/reproduce/cifar10.sh CIFAR10" \
         --recipe "SGD on $(count train) of CIFAR-10's training images, 40 epochs in batches of 64: learning rate 0.1 to 0 on a \
 cosine, momentum 0.9, weight decay 0.0005$rate. Images are shifted by up to 4 pixels and flipped; seed 0. The recipe \

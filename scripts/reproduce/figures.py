@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from timm.data import resolve_model_data_config
 
-from adderzoo.checkpoints import open_network, write_atomically
+from adderzoo._files import write_atomically
+from adderzoo.checkpoints import open_network
 from adderzoo.cli import main as adderzoo
 from adderzoo.data import open_dataset, open_loader
 from adderzoo.plots import draw_filters, draw_first_layer

@@ -51,7 +51,7 @@ def test_a_quantised_network_is_exported(adderzoo: Callable[..., Done], digits: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*PUBLISHED, "--format", "pt2", "OUT.pt"), r"path must end in \.pt2 for the format pt2, got .*OUT\.pt"),
+        ((*PUBLISHED, "--format", "pt2", "OUT.pt"), r"OUT for the format pt2 must end in \.pt2, got .*OUT\.pt"),
         ((*PUBLISHED, "--format", "pt2", "--img-size", 0, "OUT.pt2"), r"img-size must be at least 1, got 0"),
         (
             ("--model", "bicubic", "--format", "pt2", "OUT.pt2"),

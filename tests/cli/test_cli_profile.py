@@ -24,7 +24,8 @@ def table(text: str) -> dict[str, list[str]]:
 
 def sections(done: Done) -> tuple[str, dict[str, list[str]], dict[str, list[str]], list[str]]:
     """Title, layers, totals, and what else there is."""
-    assert (done.status, done.err) == (0, ""), done
+    assert done.status == 0, done
+    assert re.fullmatch(r"(adderzoo profile: [^\n]+ images in [^\n]+\n)?", done.err), done
     title, layers, totals, *others = done.out.rstrip("\n").split("\n\n")
     return title, table(layers), table(totals), others
 

@@ -49,6 +49,7 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
         weights[name].append(cells)
     assert costs["adder_lenet5"][1:] == ["0", "0.42M", "1x32x32"]
     assert costs["adder_resnet20"] == ["0.27M", "0.44M", "40.4M", "3x32x32"]
+    assert costs["adder_resnet8"] == ["0.08M", "0.44M", "12.1M", "3x32x32"]
     assert costs["cnn_resnet32"] == ["0.47M", "69.1M", "0", "3x32x32"]
     assert costs["adder_edsr_x2"] == ["40.7M", "551.5G", "8.83T", "3x360x640"]
     assert weights == {
@@ -104,7 +105,7 @@ def test_json_has_the_exact_counts_and_the_measurement(adderzoo: Command) -> Non
         {"tag": tag, "measured": RESULTS.get(f"adder_resnet20.{tag}")} for tag in published_tags("adder_resnet20")
     ]
     measured = {weights["tag"]: weights["measured"] for weights in row["pretrained"]}
-    assert measured["huawei_cifar10"]["dataset"] == "CIFAR-10, first 1,000 test images"
+    assert measured["huawei_cifar10"]["dataset"] == "CIFAR-10, all 10,000 test images"
     assert measured["huawei_cifar10"]["command"].startswith("adderzoo validate --model adder_resnet20.huawei_cifar10 ")
 
 

@@ -1,3 +1,6 @@
+import io
+import sys
+
 import pytest
 
 from adderzoo.cli import COMMANDS, main
@@ -41,3 +44,24 @@ def test_a_command_line_that_cannot_be_parsed_ends_with_status_2_and_says_why(
         main(arguments)
     assert info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "expected"),
+    [
+        ("ascii", "strict", b"99.00 +- 0.50 \\u03b1 \xff\n"),
+        ("ascii", "surrogateescape", b"99.00 +- 0.50 \\u03b1 \xff\n"),
+        ("latin-1", "strict", b"99.00 \xb1 0.50 \\u03b1 \xff\n"),
+        ("utf-8", "strict", "99.00 ± 0.50 \u03b1 ".encode() + b"\xff\n"),
+        ("ascii", "ignore", b"99.00  0.50  \n"),  # the user's choice, by PYTHONIOENCODING
+    ],
+)
+def test_a_terminal_that_lacks_a_character_gets_another_one(
+    encoding: str, errors: str, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
+    monkeypatch.setattr(sys, "stdout", stream)
+    # A name whose bytes are no text, as Python has it.
+    monkeypatch.setattr("adderzoo.cli.list.run", lambda args: print("99.00 ± 0.50 \u03b1 \udcff"))
+    assert main(["list"]) == 0
+    assert stream.buffer.getvalue() == expected  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """`adderzoo train --kd`."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 from commands import Done, run_group
 from safetensors.torch import load_file
+from torch import nn
 from trainings import QUICK, metadata, rows, write_classes
 
-import adderzoo.engine
+import adderzoo.engine as adderzoo_engine
 
 Train = Callable[..., Done]
 
@@ -59,12 +61,12 @@ def test_what_is_saved_is_the_student(done: Callable[..., Path], adderzoo: Train
 def test_weights_and_temperature_reach_the_task(done: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
-    class Watched(adderzoo.engine.KernelDistillationTask):
+    class Watched(adderzoo_engine.KernelDistillationTask):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)  # type: ignore[arg-type]
             found.append((self.task_loss_weight, self.distill_loss_weight, self.feature_loss_weight, self.temperature))
 
-    monkeypatch.setattr(adderzoo.engine, "KernelDistillationTask", Watched)
+    monkeypatch.setattr(adderzoo_engine, "KernelDistillationTask", Watched)
     done("--kd", "pkkd", name="defaults")
     done("--kd", "pkkd", "--task-loss-weight", 0.25, name="rest")
     weights = ("--task-loss-weight", 0.5, "--distill-loss-weight", 0.6, "--feature-loss-weight", 0.7)
@@ -87,16 +89,47 @@ def test_logits_come_from_published_weights_or_a_checkpoint(done: Callable[..., 
         torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
+def test_several_teachers_are_one_fused_and_named_in_the_file(
+    done: Callable[..., Path], adderzoo: Train, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other kinds, one in bytes; a training by them goes on where it was interrupted."""
+    found: list[Any] = []
+
+    class Watched(adderzoo_engine.EnsembleTeacher):
+        def __init__(self, members: Any, *arguments: Any) -> None:
+            super().__init__(members, *arguments)
+            found.append((members, *arguments))
+
+    monkeypatch.setattr(adderzoo_engine, "EnsembleTeacher", Watched)
+    cnn, adder = (done("--model", f"{kind}_lenet5", name=kind) / "best.safetensors" for kind in ("cnn", "adder"))
+    small = tmp_path / "bytes.safetensors"
+    options = ("quantize", "--model", "adder_lenet5", "--checkpoint", adder, "--data-dir", folder / "train", "-j", 0)
+    assert adderzoo(*options, small).status == 0
+    teachers = (
+        *("--kd", "logits", "--kd-model-name", "cnn_lenet5", "adder_lenet5", "adder_lenet5"),
+        *("--kd-checkpoint", cnn, adder, small, "--resume"),
+    )
+    taught = done(*teachers, name="taught") / "last.safetensors"
+    ((members, temperature, _),) = found
+    assert (len(members), temperature) == (3, 4.0)
+    assert not any(isinstance(module, nn.BatchNorm2d) for member in members for module in member.modules())
+    assert metadata(taught)["taught_by"].split("; ") == [
+        f"{file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()})" for file in (cnn, adder, small)
+    ]
+    again = done(*teachers, name="taught") / "last.safetensors"
+    assert again.read_bytes() == taught.read_bytes()
+
+
 def test_the_twin_has_the_tag_of_the_network(done: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights trained on other images have as many classes, and teach nonsense."""
     found = []
 
-    class Watched(adderzoo.engine.LogitDistillationTask):
+    class Watched(adderzoo_engine.LogitDistillationTask):
         def __init__(self, student: Any, teacher: Any, **options: Any) -> None:
             super().__init__(student, teacher, **options)
             found.append(teacher.model.pretrained_cfg["tag"])
 
-    monkeypatch.setattr(adderzoo.engine, "LogitDistillationTask", Watched)
+    monkeypatch.setattr(adderzoo_engine, "LogitDistillationTask", Watched)
     for model in ("adder_lenet5.digits", "adder_lenet5.mnist", "adder_lenet5"):
         done("--num-classes", 10, "--model", model, "--kd", "logits", name=model)
     assert found == ["digits", "mnist", "mnist"]
@@ -124,6 +157,11 @@ def test_a_group_trains_student_and_teacher_together(tmp_path: Path, folder: Pat
     [
         (("--kd-temperature", 2), "kd-temperature needs --kd"),
         (("--distill-loss-weight", 2), "distill-loss-weight needs --kd"),
+        (
+            ("--kd", "logits", "--kd-model-name", "cnn_lenet5", "adder_lenet5", "--kd-checkpoint", "a.pth"),
+            "kd-checkpoint must be a file for each of 2 kd-model-name, got 1",
+        ),
+        (("--kd", "pkkd", "--kd-model-name", "a", "b"), "kd-model-name must be one for --kd pkkd, got a, b"),
         (("--kd", "logits", "--feature-loss-weight", 2), "feature-loss-weight is for --kd pkkd"),
         (("--kd", "logits", "--kd-temperature", 0), "kd-temperature must be a finite number above 0, got 0.0"),
         (("--kd", "pkkd", "--task-loss-weight", -1), "task-loss-weight must be a finite number from 0, got -1.0"),

@@ -1,5 +1,7 @@
 import csv
 import os
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,7 +29,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from adderzoo import checkpoints
 from adderzoo.cli import main
 from adderzoo.engine import files
 
@@ -39,17 +40,23 @@ def die_at(what, count):
     if (what, calls[what]) == (where, count):
         os.kill(os.getpid(), signal.SIGKILL)
 
-def dying(function, what, count, half=None):
+def dying(function, what, count):
     def call(*arguments, **keywords):
-        if half is not None and calls.get(what, 0) == count - 1:
-            Path(arguments[half]).write_bytes(b"half of what was to be written")
         die_at(what, count)
         return function(*arguments, **keywords)
     return call
 
+write_bytes = Path.write_bytes
+
+def write_half(path, content):
+    what, count = ("while it writes the state", 3) if path.suffix == ".pt" else ("while it writes the weights", 5)
+    if calls.get(what, 0) == count - 1:
+        write_bytes(path, b"half of what was to be written")
+    die_at(what, count)
+    return write_bytes(path, content)
+
 torch.nn.CrossEntropyLoss.forward = dying(torch.nn.CrossEntropyLoss.forward, "in a batch", 10)
-checkpoints.save_file = dying(checkpoints.save_file, "while it writes the weights", 5, half=1)
-torch.save = dying(torch.save, "while it writes the state", 3, half=1)
+Path.write_bytes = write_half
 files._write_summary = dying(files._write_summary, "between weights and state", 3)
 main(sys.argv[2:])
 raise SystemExit("it was not killed")
@@ -212,6 +219,86 @@ def test_resuming_needs_the_same_options(adderzoo: Command, data: Path, tmp_path
     done = adderzoo(*arguments(data, tmp_path / "out", "run", "--resume", "--log-tensorboard"))
     assert done.status == 0, done
     assert yaml.safe_load((folder / "args.yaml").read_text())["log_tensorboard"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("-vb", 3), "validation-batch-size was None and is 3: the result may differ in its last bits"),
+        (("--workers", 1), "workers was 0 and is 1: what is random may go on with other numbers"),
+        (("--no-in-memory",), "in-memory was None and is False: what is random may go on with other numbers"),
+        (("--channels-last",), "channels-last was False and is True: the result may differ in its last bits"),
+        (("--kd-temperature", 4.0), ""),  # as it was
+    ],
+)
+def test_how_a_training_runs_may_change_when_it_is_resumed(
+    adderzoo: Command, data: Path, tmp_path: Path, options: tuple[object, ...], line: str
+) -> None:
+    run = arguments(data, tmp_path / "out", "run", "--epochs", 1)
+    assert adderzoo(*run).status == 0
+    done = adderzoo(*run, "--resume", "--epochs", 2, *options)
+    assert done.status == 0, done
+    said = [each.removeprefix("adderzoo train: ") for each in done.err.splitlines() if " was " in each]
+    schedule = "epochs was 1 and is 2: from here on the learning rate is that of a schedule of so many epochs"
+    assert sorted(said) == sorted([schedule, *([line] if line else [])])
+    assert len(torch.load(tmp_path / "out" / "run" / "state.pt", weights_only=True)["history"]) == 2
+
+
+@pytest.mark.parametrize("options", [("--sched-on-updates",), ("--opt", "adamw"), ("--sched", "step")])
+def test_more_epochs_go_on_at_the_rates_of_the_longer_schedule(
+    adderzoo: Command, data: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    run = arguments(data, tmp_path / "out", "run", *options)
+    assert adderzoo(*run, "--epochs", 2).status == 0
+    done = adderzoo(*run, "--epochs", 4, "--resume")
+    assert done.status == 0, done
+    assert adderzoo(*arguments(data, tmp_path / "out", "whole", *options), "--epochs", 4).status == 0
+    rates = {
+        name: [float(row["lr"]) for row in content(tmp_path / "out" / name)["summary"]] for name in ("run", "whole")
+    }
+    assert rates["run"][2:] == rates["whole"][2:]
+    before = (tmp_path / "out" / "run" / "state.pt").read_bytes()
+    done = adderzoo(*run, "--epochs", 3, "--resume")
+    assert done.status == 1
+    assert done.err.splitlines()[-1].endswith("error: epochs must be at least the 4 that are complete, got 3")
+    assert (tmp_path / "out" / "run" / "state.pt").read_bytes() == before
+
+
+def test_options_without_effect_are_not_compared(adderzoo: Command, data: Path, tmp_path: Path) -> None:
+    """As where a default has changed since."""
+    command, path = arguments(data, tmp_path / "out", "run"), tmp_path / "out" / "run" / "args.yaml"
+    assert adderzoo(*command).status == 0
+    written = yaml.safe_load(path.read_text())
+    others = {"feature_loss_weight": 3.0, "kd_temperature": 1.0, "model_ema_decay": 0.5, "amp_dtype": "float16"}
+    others |= {"mixup_prob": 0.5, "recount": 3, "warmup_lr": 1.0, "clip_mode": "agc", "decay_milestones": [1]}
+    path.write_text(yaml.safe_dump(written | others))
+    done = adderzoo(*command, "--resume")
+    assert done.status == 0, done
+    assert " was " not in done.err
+    path.write_text(yaml.safe_dump(written | {"mixup_prob": 0.5, "mixup": 0.2}))
+    assert "there mixup" in adderzoo(*command, "--resume").error
+
+
+class Foreign:
+    """Of no class that a state has."""
+
+
+@pytest.mark.parametrize("kind", ["foreign", "pickle", "text", "empty", "cut"])
+def test_a_refused_state_is_never_answered_with_the_advice_to_trust_it(
+    adderzoo: Command, data: Path, tmp_path: Path, kind: str
+) -> None:
+    command, path = arguments(data, tmp_path / "out", "run"), tmp_path / "out" / "run" / "state.pt"
+    path.parent.mkdir(parents=True)
+    if kind == "foreign":
+        torch.save({"model": Foreign()}, path)
+    elif kind == "cut":
+        torch.save({"model": torch.ones(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    else:
+        path.write_bytes({"pickle": pickle.dumps(Foreign()), "text": b"garbage", "empty": b""}[kind])
+    error = adderzoo(*command, "--resume").error
+    assert f"{path} is damaged, or of another training: " in error
+    assert not re.search("weights_only|arbitrary code|trust|safe_globals|allowlist", error)
 
 
 def test_an_option_that_is_younger_than_a_training_has_its_default_there(

@@ -153,9 +153,9 @@ def test_comparison_has_bicubic_network_twin_and_original(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.png",), "image missing.png cannot be read: "),
-        (("photo.png", "-o", "out.txt"), "OUT must end as an image file does, such as .png or .jpg, got out.txt"),
-        (("alpha.png", "-o", "out.jpg"), "OUT must end in .png, .webp or .tif to keep the image's alpha channel"),
+        (("missing.png",), "image missing.png does not exist"),
+        (("photo.png", "-o", "out.txt"), "OUT must end as an image file does that can be written, such as .png"),
+        (("alpha.png", "-o", "out.jpg"), "OUT out.jpg cannot hold an image of 8x8 pixels in RGBA: "),
         (("photo.png", "--scale", 5), "no adder network has published weights that were measured at scale 5: "),
         (("photo.png", "--model", ADDER, "--scale", 3), f"scale must be 2 for {ADDER}, got 3"),
         (("photo.png", "--model", "bicubic", "--scale", 1), "scale must be an integer from 2, got 1"),
@@ -201,3 +201,78 @@ def test_without_a_name_it_is_a_network_that_was_measured_at_the_scale(
     expected = by_network(model, read_photo(photo).color)
     got = read_photo(tmp_path / "larger.png").color
     assert (got.int() - expected.int()).abs().max() <= 1  # fused, it rounds differently
+
+
+def test_hidden_colours_do_not_bleed_into_the_edge(adderzoo: Command, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:40, :40]
+    shape = (rows - 20) ** 2 + (columns - 20) ** 2 < 144
+    for name, hidden in (("own", (200, 150, 100)), ("green", (0, 255, 0))):
+        pixels = np.zeros((40, 40, 4), np.uint8)
+        pixels[..., :3] = np.where(shape[..., None], (200, 150, 100), hidden)
+        pixels[..., 3] = 255 * shape
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        assert adderzoo("upscale", tmp_path / f"{name}.png", "-o", tmp_path / f"{name}_x2.png").status == 0
+    own, green = (np.asarray(Image.open(tmp_path / f"{name}_x2.png")) for name in ("own", "green"))
+    visible = own[..., 3] > 0
+    assert 0 < visible.sum() < visible.size
+    assert np.array_equal(own[visible], green[visible])
+
+
+def test_all_frames_and_pages_become_larger(adderzoo: Command, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 5), color) for color in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=[100, 200, 300], loop=0)
+        out = tmp_path / f"out_{name}"
+        done = adderzoo("upscale", tmp_path / name, "-o", out, "--model", "bicubic")
+        kind = "frames" if name == "a.gif" else "pages"
+        assert (done.status, done.out) == (0, f"{out}: 12x10 pixels in 3 {kind}, by bicubic\n")
+        with Image.open(out) as larger:
+            assert (larger.n_frames, larger.info.get("loop")) == (3, 0 if name == "a.gif" else None)  # type: ignore[attr-defined]
+            for index, frame in enumerate(frames):
+                larger.seek(index)
+                assert np.array_equal(larger.convert("RGB"), frame.resize((12, 10)))
+                assert name == "a.tif" or larger.info["duration"] == (index + 1) * 100
+    refused = adderzoo("upscale", tmp_path / "a.gif", "-o", tmp_path / "out.jpg", "--model", "bicubic")
+    assert "OUT must end in .png, .webp or .gif to keep the image's 3 frames" in refused.error
+    assert not (tmp_path / "out.jpg").exists()
+
+
+def test_a_format_of_eight_bits_is_said(adderzoo: Command, tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 6), 40000, np.uint16)).save(tmp_path / "a.png")
+    for name, said in (("b.png", False), ("b.tif", False), ("b.jpg", True)):
+        done = adderzoo("upscale", tmp_path / "a.png", "-o", tmp_path / name, "--model", "bicubic")
+        assert done.status == 0
+        assert (f"{tmp_path / name} has 8 bits; .png and .tif keep 16" in done.err) == said
+
+
+def test_several_images_and_folders(adderzoo: Command, tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "folder/a.png", "folder/below/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        random_images(1, (12, 9))[0].save(tmp_path / name)
+    out, options = tmp_path / "out", ("--model", "bicubic", "--scale", 2)
+    done = adderzoo("upscale", tmp_path / "b.jpg", tmp_path / "folder", "-o", out, *options)
+    assert done.status == 0
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == ["a.png", "b.jpg", "below/c.png"]
+    assert len(done.out.splitlines()) == 3
+    assert all(Image.open(path).size == (24, 18) for path in out.rglob("*.*"))
+    (tmp_path / "folder" / "broken.png").write_bytes(b"no image")
+    done = adderzoo("upscale", tmp_path / "folder", "-o", tmp_path / "second", *options)
+    assert done.status == 1
+    assert len(done.out.splitlines()) == len(list((tmp_path / "second").rglob("*.*"))) == 2
+    assert done.err.splitlines()[-1].startswith(f"adderzoo upscale: error: image {tmp_path / 'folder' / 'broken.png'} ")
+
+
+def test_outputs_that_would_collide_are_refused(adderzoo: Command, tmp_path: Path) -> None:
+    for name in ("a.png", "folder/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        random_images(1, (12, 9))[0].save(tmp_path / name)
+    one, folder, new = tmp_path / "a.png", tmp_path / "folder", tmp_path / "new"
+    for arguments, message in {
+        (one, folder, "-o", new): f"{one} and {folder / 'a.png'} would both become {new / 'a.png'}",
+        (folder, "-o", folder): "OUT must be another folder than that of the images: ",
+        (folder, "-o", one): f"OUT must be a folder for the larger images, got the file {one}",
+        (one, folder, "-o", "b.png"): "OUT must be a folder for the larger images, got a name that ends as a file's",
+        (one, folder, "-o", new, "--compare"): "compare takes one PHOTO, got ",
+    }.items():
+        assert message in adderzoo("upscale", *arguments, "--model", "bicubic").error
+    assert not new.exists()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -160,12 +161,16 @@ def test_colour_images_feed_a_network_of_one_channel(
 
 
 def test_published_weights_are_used_when_asked_for(
-    result: Callable[..., dict[str, Any]], adderzoo: Command, lenet: Scene
+    result: Callable[..., dict[str, Any]], tmp_path: Path, lenet: Scene
 ) -> None:
     config = timm.get_pretrained_cfg("adder_lenet5.digits")
     model = timm.create_model("adder_lenet5.digits", pretrained=True).eval()
     expected = measure(model, as_input(lenet.images, config.mean, config.std), lenet.labels)
-    got = result("validate", "--model", "adder_lenet5.digits", "--pretrained", "--data-dir", lenet.folder, "-j", 0)
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for label in range(10):
+        (folder / str(label)).symlink_to(lenet.folder / f"class_{label}")
+    got = result("validate", "--model", "adder_lenet5.digits", "--pretrained", "--data-dir", folder, "-j", 0)
     assert_found(got, expected)
 
 
@@ -393,8 +398,11 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         ((), "data-dir must be a folder, got None"),
         (("--data-dir", "nowhere"), "data-dir must be a folder, got 'nowhere'"),
         (("--data-dir", "file"), "data-dir must be a folder, got 'file'"),
-        (("--data-dir", "empty"), "Found 0 images"),
-        (("--data-dir", "splits"), "'splits' has no folder for the split 'validation', but has: train, test"),
+        (("--data-dir", "empty"), "folder empty has no class folders"),
+        (
+            ("--data-dir", "splits"),
+            "'splits' has no folder for the split 'validation', but has: Test, train; --split Test takes",
+        ),
         (("--data-dir", "many"), "the data set has 11 classes, the network 10"),
         (("--data-dir", "few", "--class-map", "nowhere.txt"), "nowhere.txt"),
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
@@ -403,10 +411,10 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--results-file", "r.txt"), "results-file must end in .json or .csv, got r.txt"),
         (("--data-dir", "few", "--results-file", "r"), "results-file must end in .json or .csv, got r"),
         (("--data-dir", "few", "--device", "abacus"), "device 'abacus' cannot be used"),
-        (("--data-dir", "few", "--num-classes", "7"), "is a checkpoint of another network than LeNet5"),
+        (("--data-dir", "few", "--num-classes", "7"), "is a checkpoint of another network than adder_lenet5"),
         (("--data-dir", "few", "--checkpoint", "file"), "file is not a PyTorch checkpoint, or is damaged"),
         (("--data-dir", "few", "--checkpoint", "nowhere.pth"), "nowhere.pth is not a file"),
-        (("--data-dir", "few", "--model", "adder_resnet20"), "is a checkpoint of another network than ResNet:"),
+        (("--data-dir", "few", "--model", "adder_resnet20"), "is a checkpoint of another network than adder_resnet20:"),
         (("--data-dir", "few", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
         (("--data-dir", "few", "--dataset", "torch/mnist"), "'torch/mnist' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'few' cannot be read"),
@@ -430,7 +438,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "few", random_images(2, mode="L"), [0, 1])
     write_folder(tmp_path / "many", random_images(11, mode="L"), range(11), classes=11)
-    for split in ("train", "test"):
+    for split in ("train", "Test"):
         write_folder(tmp_path / "splits" / split, random_images(2, mode="L"), [0, 1])
     before = sorted(tmp_path.rglob("*"))
     done = adderzoo(*lenet.arguments, *arguments)
@@ -450,7 +458,8 @@ def test_classes_by_other_names_than_the_trained_ones_are_refused_without_a_map(
         (folder / name).mkdir(parents=True)
         random_images(1, mode="L")[0].save(folder / name / "0.png")
     command = ("validate", "--model", "adder_lenet5", "--checkpoint", checkpoint, "-j", 0, "--data-dir", folder)
-    assert "was not trained on, zebra; --class-map takes a file" in adderzoo(*command).error
+    error = adderzoo(*command).error
+    assert "1 class that the network was not trained on (zebra; it knows a, b, c, d, ...): --class-map takes" in error
     (tmp_path / "map.txt").write_text("b\nc\nzebra\n")
     assert adderzoo(*command, "--class-map", tmp_path / "map.txt").status == 0
 
@@ -532,3 +541,37 @@ def test_the_authors_resnet20_is_right_on_916_of_1000_images(
     state_dict = load_file(ours)
     assert published.state_dict().keys() == state_dict.keys()
     assert all(torch.equal(value, state_dict[key]) for key, value in published.state_dict().items())
+
+
+def test_files_are_read_as_predict_reads_them(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+    """The same images in 16 bits, turned by EXIF, and as a white shape in the alpha channel have the same answers."""
+    paths = sorted((digits / "test").rglob("*.png"))[::9]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in paths:
+        pixels = np.asarray(Image.open(path))
+        white = Image.new("RGBA", (8, 8), "white")
+        white.putalpha(Image.fromarray(pixels))
+        turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
+        for name, image, options in (
+            ("plain", Image.fromarray(pixels), {}),
+            ("16 bits", Image.fromarray(pixels.astype(np.uint16) * 257), {}),
+            ("turned", turned, {"exif": exif}),
+            ("alpha", white, {}),
+        ):
+            folder = tmp_path / name / path.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / path.name, **options)
+    found, named = {}, {}
+    network = ("--model", "adder_lenet5.digits", "--pretrained")
+    for name in ("plain", "16 bits", "turned", "alpha"):
+        results = tmp_path / "results.json"
+        command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--results-file", results)
+        assert adderzoo(*command).status == 0
+        found[name] = {key: json.loads(results.read_text())[key] for key in ("top1", "loss", "images")}
+        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json").out)
+        named[name] = [row["classes"][0] for row in rows]
+    assert found["plain"]["top1"] > 95
+    assert found["plain"]["images"] == len(paths)
+    assert all(result == found["plain"] for result in found.values())
+    assert all(classes == named["plain"] for classes in named.values())

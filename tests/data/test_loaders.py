@@ -311,7 +311,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, processes: int) -
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_named_when_it_is_read_into_memory(tmp_path: Path, workers: int, training: bool) -> None:
     numbered(tmp_path)
-    path = tmp_path / "class_5" / "00005.png"
+    path = tmp_path / "class_05" / "00005.png"
     path.write_bytes(path.read_bytes()[:200])
     dataset = open_dataset("", str(tmp_path), "train", 3)
     opening = open_training_loader if training else open_loader

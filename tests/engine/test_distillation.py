@@ -14,7 +14,9 @@ from fork_server import CONTEXT, free_port
 from test_training import batches, lenet
 from torch import Tensor, nn
 
+from adderzoo import fuse
 from adderzoo.engine import (
+    EnsembleTeacher,
     KernelDistillationTask,
     LogitDistillationTask,
     Recipe,
@@ -94,6 +96,35 @@ def test_losses_are_in_float32_under_autocast_too(kind: Callable[..., Any]) -> N
         losses = task(x, target)
     assert {key: value.dtype for key, value in losses.items()} == dict.fromkeys(losses, torch.float32)
     torch.testing.assert_close(losses["task_loss"], F.cross_entropy(losses["output"], target))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_an_ensemble_says_the_mean_of_its_members_probabilities(temperature: float) -> None:
+    """Each sees the images as it was trained to; one of them is fused, as a command gives them."""
+    members = [lenet("cnn_lenet5"), fuse(lenet()), teacher()]
+    members[1].pretrained_cfg = members[1].pretrained_cfg | {"mean": (0.3,), "std": (0.7,)}  # type: ignore[operator,assignment]
+    student, (x, target) = lenet(), batches(1)[0]
+    task = LogitDistillationTask(
+        student,
+        EnsembleTeacher(members, temperature),
+        criterion=nn.CrossEntropyLoss(),
+        temperature=temperature,
+        task_loss_weight=0.0,
+        verbose=False,
+    ).train()
+    assert not any(module.training for module in task.teacher.modules())
+    losses = task(x, target)
+
+    mean, std = (lenet().pretrained_cfg[key][0] for key in ("mean", "std"))  # type: ignore[index]
+    pixels = x * std + mean
+    q = torch.zeros(len(x), 10, dtype=torch.float64)
+    for member, seen in zip(members, (x, (pixels - 0.3) / 0.7, x), strict=True):
+        powers = (member.eval()(seen).double() / temperature).exp()
+        q += powers / powers.sum(1, keepdim=True) / 3
+    powers = (losses["output"].double() / temperature).exp()
+    p = powers / powers.sum(1, keepdim=True)
+    expected = temperature**2 * (q * (q / p).log()).sum(1).mean()
+    torch.testing.assert_close(losses["loss"].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
@@ -218,7 +249,7 @@ def test_what_the_task_knows_beside_the_student_comes_back() -> None:
 def test_nothing_stays_on_the_networks() -> None:
     task, (x, target) = kernel_task(), batches(1)[0]
     task(x, target)
-    with pytest.raises(RuntimeError, match="4 dimensions"):
+    with pytest.raises(RuntimeError, match=r"input must be \(N, C, H, W\)"):
         task(x[0, 0, 0], target)
     assert not any(module._forward_hooks for module in task.modules())
 

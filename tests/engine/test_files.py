@@ -82,11 +82,11 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypa
     write_epoch(tmp_path, state, {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def half(weights: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def half(path: Path, content: bytes) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adderzoo.checkpoints.save_file", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     state.history.append(epoch(2, 60))
     with pytest.raises(OSError, match="No space left"):
         write_epoch(tmp_path, state, {})

@@ -360,3 +360,24 @@ def test_an_averaged_network_has_the_statistics_of_its_own_outputs() -> None:
     assert not averaged.training
     # Those of the network in training are averages over its steps, far off by the spread of an output.
     assert (model.bn1.running_mean - averaged.bn1.running_mean).abs().max() > outputs.std((0, 2, 3)).max()
+
+
+def test_precise_statistics_are_those_of_the_present_weights_and_change_no_step() -> None:
+    """What is validated has them; training goes on as without them."""
+    data = batches(4, 16)
+    images = torch.cat([x for x, _ in data])
+    plain, precise = lenet(), lenet()
+    list(train(training(plain), data, epochs=2))
+
+    def validate(network: nn.Module) -> Result:
+        assert not network.training
+        with torch.no_grad():
+            outputs = network.conv1(images).double()  # type: ignore[operator]
+        mean = network.bn1.running_mean.double()  # type: ignore[union-attr, operator]
+        torch.testing.assert_close(mean, outputs.mean((0, 2, 3)), rtol=1e-5, atol=0)
+        return result(50.0)
+
+    list(train(training(precise), data, epochs=2, validate=validate, recipe=Recipe(precise_bn=True)))
+    assert (plain.bn1.running_mean - precise.bn1.running_mean).abs().max() > 1  # type: ignore[operator]
+    for (key, value), other in zip(plain.named_parameters(), precise.parameters(), strict=True):
+        assert torch.equal(value, other), key

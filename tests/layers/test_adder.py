@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import parametrizations, prune
 
-from adderzoo.layers import Adder2d, AdderLinear
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,14 +195,6 @@ def test_unknown_modes_and_bad_geometry_are_refused_by_name(arguments: dict[str,
         Adder2d(3, 4, **({"kernel_size": 3} | arguments))
 
 
-def test_input_that_does_not_fit_the_layer_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="input must have groups times the channels of weight"):
-        Adder2d(3, 4, 3)(torch.randn(1, 2, 9, 9))
-    for shape in [(8,), (2, 8), (0, 8), (2, 2)]:  # 8 = 2 * 4 numbers could pass for two rows of 4
-        with pytest.raises(RuntimeError, match="input must have groups times the channels of weight"):
-            AdderLinear(4, 3)(torch.randn(shape))
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -312,6 +305,58 @@ def with_swapped_tensors(module: nn.Module) -> nn.Module:
 )
 def test_mark_of_the_filters_survives(change: Callable[[nn.Module], nn.Module]) -> None:
     assert marked(change(network())) == {"0.weight", "3.weight", "8.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "ignore:.*spectral_norm. is deprecated")
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), {"weight_orig"}),
+        (nn.utils.weight_norm, {"weight_g", "weight_v"}),
+        (nn.utils.spectral_norm, {"weight_orig"}),
+        (parametrizations.weight_norm, {f"parametrizations.weight.original{index}" for index in (0, 1)}),
+        (parametrizations.spectral_norm, {"parametrizations.weight.original"}),
+    ],
+    ids=["prune", "old weight_norm", "old spectral_norm", "weight_norm", "spectral_norm"],
+)
+@pytest.mark.parametrize("then", [lambda layer: layer, lambda layer: layer.to("meta"), copy.deepcopy])
+@torch.no_grad()  # with gradients, copy.deepcopy refuses what hooks have computed
+def test_parameters_that_make_the_filters_are_marked(
+    change: Callable[[nn.Module], nn.Module], names: set[str], then: Callable[[nn.Module], nn.Module]
+) -> None:
+    for layer in (Adder2d(3, 4, 3), AdderLinear(3, 4)):
+        change(layer)
+        layer = then(layer)
+        assert marked(layer) == names
+        for parameter in layer.parameters():
+            parameter.is_adder_filter = False  # as new ones are, that something puts into the module's dictionary
+        assert marked(nn.Sequential(layer)) == {f"0.{name}" for name in names}
+
+
+def test_filters_are_loaded_by_the_authors_name() -> None:
+    net = nn.Sequential(
+        Adder2d(3, 4, 3), nn.Conv2d(4, 5, 3), AdderTranspose2d(5, 2, 3), nn.Flatten(), AdderLinear(8, 2)
+    )
+    state = {
+        name if name.startswith("1.") else name.replace("weight", "adder"): torch.randn_like(value)
+        for name, value in net.state_dict().items()
+    }
+    names = list(state)
+    assert {"0.adder", "1.weight", "2.adder", "4.adder"} < set(names)
+    net.load_state_dict(state)
+    assert list(state) == names
+    for name, value in net.state_dict().items():
+        assert value.equal(state.get(name, state.get(name.replace("weight", "adder"))))
+    for change, named in (
+        ({"0.weight": state["0.adder"]}, r"Unexpected key\(s\) in state_dict: \"0.adder\""),
+        ({"1.adder": state["1.weight"]}, r"Unexpected key\(s\) in state_dict: \"1.adder\""),
+        ({"0.adder": state["4.adder"]}, "size mismatch for 0.weight"),
+    ):
+        with pytest.raises(RuntimeError, match=named):
+            net.load_state_dict(state | change)
+    del state["2.adder"]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"2.weight\""):
+        net.load_state_dict(state)
 
 
 def test_third_party_fusion_with_batch_norm_does_not_touch_an_adder_layer() -> None:

@@ -187,12 +187,14 @@ def test_bad_geometry_is_refused_by_name(arguments: dict[str, Any], named: str) 
         AdderTranspose2d(3, 4, 3, **arguments)
 
 
-def test_input_that_does_not_fit_the_layer_is_refused() -> None:
-    layer = AdderTranspose2d(3, 4, 3, stride=2)
-    with pytest.raises(ValueError, match="input must have 3 channels, got 2"):
-        layer(torch.randn(1, 2, 5, 5))
-    with pytest.raises(ValueError, match=r"input must be \(N, C, H, W\), got 3 dimensions"):
-        layer(torch.randn(3, 5, 5))
+def test_output_size_of_a_single_image_is_that_of_a_batch_of_one() -> None:
+    layer, x = AdderTranspose2d(3, 4, 3, stride=2), torch.randn(3, 5, 5)
+    expected = layer(x[None], [12, 11])[0]
+    for size in ([12, 11], [4, 12, 11]):
+        assert layer(x, size).equal(expected)
+
+
+def test_input_that_padding_cuts_off_is_refused() -> None:
     with pytest.raises(
         ValueError, match="input must be larger than what padding cuts off the output, got 4 x 7 pixels"
     ):

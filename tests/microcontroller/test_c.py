@@ -40,7 +40,7 @@ def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def resnet8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resnet8")
-    write_c(*quantised("adder_resnet20", layers=(1, 1, 1)), folder, "net")
+    write_c(*quantised("adder_resnet8"), folder, "net")
     return folder
 
 

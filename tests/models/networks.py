@@ -29,7 +29,7 @@ CONTRACT = [name for name in NAMES if name not in ("bnn_resnet32", "bnn_resnet50
 LENETS = [name for name in NAMES if "lenet" in name]
 VGGS = [name for name in NAMES if "vgg" in name]
 RESNETS = [name for name in NAMES if "resnet" in name]
-CIFAR_RESNETS = [name for name in RESNETS if name.endswith(("20", "32"))]
+CIFAR_RESNETS = [name for name in RESNETS if name.endswith(("resnet8", "20", "32"))]
 IMAGENET_RESNETS = [name for name in RESNETS if name not in CIFAR_RESNETS]
 
 

@@ -54,7 +54,7 @@ def test_the_registry_holds_what_the_package_exports() -> None:
     assert {name for name in NAMES if kind(name) == "cnn"} == {twin(name) for name in ADDERS}
     binary = {"bnn_resnet20", "bnn_resnet32", "bnn_vgg_small", "bnn_resnet18", "bnn_resnet50"}
     assert set(BASELINES) == binary | {"shift_resnet20", "shiftadd_resnet20", "shiftadd_vgg_small"}
-    families = ("lenet5", "lenet_plus_plus", "vgg_small", "resnet20", "resnet32")
+    families = ("lenet5", "lenet_plus_plus", "vgg_small", "resnet20", "resnet32", "resnet8")
     imagenet = ("resnet18", "resnet34", "resnet50", "resnet101")
     assert {f"adder_{family}" for family in families + imagenet} <= set(ADDERS)
 
@@ -125,9 +125,10 @@ def adder_and_other(network: nn.Module) -> tuple[int, int]:
         ("adder_vgg_small", 603_979_776, 1024 * 27 * 128 + 81_920),
         ("adder_resnet20", 40_370_176, 443_008),
         ("adder_resnet32", 69_124_736 - 443_008, 443_008),
+        ("adder_resnet8", 12_501_632 - 443_008, 443_008),
     ],
 )
-def test_multiply_accumulates_are_the_papers(name: str, adder: int, conv: int) -> None:
+def test_multiply_accumulates_are_those_of_the_definitions(name: str, adder: int, conv: int) -> None:
     assert adder_and_other(bare(name)) == (adder, conv)
     assert adder_and_other(bare(twin(name))) == (0, adder + conv)
 
@@ -268,7 +269,7 @@ def test_vgg_small_is_the_papers_with_pooling_before_batch_norm() -> None:
 def test_cifar_resnets_have_three_stages_for_images_of_32_pixels(name: str) -> None:
     network = bare(name)
     shapes = executed(network)
-    blocks = (int(name[-2:]) - 2) // 6
+    blocks = (int(name.partition("resnet")[2]) - 2) // 6
     assert shapes["conv1"] == (1, 16, 32, 32)
     for stage, (width, size) in enumerate([(16, 32), (32, 16), (64, 8)], start=1):
         assert len(network.get_submodule(f"layer{stage}")) == blocks

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adderzoo import fuse, ops
 from adderzoo.layers import Adder2d
 from adderzoo.layers.quantized import QuantizedAdder2d
-from adderzoo.models._builder import from_original, to_original
+from adderzoo.models._builder import own_names, to_original
 from adderzoo.ops import reference
 from adderzoo.ops.packing import unpack_byte_filters
 from adderzoo.quantization import calibrate, quantize
@@ -33,6 +33,13 @@ def network(shared: Callable[[str], Path], device: torch.device) -> nn.Module:
     overlay = {"file": file}
     model = timm.create_model("adder_resnet20.huawei_cifar10", pretrained=True, pretrained_cfg_overlay=overlay)
     return model.to(device).eval()
+
+
+def test_timm_loads_the_authors_file_by_its_path(network: nn.Module, shared: Callable[[str], Path]) -> None:
+    model = timm.create_model("adder_resnet20", checkpoint_path=str(shared(AUTHORS_FILE)))
+    expected = network.state_dict()
+    for key, value in model.state_dict().items():
+        assert value.equal(expected[key].cpu())
 
 
 def read_images(network: nn.Module, strip: Path, device: torch.device) -> Tensor:
@@ -226,7 +233,7 @@ def authors_key(key: str) -> str:
 
 def through_state_dict(network: nn.Module, tmp_path: Path) -> nn.Module:
     other = timm.create_model("adder_resnet20")
-    other.load_state_dict(from_original(to_original(network.state_dict(), network)))
+    other.load_state_dict(own_names(to_original(network.state_dict(), network), network))
     return other
 
 

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import timm
 import torch
 from hub_server import Fault, HubServer, environment
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import load_file, save
 from timm.models import save_for_hf
 from torch import nn
 
 import adderzoo.models
+from adderzoo.checkpoints import create_model
 from adderzoo.models import _builder
 from adderzoo.models._download import from_hub, hub_id
 
@@ -285,6 +288,57 @@ def test_a_file_that_always_comes_damaged_is_refused(repo: str, hub: HubServer, 
     hub.faults.append(Fault(f"GET {CONTENT}", flip=True))
     with pytest.raises(OSError, match=rf"model.safetensors of {repo} .* is not used: its SHA-256 is .*, published is"):
         timm.create_model(f"hf-hub:{repo}", pretrained=True)
+
+
+def test_weights_that_nobody_says_the_sha256_of_are_said_to_be_unchecked(
+    hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server has no LFS its ETags are git's SHA-1, or anything."""
+    monkeypatch.setattr("hub_server.is_lfs", lambda path: False)
+    for repo in ("somebody/tuned", REPO):
+        hub.commit(repo, files)
+    with pytest.warns(UserWarning, match="safetensors of somebody/tuned is not checked: .* is no SHA-256"):
+        assert_published(timm.create_model("hf-hub:somebody/tuned", pretrained=True))
+    with warnings.catch_warnings(action="error"):  # the package knows what these are
+        assert_published(timm.create_model(f"hf-hub:{REPO}", pretrained=True))
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><p>Sign in", b"", WEIGHTS[:1000], (2**63).to_bytes(8, "little")])
+def test_a_file_that_is_no_safetensors_is_named(hub: HubServer, files: dict[str, bytes], content: bytes) -> None:
+    hub.commit("somebody/tuned", files | {"model.safetensors": content})
+    with pytest.raises(OSError, match=r"/model\.safetensors is no checkpoint, or is damaged: SafetensorError "):
+        timm.create_model("hf-hub:somebody/tuned", pretrained=True)
+    with pytest.raises(ValueError, match=r"model 'hf-hub:somebody/tuned' cannot be created: .* is no checkpoint"):
+        create_model("hf-hub:somebody/tuned", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b"[]", r"its config.json is wrong: it must be an object, got \[\]"),
+        (b"{", "its config.json is wrong: Expecting property name"),
+        (b"[" * 100_000, "its config.json is wrong: it is nested without end"),
+        (b'{"architecture": "adder_lenet5", "pretrained_cfg": {"input_size": 5}}', "input_size must be three integers"),
+        (b'{"architecture": "adder_lenet5", "model_args": {"checkpoint_path": "x"}}', "would read other files: check"),
+        (b'{"architecture": 3}', "architecture must be a name, got 3"),
+    ],
+)
+def test_a_config_that_is_none_is_named(
+    hub: HubServer, files: dict[str, bytes], config: bytes, message: str, tmp_path: Path
+) -> None:
+    hub.commit("somebody/tuned", files | {"config.json": config})
+    (tmp_path / "config.json").write_bytes(config)
+    for name in ("hf-hub:somebody/tuned", f"local-dir:{tmp_path}"):
+        with pytest.raises(ValueError, match=f"model '{name}' cannot be created: .*{message}"):
+            create_model(name, pretrained=True)
+
+
+def test_weights_with_nan_are_refused(hub: HubServer, files: dict[str, bytes]) -> None:
+    weights = load_bytes(WEIGHTS)
+    weights["conv1.weight"][0, 0, 0, 0] = float("nan")
+    hub.commit("somebody/tuned", files | {"model.safetensors": save(weights)})
+    with pytest.raises(ValueError, match=r"cannot be used: 1 with NaN or infinity: conv1\.weight"):
+        create_model("hf-hub:somebody/tuned", pretrained=True)
 
 
 def test_a_wrong_file_on_the_hub_is_refused_and_the_right_one_taken_once_it_is_there(

@@ -44,6 +44,7 @@ struct Block {
   jmp_buf scheduler;
   int current = 0;
   bool any = false, last_any = false;  // of __syncthreads_or
+  bool misaligned = false;
 };
 
 inline thread_local Block* block = nullptr;
@@ -53,6 +54,12 @@ inline thread_local dim3 thread_index, block_index, block_size, grid_size;
 inline bool reversed() {
   const char* const text = std::getenv("ADDERZOO_REVERSED");
   return text && *text == '1';
+}
+
+// An address from which a GPU would fetch so many bytes at once: one that is no multiple of them ends the CUDA context.
+inline const void* aligned(const void* from, std::uintptr_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(from) % bytes != 0) block->misaligned = true;
+  return from;
 }
 
 inline void enter() {
@@ -110,6 +117,7 @@ inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& k
   }
   now.fibers.swap(fibers);
   block = nullptr;
+  if (now.misaligned) throw std::logic_error("a thread fetches several numbers at once from a misaligned address");
 }
 
 // Adds a kernel's name to the file ADDERZOO_KERNELS.

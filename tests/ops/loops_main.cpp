@@ -1,7 +1,8 @@
 // Holds the loops in csrc/cpu to the definition, without PyTorch, so that they can be run where PyTorch is not: under
 // an emulator of another processor, with sanitizers. Prints a line for each failure and how many values were compared.
 //
-// An argument n takes only every n-th combination of form, layouts and type, of all geometries.
+// Arguments, all optional: n, to take only every n-th combination of form, layouts and type of the geometries that are
+// listed here; how many geometries are drawn at random beside them; and the seed of these, which is printed.
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,8 @@ bool is_left_out() { return ++combinations % every != 0; }
 enum class Values {
   kPlain,       // with many ties of x and w
   kCancelling,  // some pixels near the filters and far from zero, where the fast distance does not hold
+  kOpposed,     // large numbers of both signs, in some places the same in pixels and filters: their sums hide them
+  kHuge,        // numbers whose sums overflow, though some of their distances do not
   kOddInput,    // NaN and infinities in the input
   kOdd,         // and in filters and gradient
 };
@@ -89,6 +93,14 @@ Problem problem(const Geometry& g, Values values, uint64_t seed) {
       for (int64_t c = 0; near && c < p.in(); ++c) p.x[i + c] = float(100 + p.x[i + c] / 8);
     }
   }
+  if (values == Values::kOpposed || values == Values::kHuge) {
+    const double large = values == Values::kHuge ? 3e38 : 1 << 20;
+    for (auto* numbers : {&p.x, &p.w}) {
+      for (size_t i = 0; i < numbers->size(); ++i) {
+        if (random.below(3) == 0) (*numbers)[i] = float(i % g.channels % 2 ? large : -large);
+      }
+    }
+  }
   const auto spoil = [&](std::vector<double>& numbers) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     for (const double odd : {std::nan(""), kInfinity, -kInfinity}) {
@@ -97,8 +109,6 @@ Problem problem(const Geometry& g, Values values, uint64_t seed) {
   };
   if (values == Values::kOddInput || values == Values::kOdd) spoil(p.x);
   if (values == Values::kOdd) {
-    // A gradient of zero leaves a NaN out, or does not, as the processor likes it.
-    for (double& dy : p.dy) dy = dy == 0 ? 1 : dy;
     spoil(p.w);
     spoil(p.dy);
   }
@@ -147,8 +157,8 @@ Reference reference(const Problem& p) {
               r.filter_sign.values[filter + c] += dy * sign(source - w);
               r.filter_sign.magnitudes[filter + c] += finite_magnitude(dy);
               if (!inside) continue;
-              r.clipped.values[from + c] += dy == 0 ? 0 : dy * clip(w - source);
-              r.sign.values[from + c] += dy == 0 ? 0 : dy * sign(w - source);
+              r.clipped.values[from + c] += dy * clip(w - source);
+              r.sign.values[from + c] += dy * sign(w - source);
               r.sign.magnitudes[from + c] += finite_magnitude(dy) * (1 + finite_magnitude(source));
             }
           }
@@ -242,7 +252,7 @@ class Buffer {
 // -------------------------------------------------------------------------------------------------------------- checks
 
 void fail(const std::string& what, const Problem& p, const std::string& how) {
-  static const char* const kNames[] = {"plain", "cancelling", "odd input", "odd"};
+  static const char* const kNames[] = {"plain", "cancelling", "opposed", "huge", "odd input", "odd"};
   std::printf("FAILED: %s; %s; %s values: %s\n", what.c_str(), name(p.g).c_str(), kNames[int(p.values)], how.c_str());
   ++failures;
 }
@@ -295,18 +305,21 @@ void run(const Accumulation<T>& work, int64_t threads) {
 template <typename T>
 struct Filters {
   std::vector<T> dense;  // OIHW
-  Buffer<T> packed, sums;
+  Buffer<T> packed, sums, limits;
 
   Filters(const Problem& p, const FilterShape& s)
-      : dense(p.w.size()), packed(s.panels() * s.steps() * kPanel), sums(s.panels() * kPanel) {
+      : dense(p.w.size()),
+        packed(s.panels() * s.steps() * kPanel),
+        sums(s.panels() * kPanel),
+        limits(s.panels() * kPanel) {
     const Geometry& g = p.g;
     for (size_t i = 0; i < dense.size(); ++i) {
       const int64_t c = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
       dense[(o * g.channels + c) * g.taps() + tap] = T(p.w[i]);
     }
     const int64_t middle = s.panels() / 2;
-    loops<T>().pack(dense.data(), packed.get(), sums.get(), s, middle, s.panels());
-    loops<T>().pack(dense.data(), packed.get(), sums.get(), s, 0, middle);
+    loops<T>().pack(dense.data(), packed.get(), sums.get(), limits.get(), s, middle, s.panels());
+    loops<T>().pack(dense.data(), packed.get(), sums.get(), limits.get(), s, 0, middle);
   }
 };
 
@@ -331,9 +344,10 @@ void check_packing(const Problem& p) {
     }
     const std::string what = std::string(type_name<T>()) + (forward ? " filters" : " backward filters");
     compare(what + ", packed", p, [&](int64_t i) { return filters.packed[i]; }, packed, zeros);
+    if (p.values == Values::kHuge) continue;  // sums that are infinite in one type
     compare(what + ", their sums", p, [&](int64_t i) { return filters.sums[i]; }, sums, bounds);
-    const Buffer<T> again(shape.panels() * kPanel);
-    loops<T>().sum_filters(filters.packed.get(), again.get(), shape.steps(), 0, shape.panels());
+    const Buffer<T> again(shape.panels() * kPanel), limits(shape.panels() * kPanel);
+    loops<T>().sum_filters(filters.packed.get(), again.get(), limits.get(), shape.steps(), 0, shape.panels());
     compare(what + ", summed", p, [&](int64_t i) { return again[i]; }, sums, bounds);
   }
 }
@@ -368,9 +382,10 @@ void check_forward(const Problem& p, const Reference& r) {
       for (size_t i = 0; i < added.size(); ++i) {
         double &y = expected.values[i], &bound = expected.magnitudes[i];
         // The plain form's error is one of the result; the other one's, where so much is subtracted that it gives way.
-        const bool gives_way = p.values == Values::kCancelling && std::fabs(y) < bound / 70;
+        const bool gives_way = std::fabs(y) < bound / 70;
         if (std::isfinite(y) && (function == Function::kDistance || gives_way)) bound = std::fabs(y);
         bound *= kTolerance<T>;
+        y = T(y);  // infinite where it exceeds what the type holds
         if (!affine.scaled) continue;
         const double a = scale[i % p.out()], b = shift[i % p.out()], c = affine.added ? added[i] : 0;
         bound = bound * std::fabs(a) + kTolerance<T> * (finite_magnitude(y * a) + std::fabs(b) + std::fabs(c));
@@ -392,6 +407,7 @@ void check_forward(const Problem& p, const Reference& r) {
             plan.work.function = function;
             plan.work.filters = filters.packed.get();
             plan.work.filter_sums = filters.sums.get();
+            plan.work.filter_limits = filters.limits.get();
             if (affine.scaled) {
               plan.work.epilogue = {.scale = scale.data(),
                                     .shift = shift.data(),
@@ -424,7 +440,8 @@ void check_backward(const Problem& p, const Reference& r) {
   };
   for (const Case& c : {Case{Function::kClippedSlope, "clipped"}, Case{Function::kExactClippedSlope, "exactly clipped"},
                         Case{Function::kSignSlope, "sign"}}) {
-    if (c.function == Function::kClippedSlope && p.values == Values::kOdd) continue;  // only for finite filters
+    // Only for filters whose sums are finite.
+    if (c.function == Function::kClippedSlope && p.values >= Values::kHuge && p.values != Values::kOddInput) continue;
     const Bounded& expected = c.function == Function::kSignSlope ? r.sign : r.clipped;
     const std::vector<double> bounds = scaled(expected.magnitudes, kTolerance<T>);
     for (const Layout of_dy : kLayouts) {
@@ -443,7 +460,6 @@ void check_backward(const Problem& p, const Reference& r) {
                 Plan<T> plan;
                 plan.work.function = c.function;
                 plan.work.filters = filters.packed.get();
-                plan.work.filter_sums = filters.sums.get();
                 plan_backward(plan, g, row, column, dy.view(), x.view(), dx->view(), threads);
                 run(plan.work, threads);
               }
@@ -712,19 +728,59 @@ std::vector<Geometry> geometries() {
   return all;
 }
 
+constexpr Values kAllValues[] = {Values::kPlain, Values::kCancelling, Values::kOpposed,
+                                 Values::kHuge,  Values::kOddInput,   Values::kOdd};
+
+// One of a million or so, of at most so many elements as take some milliseconds.
+Geometry random_geometry(Random& random) {
+  const auto one_of = [&](std::initializer_list<int64_t> numbers) {
+    return numbers.begin()[random.below(numbers.size())];
+  };
+  const auto pair = [&](std::initializer_list<int64_t> numbers) { return Pair(one_of(numbers), one_of(numbers)); };
+  for (;;) {
+    const Channels channels{one_of({1, 1, 1, 2, 3, 4, 5, 8, 11}), one_of({1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 33}),
+                            one_of({1, 2, 3, 5, 8, 15, 16, 17, 24, 32, 33, 48, 65})};
+    const Pair kernel = pair({1, 1, 2, 3, 3, 4, 5}), stride = pair({1, 1, 1, 2, 3, 5}), padding = pair({0, 0, 1, 2, 3});
+    const Pair dilation = pair({1, 1, 2, 3});
+    const Pair size(1 + random.below(12), 1 + random.below(12));
+    const int64_t batch = random.below(20) == 0 ? 0 : 1 + random.below(3);
+    const Geometry g = geometry(batch, channels, size, kernel, stride, padding, dilation);
+    const bool fits =
+        size.h + 2 * padding.h > dilation.h * (kernel.h - 1) && size.w + 2 * padding.w > dilation.w * (kernel.w - 1);
+    const int64_t outputs = batch * g.out_height * g.out_width * channels.groups * channels.out;
+    if (fits && outputs * channels.in * g.taps() <= 200'000) return g;
+  }
+}
+
+void check_all_types(const Geometry& g, Values values, uint64_t seed) {
+  const Problem p = problem(g, values, seed);
+  const Reference r = reference(p);
+  check<float>(p, r);
+  check<double>(p, r);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc > 1) every = std::max(1L, std::strtol(argv[1], nullptr, 10));
+  const auto argument = [&](int i, int64_t otherwise) {
+    return argc > i ? std::strtoll(argv[i], nullptr, 10) : otherwise;
+  };
+  every = std::max<int64_t>(1, argument(1, 1));
+  const int64_t draws = argument(2, 300);
+  const uint64_t seed = argument(3, std::random_device()());
+  std::printf("%lld random geometries, seed %llu\n", static_cast<long long>(draws),
+              static_cast<unsigned long long>(seed));
   const std::vector<Geometry> all = geometries();
   for (size_t i = 0; i < all.size(); ++i) {
-    for (const Values values : {Values::kPlain, Values::kCancelling, Values::kOddInput, Values::kOdd}) {
-      const Problem p = problem(all[i], values, i);
-      const Reference r = reference(p);
-      check<float>(p, r);
-      check<double>(p, r);
-    }
+    for (const Values values : kAllValues) check_all_types(all[i], values, i);
     check_bytes(all[i], i);
+  }
+  every = 11;  // of a number of combinations that it does not divide
+  Random random(seed);
+  for (int64_t i = 0; i < draws; ++i) {
+    const Geometry g = random_geometry(random);
+    check_all_types(g, kAllValues[i % std::size(kAllValues)], random.below(1u << 31));
+    check_bytes(g, random.below(1u << 31));
   }
   std::vector<int64_t> counts = {loops<uint8_t>().ceiling(100)};
   for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope}) {

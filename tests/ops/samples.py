@@ -1,7 +1,13 @@
 """Inputs for the operators, in every memory format."""
 
+import os
+
+import hypothesis.strategies as st
 import torch
 from torch import Tensor
+
+# Of random cases of an operator; scripts/check_operators.sh asks for more.
+CASES = int(os.environ.get("ADDERZOO_CASES", 300))
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMATS = ("contiguous", "channels_last", "slice")
@@ -54,3 +60,21 @@ def sample(
     input = torch.randn(batch, in_channels, *size, generator=generator, dtype=torch.float64)
     weight = torch.randn(out_channels, in_channels // geometry[3], *kernel, generator=generator, dtype=torch.float64)
     return in_format(input.to(device, dtype), memory_format), weight.to(device, dtype), geometry
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> tuple[tuple, tuple[int, ...], tuple[int, ...]]:
+    """(stride, padding, dilation, groups), the shape of the input and that of the filters (O, C / groups, kH, kW)."""
+    pair = st.tuples
+    stride = draw(pair(st.integers(1, 4), st.integers(1, 3)))
+    padding = draw(pair(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(pair(st.integers(1, 3), st.integers(1, 3)))
+    kernel = draw(pair(st.integers(1, 4), st.integers(1, 3)))
+    least = [max(1, dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1)]
+    size = [draw(st.integers(least[d], least[d] + 5)) for d in (0, 1)]
+    channels = draw(st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 16, 18, 33]))  # of a group, as the filters are
+    filters = draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 24, 32, 35]))
+    groups = draw(st.integers(1, max(1, min(36, 1200 // (channels * filters)))))
+    batch = draw(st.integers(1, 3))
+    geometry = (stride, padding, dilation, groups)
+    return geometry, (batch, groups * channels, *size), (groups * filters, channels, *kernel)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from reference64 import Geometry, adder2d64_with_gradients, magnitude
-from samples import DTYPES, FORMATS, GEOMETRIES, WIDTHS, has_format_like, in_format, sample
+from samples import CASES, DTYPES, FORMATS, GEOMETRIES, WIDTHS, geometries, has_format_like, in_format, sample
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -54,30 +54,11 @@ def test_padding_is_a_zero_that_counts(device: torch.device) -> None:
     assert adder2d(x, w, padding=1).item() == -(3 + 8 * 5)
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[Geometry, tuple[int, ...], tuple[int, ...]]:
-    """Geometry, shape of the input and shape of the weight."""
-    pair = st.tuples
-    stride = draw(pair(st.integers(1, 3), st.integers(1, 3)))
-    padding = draw(pair(st.integers(0, 3), st.integers(0, 3)))
-    dilation = draw(pair(st.integers(1, 3), st.integers(1, 3)))
-    kernel = draw(pair(st.integers(1, 4), st.integers(1, 3)))
-    least = [max(1, dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1)]
-    size = [draw(st.integers(least[d], least[d] + 5)) for d in (0, 1)]
-    groups = draw(st.integers(1, 4))
-    depthwise = draw(st.booleans()) and groups > 1
-    in_channels = 1 if depthwise else draw(st.sampled_from([1, 2, 3, 7, 18]))  # of a group
-    out_channels = draw(st.sampled_from([1, 2] if depthwise else [1, 2, 5, 17, 35]))
-    batch = draw(st.integers(1, 3))
-    geometry = Geometry(stride, padding, dilation, groups)
-    return geometry, (batch, groups * in_channels, *size), (groups * out_channels, in_channels, *kernel)
-
-
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=CASES)
 @given(
-    problem=problems(),
+    problem=geometries(),
     seed=st.integers(0, 2**32 - 1),
-    ties=st.booleans(),
+    kind=st.sampled_from(["normal", "ties", "opposed"]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     memory_format=st.sampled_from(FORMATS),
     weight_format=st.sampled_from(FORMATS),
@@ -87,9 +68,9 @@ def problems(draw: st.DrawFn) -> tuple[Geometry, tuple[int, ...], tuple[int, ...
 )
 def test_forward_and_gradients_match_the_definition(
     device: torch.device,
-    problem: tuple[Geometry, tuple[int, ...], tuple[int, ...]],
+    problem: tuple[tuple, tuple[int, ...], tuple[int, ...]],
     seed: int,
-    ties: bool,
+    kind: str,
     dtype: torch.dtype,
     memory_format: str,
     weight_format: str,
@@ -97,12 +78,15 @@ def test_forward_and_gradients_match_the_definition(
     input_grad: str,
     weight_grad: str,
 ) -> None:
-    geometry, input_shape, weight_shape = problem
+    geometry, input_shape, weight_shape = Geometry(*problem[0]), *problem[1:]
     generator = torch.Generator().manual_seed(seed)
 
     def values(shape: tuple[int, ...], memory_format: str) -> Tensor:
         tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
-        tensor = tensor.mul(2).round() if ties else tensor  # pixels that equal their filter: a slope of exactly 0
+        if kind != "normal":  # pixels that equal their filter: a slope of exactly 0
+            tensor = tensor.mul(2).round()
+        if kind == "opposed":  # large numbers, whose sums are not
+            tensor[:, 1::3], tensor[:, 2::3] = tensor[:, 1::3] + 1000, tensor[:, 2::3] - 1000
         return in_format(tensor.to(device, dtype), memory_format)
 
     x, w = values(input_shape, memory_format), values(weight_shape, weight_format)
@@ -217,6 +201,23 @@ def distances64(rows: Tensor, filters: Tensor) -> Tensor:
     return torch.cat(pieces)
 
 
+def test_sums_that_hide_their_terms_cost_no_precision(device: torch.device) -> None:
+    """The distance from sums of maxima is one of large numbers, though their signs cancel."""
+    for large in (1e6, 3e38):
+        x = torch.tensor([large, 0.3, -large], device=device).view(1, 3, 1, 1)
+        w = torch.tensor([large, 0.0, -large], device=device).view(1, 3, 1, 1).repeat(20, 1, 1, 1)
+        assert_within(adder2d(x, w), torch.full((1, 20, 1, 1), -0.3, dtype=torch.float64, device=device), 1e-7)
+
+
+@pytest.mark.parametrize("filters", [1, 16, 64])
+def test_no_output_is_infinite_whose_exact_value_is_not(device: torch.device, filters: int) -> None:
+    x, w = torch.full((1, 1, 1, 1), 3e38, device=device), torch.zeros(filters, 1, 1, 1, device=device)
+    assert (adder2d(x, w) == -x).all()
+    assert (adder2d(w[:1], x.repeat(filters, 1, 1, 1)) == -x).all()
+    x = torch.full((1, 40, 2, 2), 3e38, device=device)
+    assert not adder2d(x, x[:, :, :1, :1].repeat(filters, 1, 1, 1)).any()
+
+
 @pytest.mark.parametrize("offsets", OFFSETS, ids=str)
 def test_forward_error_over_a_million_sums_of_4608_terms(device: torch.device, offsets: tuple[float, float]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -320,6 +321,36 @@ def test_nan_reaches_the_sign_gradient_of_the_weight(device: torch.device) -> No
         assert kernel(g, x, w, [1, 1], [0, 0], [1, 1], 1).isnan().equal(expected)
 
 
+@pytest.mark.parametrize(
+    "geometry", [Geometry(), Geometry((2, 3), (2, 1), (1, 2)), Geometry((1, 1), (1, 1), (1, 1), 3)]
+)
+@pytest.mark.parametrize("input_grad", INPUT_GRADS)
+def test_a_gradient_of_zero_times_nan_is_nan_and_no_gradient_is_nothing(
+    device: torch.device, operators: tuple, input_grad: str, geometry: Geometry
+) -> None:
+    """Zero of either sign. Pixels that no output sees, and the taps that hang over the gradient's edge, are nothing."""
+    _, backward_input = operators
+    generator = torch.Generator().manual_seed(0)
+    for filters in (6, 54):  # of all groups
+        for odd_filter in (False, True):
+            x = torch.randn(2, 3 * geometry.groups, 7, 8, generator=generator).to(device)
+            w = torch.randn(filters, 3, 2, 3, generator=generator).to(device)
+            g = torch.randn(adder2d(x, w, *geometry).shape, generator=generator).to(device)
+            g[torch.rand(g.shape, generator=generator).to(device) < 0.7] = 0.0
+            g[torch.rand(g.shape, generator=generator).to(device) < 0.3] = -0.0
+            g[0] = 0.0
+            for place in ((0, 0, 0, 0), (0, 1, 3, 4), (1, 2, 6, 7), (1, 0, 2, 2)):
+                x[place] = torch.nan
+            if odd_filter:
+                w[4, 1, 0, 2] = torch.nan
+            _, expected, _ = adder2d64_with_gradients(x, w, g, geometry, input_grad, "full")
+            assert 0 < expected.isnan().sum() < expected.numel()
+            for memory_format in ("contiguous", "channels_last"):
+                grads = (in_format(tensor, memory_format) for tensor in (g, x))
+                result = backward_input(*grads, w, *geometry, input_grad)
+                torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
 @pytest.mark.parametrize("input_grad", INPUT_GRADS)
 def test_infinities_do_what_they_do_in_the_definition(device: torch.device, operators: tuple, input_grad: str) -> None:
     forward, backward_input = operators
@@ -342,9 +373,8 @@ def test_infinities_do_what_they_do_in_the_definition(device: torch.device, oper
 
 MUST_BE_DTYPE = "adder2d: input must be float32, float64, bfloat16 or float16, got "
 MUST_FIT = "adder2d: the dilated kernel must fit into the padded input, got input "
-WORDS_OF_GROUPS = (
-    "adder2d: groups must divide the filters, and input must have groups times the channels of weight, got groups "
-)
+WORDS_OF_GROUPS = "adder2d: groups must divide the channels of input and the filters, got groups "
+LARGEST = 2**31 - 1
 # name: (shape of input, shape of weight, dtype of input, dtype of weight, arguments, words)
 SHAPES = ((2, 4, 5, 5), (6, 4, 3, 3))
 SINGLE = (torch.float32, torch.float32)
@@ -376,42 +406,48 @@ BAD_INPUT: dict[str, tuple] = {
         {},
         "adder2d: weight must have the dtype of input, bfloat16, got float32",
     ),
-    "stride 0": (SHAPES, SINGLE, {"stride": (1, 0)}, "adder2d: stride must be two integers of at least 1, got (1, 0)"),
+    "stride 0": (
+        SHAPES,
+        SINGLE,
+        {"stride": (1, 0)},
+        "adder2d: stride must be two integers from 1 to 2147483647, got (1, 0)",
+    ),
     "stride of 3": (
         SHAPES,
         SINGLE,
         {"stride": (1, 1, 1)},
-        "adder2d: stride must be two integers of at least 1, got (1, 1, 1)",
+        "adder2d: stride must be two integers from 1 to 2147483647, got (1, 1, 1)",
     ),
     "negative padding": (
         SHAPES,
         SINGLE,
         {"padding": -1},
-        "adder2d: padding must be two integers of at least 0, got (-1, -1)",
+        "adder2d: padding must be two integers from 0 to 2147483647, got (-1, -1)",
     ),
     "dilation 0": (
         SHAPES,
         SINGLE,
         {"dilation": (0, 1)},
-        "adder2d: dilation must be two integers of at least 1, got (0, 1)",
+        "adder2d: dilation must be two integers from 1 to 2147483647, got (0, 1)",
     ),
     "groups 0": (
         SHAPES,
         SINGLE,
         {"groups": 0},
-        WORDS_OF_GROUPS + "0, input (2, 4, 5, 5) and weight (6, 4, 3, 3)",
+        WORDS_OF_GROUPS + "0, input (2, 4, 5, 5) and 6 filters",
     ),
     "groups that do not divide the filters": (
         ((2, 8, 5, 5), (6, 2, 3, 3)),
         SINGLE,
         {"groups": 4},
-        WORDS_OF_GROUPS + "4, input (2, 8, 5, 5) and weight (6, 2, 3, 3)",
+        WORDS_OF_GROUPS + "4, input (2, 8, 5, 5) and 6 filters",
     ),
     "channels that do not fit": (
         ((2, 4, 5, 5), (6, 3, 3, 3)),
         SINGLE,
         {},
-        WORDS_OF_GROUPS + "1, input (2, 4, 5, 5) and weight (6, 3, 3, 3)",
+        "adder2d: input must have groups times the channels of weight, 3, got 4: groups 1, input (2, 4, 5, 5) and "
+        "weight (6, 3, 3, 3)",
     ),
     "empty weight": (
         ((2, 4, 5, 5), (6, 4, 0, 3)),
@@ -430,6 +466,51 @@ BAD_INPUT: dict[str, tuple] = {
         SINGLE,
         {"dilation": (4, 1), "padding": 1},
         MUST_FIT + "(2, 4, 5, 5), weight (6, 4, 3, 3), padding (1, 1) and dilation (4, 1)",
+    ),
+    "dilation whose span overflows": (
+        ((1, 4, 7, 7), (6, 4, 17, 1)),
+        SINGLE,
+        {"dilation": (2**60, 1)},
+        "adder2d: dilation must be two integers from 1 to 2147483647, got (1152921504606846976, 1)",
+    ),
+    "padding whose double overflows": (
+        SHAPES,
+        SINGLE,
+        {"padding": 2**63 - 1},
+        "adder2d: padding must be two integers from 0 to 2147483647, got (9223372036854775807, 9223372036854775807)",
+    ),
+    "stride beyond 32 bits": (
+        SHAPES,
+        SINGLE,
+        {"stride": (1, 2**31)},
+        "adder2d: stride must be two integers from 1 to 2147483647, got (1, 2147483648)",
+    ),
+    "groups whose product with the channels overflows": (
+        ((2, 0, 5, 5), (6, 4, 3, 3)),
+        SINGLE,
+        {"groups": 2**62},
+        WORDS_OF_GROUPS + f"{2**62}, input (2, 0, 5, 5) and 6 filters",
+    ),
+    "padded rows beyond 32 bits": (
+        SHAPES,
+        SINGLE,
+        {"padding": (LARGEST, 0)},
+        f"adder2d: padding must leave an input of at most {LARGEST} rows and columns and {2**48} elements, got input "
+        f"(2, 4, 5, 5) and padding ({LARGEST}, 0)",
+    ),
+    "padded input of too many elements": (
+        SHAPES,
+        SINGLE,
+        {"padding": 2**24},
+        f"adder2d: padding must leave an input of at most {LARGEST} rows and columns and {2**48} elements, got input "
+        f"(2, 4, 5, 5) and padding ({2**24}, {2**24})",
+    ),
+    "output of too many elements": (
+        ((2, 4, 5, 5), (600, 4, 3, 3)),
+        SINGLE,
+        {"padding": 2**20},
+        f"adder2d: the output must have at most {2**48} elements, got input (2, 4, 5, 5), weight (600, 4, 3, 3), "
+        f"stride (1, 1) and padding ({2**20}, {2**20})",
     ),
     "unknown input_grad": (
         SHAPES,
@@ -480,13 +561,14 @@ def test_tensors_on_two_devices_are_refused(device: torch.device) -> None:
             adder2d(x.cpu(), w.to(device))
 
 
-@pytest.mark.parametrize("where", ["device", "reference"])
+@pytest.mark.parametrize("where", ["device", "meta", "reference"])
 def test_backward_operators_refuse_what_does_not_fit(device: torch.device, where: str) -> None:
     operators = torch.ops.adderzoo
     backward_input, backward_weight = operators._adder2d_backward_input, operators._adder2d_backward_weight
     if where == "reference":
         backward_input, backward_weight = reference.backward_input, reference.backward_weight
-    x, w, g = (torch.randn(shape, device=device) for shape in ((2, 3, 5, 5), (4, 3, 3, 3), (2, 4, 3, 3)))
+    there = "meta" if where == "meta" else device
+    x, w, g = (torch.randn(shape, device=there) for shape in ((2, 3, 5, 5), (4, 3, 3, 3), (2, 4, 3, 3)))
     geometry = [[1, 1], [0, 0], [1, 1], 1]
     for grad, input, words in (
         (g.new_zeros(2, 4, 5, 5), x, "grad must have the shape of the output, (2, 4, 3, 3), got (2, 4, 5, 5)"),
@@ -500,6 +582,17 @@ def test_backward_operators_refuse_what_does_not_fit(device: torch.device, where
             backward_weight(grad, input, w, *geometry)
     with pytest.raises(RuntimeError, match=r"^adder2d: input_grad must be 'hardtanh' or 'sign', got 'tanh'$"):
         backward_input(g, x, w, *geometry, "tanh")
+    for which, name in enumerate(("stride", "padding", "dilation")):
+        for number in (2**31, 2**60, 2**62, 2**63 - 1):
+            pairs: list = [[1, 1], [0, 0], [1, 1]]
+            pairs[which] = [1, number]
+            pattern = (
+                f"^adder2d: {name} must be two integers from {int(name != 'padding')} to 2147483647, got .*{number}"
+            )
+            with pytest.raises(RuntimeError, match=pattern):
+                backward_input(g, x, w, *pairs, 1, "sign")
+            with pytest.raises(RuntimeError, match=pattern):
+                backward_weight(g, x, w, *pairs, 1)
 
 
 # ------------------------------------------------------------------------------------- what the gradients are not for
@@ -535,6 +628,34 @@ def test_differentiation_by_functional_transforms_is_refused(device: torch.devic
     x, w, geometry = sample("strided", device=device)
     with pytest.raises(RuntimeError, match=r"^adder2d: torch.func's differentiation .* is not defined"):
         transform(lambda x: adder2d(x, w, *geometry).sum())(x)
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_inputs_that_are_copied_on_write_are_not_written(device: torch.device) -> None:
+    x, w, geometry = sample("grouped", device=device)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    x, w, g = (torch._lazy_clone(tensor) for tensor in (x, w, g))
+    adder2d(x, w, *geometry)
+    torch.ops.adderzoo._adder2d_backward_input(g, x, w, *geometry, "hardtanh")
+    torch.ops.adderzoo._adder2d_backward_weight(g, x, w, *geometry)
+    half = [torch._lazy_clone(tensor.bfloat16()) for tensor in (x, w)]
+    adder2d(*half, *geometry)
+    for tensor in (x, w, g, *half):
+        assert torch._C._is_cow_tensor(tensor)
+
+
+def test_taps_in_the_padding_take_no_memory(device: torch.device) -> None:
+    """By hand: of 17 taps, 2^26 rows apart, the ninth sees the first row."""
+    x = torch.tensor([5.0, 7.0, 9.0], device=device).view(1, 1, 3, 1)
+    w = torch.arange(17.0, device=device).view(1, 1, 17, 1)
+    y = adder2d(x, w, stride=(3, 1), padding=(2**29, 0), dilation=(2**26, 1))
+    assert y.tolist() == [[[[-(sum(range(17)) - 8 + 3)]]]]
+    grad_input = torch.ops.adderzoo._adder2d_backward_input(
+        torch.ones_like(y), x, w, [3, 1], [2**29, 0], [2**26, 1], 1, "sign"
+    )
+    assert grad_input.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
 # ------------------------------------------------------------------------------------------------------------ threads

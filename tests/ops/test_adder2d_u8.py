@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from programs import check_compiled, check_exported, check_recorded
 from reference64 import adder2d64
-from samples import FORMATS, GEOMETRIES, has_format_like, in_format
+from samples import CASES, FORMATS, GEOMETRIES, geometries, has_format_like, in_format
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,21 +129,9 @@ def test_worked_example(device: torch.device) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 3)))
-    least = [max(1, dilation[d] * (kernel[d] - 1) + 1 - 2 * padding[d]) for d in (0, 1)]
-    size = [draw(st.integers(least[d], least[d] + 5)) for d in (0, 1)]
-    groups = draw(st.integers(1, 4))
-    depthwise = draw(st.booleans()) and groups > 1
-    in_channels = 1 if depthwise else draw(st.sampled_from([1, 3, 7, 8, 18, 32]))  # of a group
-    out_channels = groups * draw(st.sampled_from([1, 2] if depthwise else [1, 5, 16, 17, 35]))
-    if depthwise:  # more channels than a panel has lanes
-        groups, out_channels = 9 * groups, 9 * out_channels
+    geometry, input_shape, weight_shape = draw(geometries())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    x = random_bytes(generator, draw(st.integers(1, 3)), groups * in_channels, *size)
-    w = random_bytes(generator, out_channels, in_channels, *kernel)
+    x, w = random_bytes(generator, *input_shape), random_bytes(generator, *weight_shape)
     most = draw(st.sampled_from([15, 63, 255]))
     options = {
         "zero_point": draw(st.integers(0, 255)),
@@ -153,19 +141,31 @@ def problems(draw: st.DrawFn) -> Problem:
     }
     addend = draw(st.sampled_from([None, torch.uint8, torch.float32]))
     x = in_format(x, draw(st.sampled_from(["contiguous", "channels_last"])))
-    p = epilogue(x, w, (stride, padding, dilation, groups), addend, generator, options)
+    p = epilogue(x, w, geometry, addend, generator, options)
     if addend is not None and draw(st.booleans()):
         p = replace(p, addend=in_format(p.addend, "channels_last"))
     return p
 
 
-@settings(deadline=None, max_examples=200)
-@given(p=problems(), kernel=st.sampled_from(["kernel", "reference"]))
-def test_operator_and_reference_equal_the_definition(device: torch.device, p: Problem, kernel: str) -> None:
+@settings(deadline=None, max_examples=CASES)
+@given(p=problems())
+def test_operator_and_reference_equal_the_definition(device: torch.device, p: Problem) -> None:
     tensors = {name: getattr(p, name).to(device) for name in ("input", "filters", "scale", "shift")}
     p = replace(p, **tensors, addend=None if p.addend is None else p.addend.to(device))
-    z = assert_equals_the_definition(p, adder2d_u8 if kernel == "kernel" else reference_of_pairs)
-    assert has_format_like(z, p.input)
+    for operator in (adder2d_u8, reference_of_pairs):
+        z = assert_equals_the_definition(p, operator)
+        assert has_format_like(z, p.input)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (8, 4), (8, 8), (12, 4), (16, 2), (16, 4)])
+def test_groups_whose_pixels_are_filled_up_to_the_length_of_all_channels(
+    device: torch.device, channels: int, groups: int
+) -> None:
+    """Eight bytes are a step: of a group of 1 to 4 channels as of all 8."""
+    generator = torch.Generator().manual_seed(0)
+    x = in_format(random_bytes(generator, 2, channels, 4, 5).to(device), "channels_last")
+    w = random_bytes(generator, 16 * groups, channels // groups, 3, 3).to(device)
+    assert_equals_the_definition(epilogue(x, w, ((1, 1), (1, 1), (1, 1), groups), None, generator, {}))
 
 
 def reference_of_pairs(*arguments: object, **options: object) -> Tensor:
@@ -213,8 +213,24 @@ def test_no_sum_overflows(device: torch.device) -> None:
     packed = pack_byte_filters(torch.zeros(1, size, 1, 1, dtype=torch.uint8, device=device))
     assert adder2d_u8(x, packed, scale, shift).item() == float(np.float32(255 * size)) / 2**16
     wider = torch.zeros(1, size + 1, 1, 1, dtype=torch.uint8, device=device)
-    with pytest.raises(RuntimeError, match=f"a filter must have at most {size} elements, got {size + 1}$"):
+    words = rf"a filter of weight must have at most {size} elements, got \(C / groups, kH, kW\) = \({size + 1}, 1, 1\)$"
+    with pytest.raises(RuntimeError, match=words):
         adder2d_u8(wider, pack_byte_filters(wider), scale, shift)
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(16, 40), (20, 40), (16, 3)])
+def test_filters_may_begin_at_any_address(device: torch.device, channels: int, filters: int) -> None:
+    """Of a view, as of a part of a file: the kernels of GPUs fetch 4 or 16 bytes at once."""
+    generator = torch.Generator().manual_seed(0)
+    x = in_format(random_bytes(generator, 2, channels, 6, 6).to(device), "channels_last")
+    w = random_bytes(generator, filters, channels, 3, 3).to(device)
+    p = epilogue(x, w, ((1, 1), (1, 1), (1, 1), 1), None, generator, {})
+    x, packed, scale, shift, _ = p.tensors()
+    for offset in (1, 2, 4, 8):
+        view = packed.new_empty(packed.numel() + offset)[offset:].view(packed.shape).copy_(packed)
+        assert view.data_ptr() % 16 == offset
+        z = adder2d_u8(x, view, scale, shift, None, *p.geometry, **p.options)
+        np.testing.assert_array_equal(z.cpu().numpy(), expected(p))
 
 
 @pytest.mark.parametrize("operator", [adder2d_u8, reference_of_pairs], ids=["kernel", "reference"])
@@ -274,11 +290,18 @@ BAD_INPUT: dict[str, tuple[dict, str]] = {
         {"scale_dtype": torch.float64},
         "scale must be float32 for an input of uint8, got float64",
     ),
-    "stride 0": ({"stride": (1, 0)}, "stride must be two integers of at least 1, got (1, 0)"),
+    "stride 0": ({"stride": (1, 0)}, "stride must be two integers from 1 to 2147483647, got (1, 0)"),
     "groups 0": (
         {"groups": 0},
-        "groups must divide the filters, and input must have groups times the channels of weight, got groups 0, 20 "
-        "filters, input (2, 4, 5, 5) and weight (2, 3, 3, 1, 16, 8)",
+        "groups must divide the channels of input and the filters, got groups 0, input (2, 4, 5, 5) and 20 filters",
+    ),
+    "dilation whose span overflows": (
+        {"dilation": (1, 2**62)},
+        "dilation must be two integers from 1 to 2147483647, got (1, 4611686018427387904)",
+    ),
+    "padding whose double overflows": (
+        {"padding": (2**63 - 1, 0)},
+        "padding must be two integers from 0 to 2147483647, got (9223372036854775807, 0)",
     ),
     "dilated kernel higher than the padded input": (
         {"dilation": (4, 1), "padding": (1, 1)},

@@ -41,6 +41,41 @@ print("backend:", backend())
 """
 
 
+# Rounding errors of one sign: constants, ramps and alternating signs, in sums of 4608 terms. Prints the largest error
+# of each kind in millionths of sum(|x| + |w|).
+STRUCTURED = """
+import torch
+from adderzoo.ops import adder2d, adder2d_affine, backend, pack_filters
+
+def numbers(kind, count, scale):
+    if kind == "ramp":
+        return torch.linspace(-scale, scale, count)
+    if kind == "alternating":
+        return scale * (-1.0) ** torch.arange(count)
+    return torch.full((count,), scale) if kind == "constant" else scale * torch.randn(count)
+
+kinds = ("constant", "ramp", "alternating", "random")
+torch.manual_seed(0)
+for kind in kinds:
+    worst = 0.0
+    for channels, kernel in ((4608, 1), (512, 3)):
+        # The second constants are among those that round worst.
+        for scales in (torch.rand(8) + 1, torch.tensor([1.5815811, 1.1, 1.3]), torch.rand(4) / 1000, torch.zeros(1)):
+            for scale in scales:
+                x = numbers(kind, 4608, scale).view(1, kernel, kernel, channels).permute(0, 3, 1, 2)
+                others = (0.0, -scale, 1.7 * scale, 0.99 * scale)
+                w = torch.stack([numbers(kind, 4608, other) for kind in kinds for other in others])
+                w = w.view(-1, kernel, kernel, channels).permute(0, 3, 1, 2).contiguous()
+                distance = (x.double() - w.double()).abs().sum((1, 2, 3))
+                bound = (x.double().abs() + w.double().abs()).sum((1, 2, 3)) + 1e-30
+                ones, zeros = torch.ones(len(w)), torch.zeros(len(w))
+                for y in (adder2d(x, w), adder2d_affine(x, pack_filters(w), ones, zeros)):
+                    worst = max(worst, ((y.flatten() + distance).abs() / bound).max().item() * 1e6)
+    print(kind, worst)
+print("backend:", backend())
+"""
+
+
 CAPABILITIES = ("default", "avx2", "avx512")
 
 
@@ -59,6 +94,17 @@ def test_instruction_set_matches_the_definition(capability: str, best: str, tmp_
         pytest.skip(f"this processor has no {capability}")
     printed = run_python(COMPARE, Path(__file__).parent, cwd=tmp_path, ADDERZOO_CPU_CAPABILITY=capability)
     assert f"{_library.BACKEND}, {capability}" in printed
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_errors_that_add_up_stay_within_the_documented_bound(capability: str, best: str, tmp_path: Path) -> None:
+    if CAPABILITIES.index(capability) > CAPABILITIES.index(best):
+        pytest.skip(f"this processor has no {capability}")
+    printed = run_python(STRUCTURED, cwd=tmp_path, ADDERZOO_CPU_CAPABILITY=capability, OMP_NUM_THREADS="1")
+    assert f"{_library.BACKEND}, {capability}" in printed
+    errors = {kind: float(error) for kind, error in map(str.split, printed.splitlines()[:-1])}
+    assert set(errors) == {"constant", "ramp", "alternating", "random"}
+    assert all(error <= 5 for error in errors.values()), errors
 
 
 def test_unknown_instruction_set_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ ORDERS = {"last thread first": "not million", "first thread first": "every_width
 def test_the_kernels_for_gpus_pass_the_operators_tests(library: Path, tests: str, order: str) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
+        "ADDERZOO_CASES": "100",
         "PYTHONPATH": str(Path(adderzoo.__file__).parent.parent),
         "ADDERZOO_REVERSED": str(int(order == "last thread first")),
         "ADDERZOO_KERNELS": str(library.parent / f"{tests}, {order}"),

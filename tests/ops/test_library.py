@@ -2,10 +2,13 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,9 @@ for warning in caught:
     if "adderzoo" in str(warning.message):
         print(f"{warning.category.__name__}: {warning.message}")
 """
+
+# With what it says on standard error.
+ALL_OF_IT = "import sys; sys.stderr = sys.stdout\n" + IMPORT
 
 
 def compiled_library() -> Path:
@@ -69,7 +75,7 @@ class Build(NamedTuple):
 
     def run(self, cwd: Path) -> "Build":
         environment = {"TORCH_EXTENSIONS_DIR": self.cache, "PATH": self.programs, "MAX_JOBS": "2"}
-        return self._replace(printed=run_python(IMPORT, cwd=cwd, package=self.checkout, **environment))
+        return self._replace(printed=run_python(ALL_OF_IT, cwd=cwd, package=self.checkout, **environment))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +107,9 @@ def no_compiler(tmp_path: Path) -> dict[str, str | Path]:
 def test_installed_library_is_loaded_and_nothing_is_compiled(
     checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
 ) -> None:
-    """In a checkout, whose sources are older than the library."""
-    shutil.copy(compiled_library(), checkout / "adderzoo" / "_C.abi3.so")
+    """In a copied checkout, whose sources are younger than the library: what is in them counts."""
+    library = Path(shutil.copy(compiled_library(), checkout / "adderzoo" / "_C.abi3.so"))
+    os.utime(library, (0, 0))
     printed = run_python(IMPORT, cwd=tmp_path, package=checkout, **no_compiler)
     assert "backend: compiled at installation, " in printed
     assert "value: -27.0" in printed
@@ -124,15 +131,36 @@ def test_setup_without_a_compiler_installs_the_rest(
     assert not list(checkout.rglob("*.so"))
 
 
-def test_installed_library_older_than_its_sources_is_not_used(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = checkout / "adderzoo" / "_C.abi3.so"
-    library.write_bytes(b"old")
+@pytest.mark.parametrize("change", ["sources", "flags"])
+def test_installed_library_of_other_sources_or_flags_is_not_used(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """However old they are: a copy, or a commit that was checked out, has times of its own."""
+    shutil.copy(compiled_library(), checkout / "adderzoo" / "_C.abi3.so")
     header = checkout / "csrc" / "cpu" / "adder2d_loops.h"
-    os.utime(library, (header.stat().st_mtime - 60,) * 2)
+    if change == "sources":
+        header.write_text(header.read_text() + "\n")
+        os.utime(header, (0, 0))
+    else:
+        monkeypatch.setattr(_library._build, "CXX_FLAGS", [*_library._build.CXX_FLAGS, "-DOTHER"])
     monkeypatch.setattr(_library, "PACKAGE", checkout / "adderzoo")
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
-    with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is older than its sources"):
+    with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is of other sources or flags"):
         _library._load_installed(_library._CPU)
+
+
+def test_setup_and_first_use_mark_a_library_with_the_same_digest(tmp_path: Path) -> None:
+    """setup.py runs the file by its path, before the package can be imported, perhaps in another folder."""
+    shutil.copytree(CHECKOUT / "csrc", tmp_path / "csrc")
+    copy = tmp_path / "adderzoo" / "ops" / "_build.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(CHECKOUT / "adderzoo" / "ops" / "_build.py", copy)
+    alone = runpy.run_path(str(copy))["build_digest"]
+    digests = [_library._build.build_digest(cuda) for cuda in (False, True)]
+    assert [alone(cuda) for cuda in (False, True)] == digests
+    assert digests[0] != digests[1]
+    assert _library._build.is_marked(compiled_library(), digests[0])
+    assert not _library._build.is_marked(compiled_library(), digests[1])
 
 
 def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +182,12 @@ def test_library_is_built_on_first_use_with_the_ninja_beside_python(first_build:
     assert "Warning" not in first_build.printed
 
 
+def test_build_says_that_it_compiles_how_long_and_into_which_folder(first_build: Build) -> None:
+    (line,) = [line for line in first_build.printed.splitlines() if "compiling" in line]
+    folder = first_build.library.parent
+    assert line == f"adderzoo: compiling its operators into {folder}, once; this takes about a minute"
+
+
 def test_second_process_uses_the_build_of_the_first(
     checkout: Path, first_build: Build, no_compiler: dict[str, str | Path], tmp_path: Path
 ) -> None:
@@ -163,10 +197,11 @@ def test_second_process_uses_the_build_of_the_first(
     compiler.symlink_to(shutil.which("false") or "/bin/false")
     before = first_build.library.stat().st_mtime_ns
     environment = no_compiler | {"TORCH_EXTENSIONS_DIR": first_build.cache}
-    printed = run_python(IMPORT, cwd=tmp_path, package=checkout, **environment)
+    printed = run_python(ALL_OF_IT, cwd=tmp_path, package=checkout, **environment)
     assert "backend: compiled on first use, " in printed
     assert "value: -27.0" in printed
     assert "Warning" not in printed
+    assert "compiling" not in printed
     assert first_build.library.stat().st_mtime_ns == before
 
 
@@ -224,6 +259,22 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     file.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
     with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
+        _library._load_built(_library._CPU)
+
+
+def test_home_that_cannot_be_written_names_the_variable_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").touch()
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    remedy = "set TORCH_EXTENSIONS_DIR to a folder that can be written$"
+    with pytest.raises(_library.LibraryNotFoundError, match=remedy):
+        _library._load_built(_library._CPU)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(_library, "_check_compiler", lambda compiled: None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for another user than root
+    with pytest.raises(_library.LibraryNotFoundError, match=f"no right to write into {tmp_path}/.*; {remedy}"):
         _library._load_built(_library._CPU)
 
 
@@ -375,6 +426,35 @@ def test_tensors_without_kernels_get_a_warning_that_says_why(monkeypatch: pytest
         RuntimeWarning, match=r"for cuda tensors \(the package has .* library; there is no nvcc\), so its"
     ):
         _library._warn_about_device(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_threads_that_come_while_kernels_are_compiled_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    started, calls = threading.Event(), []
+
+    def build(compiled: object) -> None:
+        calls.append(compiled)
+        started.set()
+        time.sleep(0.2)
+        if not there:
+            raise _library.LibraryNotFoundError("no nvcc")
+
+    for name, value in {"backend": None, "reasons": (), "tried_all": False}.items():
+        monkeypatch.setattr(_library._Cuda, name, value)
+    monkeypatch.setattr(_library, "_WAYS", (("compiled on first use", build),))
+    monkeypatch.setattr(_library, "BACKEND", "compiled at installation")
+    got: list[bool] = []
+    threads = [threading.Thread(target=lambda: got.append(_library._Cuda.load(build=True))) for _ in range(4)]
+    threads[0].start()
+    assert started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [there] * 4
+    assert calls == [_library._CUDA]
 
 
 def test_toolkit_behind_a_wrapper_is_found(tmp_path: Path) -> None:

@@ -38,3 +38,33 @@ def test_byte_b_of_lane_l_of_a_step_is_a_channel_of_filter_l(
             expected[filter // 16, :, :, channel // size, filter % 16, channel % size] = weight[filter, channel]
     assert packed.equal(expected)
     assert unpack_byte_filters(packed, filters, channels).equal(weight)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    bytes_ = torch.zeros(20, 4, 3, 3, dtype=torch.uint8)
+    packed, packed_bytes = pack_filters(bytes_.float()), pack_byte_filters(bytes_, 2)
+    for call, words in (
+        (lambda: pack_filters(torch.zeros(20, 4, 3)), "pack_filters: weight must have 4 dimensions"),
+        (lambda: pack_byte_filters(bytes_[0]), "pack_byte_filters: weight must have 4 dimensions"),
+        (lambda: pack_byte_filters(bytes_.float()), "pack_byte_filters: weight must be uint8, got torch.float32"),
+        *(
+            (lambda groups=groups: pack_byte_filters(bytes_, groups), f"pack_byte_filters: groups .* got {groups}")
+            for groups in (0, -1, 3, 2**62)
+        ),
+        (lambda: unpack_filters(bytes_, 20), r"unpack_filters: packed must be .*, got shape \(20, 4, 3, 3\)"),
+        *(
+            (
+                lambda filters=filters: unpack_filters(packed, filters),
+                f"unpack_filters: out_channels must be from 17 to 32, got {filters}",
+            )
+            for filters in (-1, 16, 33, 2**62)
+        ),
+        (lambda: unpack_byte_filters(packed, 20, 2), "unpack_byte_filters: packed must be"),
+        (
+            lambda: unpack_byte_filters(packed_bytes, 2**62, 4),
+            "unpack_byte_filters: out_channels must be from 17 to 32",
+        ),
+        (lambda: unpack_byte_filters(packed_bytes, 20, 2**62), "unpack_byte_filters: channels must be from 4 to 4"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^{words}"):
+            call()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from adderzoo.ops import adder2d
+from adderzoo.ops import adder2d, adder2d_affine, adder2d_u8, pack_byte_filters, pack_filters
 
 
 class Layer(torch.nn.Module):
@@ -201,6 +201,29 @@ def assert_vmap_is_a_loop(function: Callable[..., Tensor], in_dims: tuple[int | 
 def test_vmap_of_the_forward_is_a_loop(device: torch.device, name: str, in_dims: tuple[int | None, int | None]) -> None:
     x, w, geometry = sample(name, device=device)
     assert_vmap_is_a_loop(lambda x, w: adder2d(x, w, *geometry), in_dims, x, w)
+
+
+def test_vmap_over_a_size_of_zero_has_results_of_the_right_shape(device: torch.device) -> None:
+    x, w, geometry = sample("grouped", device=device)
+    g = torch.randn_like(adder2d(x, w, *geometry))
+    scale = torch.ones(w.shape[0], device=device)
+    bytes_ = (x.to(torch.uint8), pack_byte_filters(w.to(torch.uint8), geometry[3]))
+    operators = torch.ops.adderzoo
+    for call, tensors in (
+        (lambda x, w: adder2d(x, w, *geometry), (x, w)),
+        (lambda g, x, w: operators._adder2d_backward_input(g, x, w, *geometry, "sign"), (g, x, w)),
+        (lambda g, x, w: operators._adder2d_backward_weight(g, x, w, *geometry), (g, x, w)),
+        (lambda x, w: adder2d_affine(x, w, scale, scale, None, *geometry), (x, pack_filters(w))),
+        (lambda x, w: adder2d_u8(x, w, scale, scale, None, *geometry), bytes_),
+    ):
+        one = call(*tensors)
+        for dims in ((0,) * len(tensors), (*[None] * (len(tensors) - 1), 0), (1, *[None] * (len(tensors) - 1))):
+            none = [
+                tensor if dim is None else tensor.unsqueeze(dim).narrow(dim, 0, 0)
+                for tensor, dim in zip(tensors, dims, strict=True)
+            ]
+            result = torch.vmap(call, dims)(*none)
+            assert (result.shape, result.dtype) == ((0, *one.shape), one.dtype)
 
 
 def test_nested_vmap_is_two_loops(device: torch.device) -> None:

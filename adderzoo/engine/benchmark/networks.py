@@ -316,7 +316,9 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer
     except ImportError as error:
         raise ImportError("a CNN in int8 needs torchao: pip install 'adderzoo[int8]'") from error
-    config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config()
+    # Without VNNI two products of a full byte are added up in 16 bits, and saturate.
+    has_vnni = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_vnni_supported()
+    config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni)
     quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(config)
     # Strictly, or torchao finds no convolutions in what PyTorch 2.11 exports, and says nothing.
     batch = {0: torch.export.Dim.AUTO}

@@ -1,6 +1,5 @@
 """What a benchmark has measured: as tables, as JSON, as a picture."""
 
-import json
 import math
 import os
 import platform
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from adderzoo import ops
+from adderzoo import _foreign, ops
 from adderzoo.plots import import_matplotlib
 
 from .devices import Gpu, describe_gpu, is_gpu
@@ -116,7 +115,7 @@ class Report:
 
     def to_json(self) -> str:
         """Everything, times in seconds, memory in bytes, rates in elements or images a second."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return _foreign.to_json(asdict(self), indent=2) + "\n"
 
 
 def operator_table(results: Sequence[OperatorResult]) -> list[tuple[str, ...]]:

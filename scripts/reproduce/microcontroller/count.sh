@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../../.."
 images=$1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-adderzoo export --format c --model adder_resnet20 --model-kwargs 'layers=(1,1,1)' "$out/resnet8" --quantize "$images"
+adderzoo export --format c --model adder_resnet8 "$out/resnet8" --quantize "$images"
 adderzoo export --format c adder_resnet20.cifar10 "$out/resnet20" --quantize "$images"
 for network in resnet8 resnet20; do
     echo "$network"
