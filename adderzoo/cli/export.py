@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._network import add_network_arguments, check_channels, open_network
-from .quantize import add_some_images_arguments, check_some_images, open_some_images
+from .quantize import add_some_images_arguments, check_some_images, keep, open_some_images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +127,8 @@ def _name_network(args: argparse.Namespace) -> None:
 
 def _check_c(args: argparse.Namespace) -> None:
     """Refuse arguments of --format c that are none, before a network is opened."""
+    from adderzoo._files import check_output_folder
+
     check_some_images(args)
     for name in ("img_size", "dynamic_batch"):
         if getattr(args, name):
@@ -137,8 +139,7 @@ def _check_c(args: argparse.Namespace) -> None:
         raise ValueError(f"max-ram must be at least 1, got {args.max_ram}")
     if args.bits is not None and not (args.data_dir or args.dataset):
         raise ValueError(f"bits needs --quantize DATA, got bits {args.bits} without it")
-    if args.destination.exists() and not args.destination.is_dir():
-        raise ValueError(f"OUT must be a folder for --format c, got the file {args.destination}")
+    check_output_folder(args.destination, "OUT for the format c")
 
 
 def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
@@ -151,21 +152,23 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     has_images = bool(args.data_dir or args.dataset)
     quantized = hasattr(model, "quantization")
-    images, batches, source = None, [], ""
+    batches: list[Any] = []
+    loader: Iterable[Any] = ()
+    source = ""
     if has_images:
-        loader, count = open_some_images(model, args)
-        batches = [batch[0] for batch in loader]
-        images, source = _pixels(model, batches[0][:4]), f"{count} images"
         if quantized and args.bits is not None:
             raise ValueError(f"bits must not be given for {args.model}, which has {model.quantization['bits']} already")
+        opened, count = open_some_images(model, args)
+        loader, source = keep(opened, batches), f"{count} images"
     elif not quantized:
         raise ValueError(f"quantize must give images for {args.model}, a network in float: --quantize DATA")
     elif "statistics" not in said:
         raise ValueError(
             f"quantize must give images for {args.checkpoint}, which was quantised without them: --quantize DATA"
         )
-    network: Any = model if quantized else quantize(calibrate(model, batches, 7 if args.bits is None else args.bits))
-    statistics = observe(network, batches) if has_images else json.loads(said["statistics"])
+    network: Any = model if quantized else quantize(calibrate(model, loader, 7 if args.bits is None else args.bits))
+    statistics = observe(network, batches or loader) if has_images else json.loads(said["statistics"])
+    images = _pixels(model, batches[0][0][:4]) if batches else None
     written = write_c(
         network,
         statistics,
@@ -188,9 +191,10 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
         integers = integer_network(network, statistics, 3 if args.no_multiply else None)
         with torch.inference_mode():
             same = sum(
-                int((integers(_pixels(model, batch)).argmax(1) == network(batch).argmax(1)).sum()) for batch in batches
+                int((integers(_pixels(model, batch)).argmax(1) == network(batch).argmax(1)).sum())
+                for batch, *_ in batches
             )
-        line += f"; the same class as the network of bytes on {same} of {sum(map(len, batches))} images"
+        line += f"; the same class as the network of bytes on {same} of {count} images"
     print(line)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import write_atomically
+from adderzoo._files import check_output_folder, write_atomically
 
 from .conversion import integer_network
 from .integer import IntegerNetwork, Layer
@@ -57,6 +57,7 @@ def write_c(
         OSError: if a file cannot be written.
     """
     destination = Path(destination)
+    check_output_folder(destination, "destination")
     identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
     if not re.search("[A-Za-z]", identifier):
         raise ValueError(f"name must have a letter, got {name!r}")
