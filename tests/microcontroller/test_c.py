@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import quantised
+from quantised_networks import quantised
 from random_networks import SANITIZERS, STRICT, check
 from toolchains import MACHINES, build, compiled_plugin, need, run
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from networks import quantised
+from quantised_networks import quantised
 from random_networks import closeness, random_quantized
 from sklearn.datasets import load_digits
 

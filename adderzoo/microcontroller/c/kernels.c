@@ -161,8 +161,9 @@ INLINE uint32_t halves(uint32_t sum) { return (sum & 0xffffu) + (sum >> 16); }
     for (uint32_t k = 0; k + 1u < length; k += 2u, x += 2, w += 8) {                                                   \
       const uint32_t a0 = x[0], a1 = x[1], b0 = x[point / 4u], b1 = x[point / 4u + 1u];                                \
       TWO(t0, a0, a1, 0)                                                                                               \
-      TWO(t4, b0, b1, 0) TWO(t1, a0, a1, 1) TWO(t5, b0, b1, 1) TWO(t2, a0, a1, 2) TWO(t6, b0, b1, 2)                   \
-          TWO(t3, a0, a1, 3) TWO(t7, b0, b1, 3)                                                                        \
+      TWO(t4, b0, b1, 0)                                                                                               \
+      TWO(t1, a0, a1, 1)                                                                                               \
+      TWO(t5, b0, b1, 1) TWO(t2, a0, a1, 2) TWO(t6, b0, b1, 2) TWO(t3, a0, a1, 3) TWO(t7, b0, b1, 3)                   \
     }                                                                                                                  \
     if (length % 2u != 0u) {                                                                                           \
       const uint32_t a0 = x[0], b0 = x[point / 4u];                                                                    \
