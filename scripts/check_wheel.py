@@ -53,6 +53,7 @@ def check_wheel(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         package = ROOT / "adderzoo"
         files = [*package.rglob("*.py"), package / "py.typed", *(package / "weights").iterdir()]
+        files += (package / "microcontroller" / "c").iterdir()
         missing = {str(path.relative_to(ROOT)) for path in files} - set(names)
         assert not missing, f"files of the package are missing: {sorted(missing)}"
         libraries = [name for name in names if name.endswith(".so")]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME", required=True, help="network, as timm.create_model takes it")
+def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--model", metavar="NAME", required=required, help="network, as timm.create_model takes it")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
     weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="with these weights, in either format")

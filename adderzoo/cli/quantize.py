@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
     from adderzoo._files import check_output
     from adderzoo.checkpoints import read_metadata, read_model_args, read_ranges
+    from adderzoo.microcontroller import observe
     from adderzoo.quantization import quantize, save, simulate
 
     check_some_images(args)
@@ -70,18 +71,21 @@ def run(args: argparse.Namespace) -> None:
     known = read_ranges(args.checkpoint) if args.checkpoint else None
     bits = args.bits or (known["bits"] if known else 8)
     if known is None or args.data_dir or args.dataset:
-        simulation, source = _calibrated(model, args, bits)
+        simulation, source, batches = _calibrated(model, args, bits)
     else:
         if bits != known["bits"]:
             raise ValueError(f"bits must be those that {args.checkpoint} was trained with, {known['bits']}, got {bits}")
         if args.quantile is not None:
             raise ValueError(f"quantile is for ranges from data-dir, but {args.checkpoint} has those of its training")
-        simulation, source = simulate(model, known), "its training"
+        simulation, source, batches = simulate(model, known), "its training", []
     kinds = ("classes", "license", "source", "source_sha256", "trained_from", "taught_by")
     kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
-    save(quantize(simulation), args.destination, {**kept, "data_config": config}, **arguments)
+    network = quantize(simulation)
+    if batches:
+        kept["statistics"] = to_json(observe(network, batches))
+    save(network, args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
     print(
@@ -90,12 +94,23 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str]:
-    """The simulation, and what its ranges come from."""
+def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str, list[Any]]:
+    """The simulation, what its ranges come from, and of a classifier the images, which `export --format c` wants."""
+    from adderzoo.models import is_super_resolution
     from adderzoo.quantization import calibrate
 
     images, count = open_some_images(model, args)
-    return calibrate(model, images, bits, args.quantile), f"{count} images"
+    batches: list[Any] = []
+    if not is_super_resolution(model):
+        images = keep(images, batches)
+    return calibrate(model, images, bits, args.quantile), f"{count} images", batches
+
+
+def keep(images: Iterable[Any], batches: list[Any]) -> Iterator[Any]:
+    """Batches, which are kept in a list too; none is read before it is wanted, behind all that may be refused."""
+    for batch in images:
+        batches.append(batch)
+        yield batch
 
 
 def check_some_images(args: argparse.Namespace) -> None:

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Instructions of ResNet-8 (random weights, of which their number does not depend) and ResNet-20 on microcontrollers under
+# qemu: README's table. CIFAR10 is a folder with images in train/ (see scripts/reproduce/cifar10.sh).
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+images=$1
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+adderzoo export --format c --model adder_resnet8 "$out/resnet8" --quantize "$images"
+adderzoo export --format c adder_resnet20.cifar10 "$out/resnet20" --quantize "$images"
+for network in resnet8 resnet20; do
+    echo "$network"
+    python scripts/reproduce/microcontroller/count.py "$out/$network" --functions
+done

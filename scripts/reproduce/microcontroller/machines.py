@@ -1,0 +1,105 @@
+"""Compilers for microcontrollers, and qemu, which runs what `adderzoo export --format c` writes and counts."""
+
+import bisect
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PLUGIN = Path(__file__).parent / "count.c"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor under qemu.
+
+    Attributes:
+        compiler: With its flags.
+        qemu: The emulator, with its machine.
+        flash: Where code begins.
+        ram: Where data begins.
+    """
+
+    compiler: tuple[str, ...]
+    qemu: tuple[str, ...]
+    flash: int
+    ram: int
+
+
+def _arm(cpu: str, board: str, flash: int = 0, ram: int = 0x20000000, abi: str = "soft") -> Machine:
+    return Machine(
+        ("arm-none-eabi-gcc", f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={abi}"),
+        ("qemu-system-arm", "-M", board, "-semihosting", "-semihosting-config", "chardev=text"),
+        flash,
+        ram,
+    )
+
+
+def _riscv(march: str, abi: str = "ilp32") -> Machine:
+    return Machine(
+        ("riscv64-unknown-elf-gcc", f"-march={march}", f"-mabi={abi}"),
+        ("qemu-system-riscv32", "-M", "virt", "-bios", "none", "-serial", "chardev:text"),
+        0x80000000,
+        0x81000000,
+    )
+
+
+MACHINES = {
+    "cortex-m0plus": _arm("cortex-m0plus", "mps2-an385"),  # its code, on a Cortex-M3
+    "cortex-m3": _arm("cortex-m3", "mps2-an385"),
+    "cortex-m4": _arm("cortex-m4", "mps2-an386"),
+    "cortex-m7": _arm("cortex-m7", "mps2-an500"),
+    "cortex-m33": _arm("cortex-m33", "mps2-an505", 0x10000000, 0x38000000),
+    "cortex-m55": _arm("cortex-m55", "mps3-an547", 0x10000000, 0x21000000, "hard"),
+    "rv32e": _riscv("rv32e", "ilp32e"),
+    "rv32i": _riscv("rv32i"),
+    "rv32imc": _riscv("rv32imac"),
+}
+
+
+def build(folder: Path, machine: Machine, *flags: str, name: str = "net") -> Path:
+    """The test program of a folder that was exported, for a machine."""
+    program = folder / f"{machine.compiler[1].partition('=')[2]}.elf"
+    sections = f"--section-start=.vectors={machine.flash:#x},-Ttext={machine.flash + 0x100:#x},-Tdata={machine.ram:#x}"
+    command = [*machine.compiler, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2"]
+    command += ["-ffreestanding", "-nostdlib", "-nostartfiles", "-DBARE", *flags, f"{name}_test.c", f"{name}.c"]
+    command += ["bare.c", "-lgcc", "-o", str(program)]
+    command += [f"-Wl,-e,start,{sections},--defsym=stack_top={machine.ram + 0x100000:#x}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return program
+
+
+def run(program: Path, machine: Machine, plugin: Path | None = None) -> tuple[str, dict[str, int]]:
+    """What a program prints, and with a plugin that counts: instructions by function."""
+    text, counts = program.with_suffix(".txt"), program.with_suffix(".counts")
+    command = [*machine.qemu, "-chardev", f"file,id=text,path={text}", "-display", "none", "-monitor", "none"]
+    command += ["-kernel", str(program)]
+    if plugin is not None:
+        command += ["-plugin", f"{plugin},base={machine.flash:#x},size=0x100000,out={counts}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{program} ends with {done.returncode}: {text.read_text()}{done.stderr}")
+    return text.read_text(), _by_function(program, machine, counts) if plugin is not None else {}
+
+
+def _by_function(program: Path, machine: Machine, counts: Path) -> dict[str, int]:
+    nm = machine.compiler[0].replace("gcc", "nm")
+    lines = subprocess.run([nm, "-n", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = [(int(line.split()[0], 16) & ~1, line.split()[2]) for line in lines if line.split()[1] in "tT"]
+    symbols = [(address, name) for address, name in symbols if name[0] not in "$."]
+    addresses = [address for address, _ in symbols]
+    total: dict[str, int] = {}
+    for line in counts.read_text().splitlines():
+        address, count = line.split()
+        name = symbols[bisect.bisect_right(addresses, int(address, 16)) - 1][1].partition(".")[0]
+        total[name] = total.get(name, 0) + int(count)
+    return total
+
+
+def compiled_plugin(folder: Path) -> Path:
+    """The plugin that counts."""
+    plugin = folder / "libcount.so"
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", str(PLUGIN)]
+    subprocess.run([*command, "-o", str(plugin)], check=True)
+    return plugin

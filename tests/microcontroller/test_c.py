@@ -1,0 +1,196 @@
+"""The C that is written: compiled strictly and run on this machine, and under qemu on others."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quantised_networks import quantised
+from random_networks import SANITIZERS, STRICT, check
+from toolchains import MACHINES, build, compiled_plugin, need, run
+
+from adderzoo.microcontroller import integer_network, write_c
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def compile_and_run(folder: Path, *flags: str, compiler: str = "gcc") -> None:
+    command = [compiler, *STRICT, "-O1", *flags, "net.c", "net_test.c", "-o", "net_test"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([folder / "net_test"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "PASS\n"), done
+
+
+def sanitizers_link(compiler: str) -> bool:
+    command = [compiler, "-fsanitize=address,undefined", "-x", "c", "-", "-o", "/dev/null"]
+    return subprocess.run(command, input="int main(void) { return 0; }", text=True, capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lenet5")
+    write_c(*quantised("adder_lenet5.digits"), folder, "net", multiply=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnet8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resnet8")
+    write_c(*quantised("adder_resnet8"), folder, "net")
+    return folder
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_c_is_clean_and_equal_to_python(compiler: str, lenet5: Path, resnet8: Path) -> None:
+    need(compiler)
+    if compiler == "clang" and not sanitizers_link(compiler):
+        pytest.skip("not installed: clang's sanitizers (Debian's libclang-rt-dev; .ci/run installs it)")
+    for folder in (lenet5, resnet8):
+        compile_and_run(folder, *SANITIZERS, compiler=compiler)
+        compile_and_run(folder, *SANITIZERS, "-DADDER_KERNEL=0", compiler=compiler)
+
+
+@pytest.mark.parametrize("name", ["adder_resnet20.cifar10", "adder_resnet32", "adder_vgg_small"])
+def test_larger_networks(name: str, tmp_path: Path) -> None:
+    network, statistics = quantised(name)
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    write_c(network, statistics, tmp_path, "net", images=images)
+    compile_and_run(tmp_path, "-O2")
+
+
+@pytest.mark.parametrize("seed", range(20, 28))
+def test_random_networks(seed: int, tmp_path: Path) -> None:
+    check(seed, tmp_path)
+
+
+def test_a_difference_fails_the_self_check(lenet5: Path, tmp_path: Path) -> None:
+    for file in lenet5.glob("net*.[ch]"):
+        text = file.read_text()
+        if file.name == "net_test.c":
+            text = re.sub(r"(golden\[.*\] = \{\n    )(-?\d+)", lambda m: f"{m[1]}{int(m[2]) + 1}", text)
+        (tmp_path / file.name).write_text(text)
+    with pytest.raises(AssertionError, match="FAIL"):
+        compile_and_run(tmp_path)
+
+
+def test_the_header_says_what_the_arena_takes(resnet8: Path) -> None:
+    said = int(re.search(r"NET_ARENA_BYTES (\d+)", (resnet8 / "net.h").read_text())[1])  # type: ignore[index]
+    subprocess.run(["gcc", "-O2", "-c", "net.c"], cwd=resnet8, check=True)
+    sizes = subprocess.run(["size", "net.o"], cwd=resnet8, capture_output=True, text=True, check=True).stdout
+    data, bss = (int(number) for number in sizes.splitlines()[1].split()[1:3])
+    assert data + bss - said in range(700)  # the host's pointers to names among them
+    assert said <= 41_000
+
+
+def test_too_little_ram_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    network, statistics = quantised("adder_lenet5.digits")
+    with pytest.raises(ValueError, match="max-ram must be at least 10,488 bytes for net, got 10,000"):
+        write_c(network, statistics, tmp_path / "out", "net", max_ram=10_000)
+    assert not any(tmp_path.iterdir())
+    write_c(network, statistics, tmp_path / "out", "net", max_ram=10_488)
+
+
+def test_vectors_are_what_every_layer_makes(tmp_path: Path) -> None:
+    network, statistics = quantised("adder_lenet5.digits")
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    write_c(network, statistics, tmp_path, "net", images=images, vectors=True)
+    arrays = np.load(tmp_path / "vectors.npz")
+    integers = integer_network(network, statistics)
+    for index, (step, made) in enumerate(integers.tensors(images)):
+        assert np.array_equal(arrays[f"layer{index:02d}_output"], made.numpy()), step.output.name
+    # The first adder layer as a test bench would compute it, from the memory files.
+    x = _hex(tmp_path / "vectors" / "layer00_output.hex").reshape(2, 1, 32, 32)
+    w = _hex(tmp_path / "vectors" / "layer01_weight.hex").reshape(6, 1, 5, 5)
+    bias, times = (_hex(tmp_path / "vectors" / f"layer01_{name}.hex") for name in ("bias", "multiplier"))
+    shift, drop, low, top, _ = _hex(tmp_path / "vectors" / "layer01_scalars.hex")
+    distance = np.abs(x[0, :, 3:8, 4:9] - w).sum((1, 2, 3))
+    y = np.clip((bias + (distance >> drop) * times) >> shift, low, top)
+    assert arrays["layer01_output"][0, :, 3, 4].tolist() == y.tolist()
+
+
+def _hex(path: Path) -> np.ndarray:
+    lines = path.read_text().split()
+    numbers = np.array([int(line, 16) for line in lines])
+    return np.where(numbers >= 2**31, numbers - 2**32, numbers) if len(lines[0]) == 8 else numbers
+
+
+# ---------------------------------------------------------------------------------------------------------- under qemu
+
+# Millions of instructions for one image of ResNet-8, at most, and of LeNet-5 without multiplication: GCC 12's code has
+# the first number of each, and a tenth more may be another compiler's.
+CEILINGS: dict[str, tuple[float, float]] = {
+    "cortex-m4": (6.94, 1.20),
+    "cortex-m3": (30.4, 3.14),
+    "cortex-m55": (8.66, 1.47),
+    "rv32i": (64.1, 3.12),
+    "rv32imc": (32.3, 3.12),
+}
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled_plugin(tmp_path_factory.mktemp("plugin"))
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_other_processors_give_the_same_bits_in_as_many_instructions(
+    name: str, plugin: Path, resnet8: Path, lenet5: Path
+) -> None:
+    machine = MACHINES[name]
+    need(machine.compiler[0], machine.qemu[0])
+    for folder, ceiling in zip((resnet8, lenet5), CEILINGS[name], strict=True):
+        text, counts = run(build(folder, machine), machine, plugin)
+        assert text == "PASS\n"
+        counted = sum(counts.values()) / 4 / 1e6  # golden images
+        assert 0.5 * ceiling < counted <= 1.1 * ceiling, counts
+
+
+def test_the_plugin_counts_a_loop_of_known_length(plugin: Path, tmp_path: Path) -> None:
+    machine = MACHINES["cortex-m4"]
+    need(machine.compiler[0], machine.qemu[0])
+    (tmp_path / "bare.c").write_text((Path(write_c.__code__.co_filename).parent / "c" / "bare.c").read_text())
+    (tmp_path / "net.c").write_text(
+        "int run(void);\n__attribute__((noinline)) int run(void) { int n = 123456;\n"
+        '__asm__ volatile("1: subs %0, %0, #1\\n\\tbne 1b" : "+r"(n) : : "cc"); return n; }\n'
+    )
+    (tmp_path / "net_test.c").write_text("int run(void);\nint main(void) { return run(); }\n")
+    _, counts = run(build(tmp_path, machine), machine, plugin)
+    assert counts["run"] - 2 * 123456 in range(1, 6)  # the loop, and what loads the number and returns
+
+
+def test_without_a_multiplier_nothing_is_multiplied(lenet5: Path) -> None:
+    need("riscv64-unknown-elf-gcc")
+    compiler = ("riscv64-unknown-elf-gcc", "-mabi=ilp32", "-O2", "-ffreestanding", "-std=c99", "-c", "net.c")
+    for march in ("rv32i", "rv32im"):
+        subprocess.run([*compiler, f"-march={march}", "-o", f"{march}.o"], cwd=lenet5, check=True)
+        tools = [("nm", "-u"), ("objdump", "-d")]
+        found = [
+            subprocess.run(
+                [f"riscv64-unknown-elf-{tool}", flag, f"{march}.o"], cwd=lenet5, capture_output=True, text=True
+            ).stdout
+            for tool, flag in tools
+        ]
+        assert "__mul" not in found[0]
+        assert not re.search(r"\tmulh?[su]*\t", found[1]), march
+
+
+@pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m33", "cortex-m55"])
+def test_clang_compiles_it_for_boards(cpu: str, resnet8: Path, lenet5: Path) -> None:
+    need("clang")
+    command = ["clang", "--target=thumbv7em-none-eabi", f"-mcpu={cpu}", *STRICT, "-O2", "-ffreestanding", "-c", "net.c"]
+    for folder in (resnet8, lenet5):
+        done = subprocess.run([*command, "-o", f"{cpu}.o"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_code_for_boards_is_small(resnet8: Path) -> None:
+    """Numbers and code of ResNet-8: 90 KiB."""
+    need("arm-none-eabi-gcc", "arm-none-eabi-size")
+    command = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb", "-O2", "-ffreestanding", "-c", "net.c"]
+    subprocess.run([*command, "-o", "m4.o"], cwd=resnet8, check=True)
+    size: Any = subprocess.run(["arm-none-eabi-size", "m4.o"], cwd=resnet8, capture_output=True, text=True)
+    assert int(size.stdout.splitlines()[1].split()[0]) <= 90 * 1024
