@@ -433,9 +433,10 @@ def _create_with(name: str, arguments: dict[str, Any]) -> Any:
     try:
         return create_model(name, **arguments)
     except ARGUMENT_ERRORS as error:
-        if not arguments:
+        given = {key: value for key, value in arguments.items() if key != "pretrained"}  # ours
+        if not given:
             raise
-        raise ValueError(f"model {name!r} cannot be created with the arguments {shown(arguments)}: {error}") from error
+        raise ValueError(f"model {name!r} cannot be created with the arguments {shown(given)}: {error}") from error
 
 
 def open_network(
