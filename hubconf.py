@@ -6,7 +6,7 @@
 The operator is compiled on first use, where there is a C++ compiler; else PyTorch's own operations stand in for it.
 """
 
-dependencies = ["filelock", "huggingface_hub", "safetensors", "timm", "torch", "torchvision", "tqdm"]
+dependencies = ["PIL", "filelock", "huggingface_hub", "numpy", "safetensors", "timm", "torch", "torchvision", "tqdm"]
 
 from timm import model_entrypoint as _entry_point  # noqa: E402 - torch.hub reads `dependencies` first
 

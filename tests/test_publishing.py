@@ -246,7 +246,7 @@ def other_config(**values: Any) -> str:
             r"pretrained_cfg has input_size \(1, 32, 32\), .* has \(1, 64, 64\)$",
         ),
         ({"data_config": other_config(interpolation="bilinear")}, "has interpolation bicubic, .* has bilinear"),
-        ({"data_config": "[]"}, "no object in its metadata data_config"),
+        ({"data_config": "[]"}, r"its metadata data_config is wrong: it must be an object, got \[\]$"),
         ({"license": "BSD-3-Clause"}, "of the licence of adder_lenet5.digits, apache-2.0, .* is of BSD-3-Clause"),
         ({"architecture": None}, "with an architecture in its metadata, .*, got .*best.safetensors"),
     ],
