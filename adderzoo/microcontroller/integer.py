@@ -24,6 +24,7 @@ Pooling is of bytes: the greatest of a window (the least, for channels whose Bat
 order round), or its sum, with a multiplier and a shift as above.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ def _check_32_bits(x: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Step(ABC):
     """What makes a tensor of others.
 
     Attributes:
@@ -101,9 +102,9 @@ class Step:
     output: Plane
     inputs: tuple[Plane, ...]
 
+    @abstractmethod
     def __call__(self, *inputs: Tensor) -> Tensor:
         """(N, C, H, W) in uint8 to (N, C', H', W') in uint8, or in int64 for logits."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
