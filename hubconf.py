@@ -10,7 +10,7 @@ dependencies = ["PIL", "filelock", "huggingface_hub", "numpy", "safetensors", "t
 
 from timm import model_entrypoint as _entry_point  # noqa: E402 - torch.hub reads `dependencies` first
 
-from adderzoo.hub import network_names as _network_names  # noqa: E402
+from adderzoo.catalogue import network_names as _network_names  # noqa: E402
 
 # From the registry, so that a new family needs no line here.
 globals().update({_name: _entry_point(_name) for _name in _network_names()})

@@ -1,27 +1,75 @@
-"""Adder networks for PyTorch. Importing this package registers its networks and optimisers with timm."""
+"""Adder networks for PyTorch. Importing this package registers its networks and optimizers with timm.
 
-from adderzoo import _signals
+What else it offers is imported where it is first used, so that a program waits for nothing that it does not call.
+"""
 
-if _signals.started_as_command():
-    _signals.end_at_once()
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from adderzoo import hub, layers, models, ops, optim, profile, quantization
-from adderzoo.checkpoints import create_model
-from adderzoo.fusion import fuse
-from adderzoo.hub import list_models
-from adderzoo.quantization import load
+if TYPE_CHECKING:
+    from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim
+    from adderzoo.catalogue import list_models
+    from adderzoo.checkpoints import create_model
+    from adderzoo.inference.export import export_network as export
+    from adderzoo.inference.fusion import fuse
+    from adderzoo.inference.quantization import calibrate, load, quantize
 
 __all__ = [
+    "analysis",
+    "calibrate",
+    "catalogue",
     "create_model",
+    "data",
+    "detection",
+    "engine",
+    "export",
     "fuse",
-    "hub",
+    "inference",
     "layers",
     "list_models",
     "load",
     "models",
     "ops",
     "optim",
-    "profile",
-    "quantization",
+    "quantize",
 ]
 __version__ = "0.1.0.dev0"
+
+# Where functions come from; all other names of __all__ are modules.
+_FUNCTIONS = {
+    "calibrate": "inference.quantization.calibrate",
+    "create_model": "checkpoints.create_model",
+    "export": "inference.export.export_network",
+    "fuse": "inference.fusion.fuse",
+    "list_models": "catalogue.list_models",
+    "load": "inference.quantization.load",
+    "quantize": "inference.quantization.quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'adderzoo' has no attribute {name!r}")
+    module, _, function = _FUNCTIONS.get(name, name).rpartition(".")
+    if not module:
+        return import_module(f"adderzoo.{name}")
+    value = globals()[name] = getattr(import_module(f"adderzoo.{module}"), function)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _is_command() -> bool:
+    """Whether this process is `adderzoo`, or `python -m adderzoo.cli`, which imports the package before it runs it."""
+    if sys.argv[:1] == ["-m"]:
+        return "adderzoo.cli" in sys.orig_argv
+    return bool(sys.argv) and os.path.basename(sys.argv[0]) == "adderzoo"
+
+
+# The command answers before PyTorch is imported; what it runs imports the networks itself.
+if not _is_command():
+    from adderzoo import models, optim

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save
 from timm.models import parse_model_name
 from torch import Tensor, nn
 
-from adderzoo import _foreign
-from adderzoo._files import in_memory, write_atomically
-from adderzoo._foreign import plain, shown, why
+from adderzoo.files import foreign
+from adderzoo.files.foreign import plain, shown, why
+from adderzoo.files.output import in_memory, write_atomically
+from adderzoo.hub import from_hub
 from adderzoo.layers import Adder2d
 from adderzoo.models._builder import COUNTERS, FOREIGN_SHA256, own_names, read_network, to_original
-from adderzoo.models._download import from_hub
 
 # SHA-256 of files whose origin is known.
-_KNOWN_LICENCES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
+_KNOWN_LICENSES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
 
 
 def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def _state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
 def _find_state_dicts(
     content: Mapping[Any, Any], keys: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Dictionaries of tensors in one, but for an optimiser's; each once, should they contain themselves."""
+    """Dictionaries of tensors in one, but for an optimizer's; each once, should they contain themselves."""
     seen.add(id(content))
     if content and all(isinstance(key, str) and _is_plain(value) for key, value in content.items()):
         yield ".".join(keys), dict(content)
@@ -126,7 +126,7 @@ def read_num_classes(path: Path) -> int | None:
     Raises:
         ValueError: as :func:`read_metadata`, or if it is no number.
     """
-    return _read(path, "num_classes", str, _foreign.check_num_classes)
+    return _read(path, "num_classes", str, foreign.check_num_classes)
 
 
 def read_classes(path: Path) -> list[str] | None:
@@ -135,7 +135,7 @@ def read_classes(path: Path) -> list[str] | None:
     Raises:
         ValueError: as :func:`read_metadata`, or if they are no list of names.
     """
-    return _read(path, "classes", _foreign.parse_json, _foreign.check_classes)
+    return _read(path, "classes", foreign.parse_json, foreign.check_classes)
 
 
 def read_data_config(path: Path) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def read_data_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: as :func:`read_metadata`, or naming what is no such thing.
     """
-    return _read(path, "data_config", _foreign.parse_json, _foreign.check_data_config) or {}
+    return _read(path, "data_config", foreign.parse_json, foreign.check_data_config) or {}
 
 
 def read_model_args(path: Path) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def read_model_args(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: as :func:`read_metadata`, or if they are no JSON object, or would read other files.
     """
-    return _read(path, "model_args", _foreign.parse_json, _foreign.check_model_args) or {}
+    return _read(path, "model_args", foreign.parse_json, foreign.check_model_args) or {}
 
 
 def read_ranges(path: Path, key: str = "ranges") -> dict[str, Any] | None:
@@ -161,12 +161,12 @@ def read_ranges(path: Path, key: str = "ranges") -> dict[str, Any] | None:
 
     Args:
         path: The file.
-        key: "ranges" of float weights that were trained with those, "quantization" of a quantised network.
+        key: "ranges" of float weights that were trained with those, "quantization" of a quantized network.
 
     Raises:
         ValueError: as :func:`read_metadata`, or naming what is no such thing.
     """
-    return _read(path, key, _foreign.parse_json, _foreign.check_ranges)
+    return _read(path, key, foreign.parse_json, foreign.check_ranges)
 
 
 def _read(path: Path, key: str, parse: Callable[[str], Any], check: Callable[[Any], Any]) -> Any:
@@ -190,7 +190,7 @@ def read_origin(path: Path) -> dict[str, str]:
     origin = f"{said.get('source', path.name)} (SHA-256 {said.get('source_sha256', digest)})"
     if "trained_from" in said:
         origin += f", which was trained from {said['trained_from']}"
-    license = said.get("license") or _KNOWN_LICENCES.get(digest)
+    license = said.get("license") or _KNOWN_LICENSES.get(digest)
     return {"trained_from": origin} | ({"license": license} if license else {})
 
 
@@ -272,11 +272,11 @@ def check_architecture(path: Path, model: nn.Module, content: Mapping[str, Tenso
         content: The tensors of the file.
 
     Raises:
-        ValueError: naming both networks; or if the file is a quantised network.
+        ValueError: naming both networks; or if the file is a quantized network.
     """
     metadata = read_metadata(path)
     if "quantization" in metadata:
-        raise ValueError(f"{path} is a quantised network, not the weights of a float one: adderzoo.load opens it")
+        raise ValueError(f"{path} is a quantized network, not the weights of a float one: adderzoo.load opens it")
     said = metadata.get("architecture", "").partition(".")[0]
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if said and name and said != name:
@@ -376,7 +376,7 @@ def _check_source(name: str, cache_dir: Any) -> None:
     else:
         path = from_hub(where, filename="config.json", cache_dir=cache_dir)
     try:
-        _foreign.check_config(_foreign.parse_json(path.read_text(encoding="utf-8")))
+        foreign.check_config(foreign.parse_json(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"its {path.name} is wrong: {error}") from error
 
@@ -451,7 +451,7 @@ def open_network(
     Args:
         name: As `timm.create_model` takes it.
         pretrained: With the published weights of its tag.
-        checkpoint: With these weights, which have to fit exactly; or a quantised network, whose `pretrained_cfg` is
+        checkpoint: With these weights, which have to fit exactly; or a quantized network, whose `pretrained_cfg` is
             that of the tag in `name`, or else its file's, with its own preprocessing.
         num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
         arguments: Further ones of `timm.create_model`, before those that the checkpoint's metadata has.
@@ -459,7 +459,7 @@ def open_network(
     Raises:
         ValueError: as :func:`create_model`, :func:`load_checkpoint`, :func:`read_model_args` and
             :func:`read_num_classes`, if `num_classes` is less than 1, or `arguments` are none of the network, or for a
-            quantised one.
+            quantized one.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -467,7 +467,7 @@ def open_network(
         num_classes = read_num_classes(checkpoint)
     if checkpoint and (network := read_network(checkpoint, name.partition(".")[0], num_classes)) is not None:
         if arguments:
-            raise ValueError(f"{checkpoint} is a quantised network, which takes no arguments, got {arguments}")
+            raise ValueError(f"{checkpoint} is a quantized network, which takes no arguments, got {arguments}")
         if "." in name:  # else the file's own tag
             with torch.device("meta"):
                 tagged: Any = create_model(name)
@@ -505,7 +505,7 @@ def convert(
         key: Which of several state dicts in the source, as :func:`read_state_dict` takes it.
 
     Returns:
-        The metadata: architecture, number of classes, name, SHA-256 and licence of the source, and what else it says of
+        The metadata: architecture, number of classes, name, SHA-256 and license of the source, and what else it says of
         itself. safetensors carries it.
 
     Raises:
@@ -525,8 +525,8 @@ def convert(
     state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     metadata = {
-        "license": _KNOWN_LICENCES.get(digest, "unknown"),
-        **read_metadata(source),  # classes, preprocessing, licence
+        "license": _KNOWN_LICENSES.get(digest, "unknown"),
+        **read_metadata(source),  # classes, preprocessing, license
         "format": "pt",
         "architecture": model_name,
         **({"num_classes": str(model.num_classes)} if model.num_classes else {}),

@@ -95,7 +95,7 @@ def fcos(backbone: BackboneWithFPN, num_classes: int, **kwargs: Any) -> FCOS:
         backbone: As :func:`fpn_backbone` makes it.
         num_classes: As torchvision counts them, with the background as number 0.
         kwargs: Further arguments of `torchvision.models.detection.FCOS`: `min_size`, `score_thresh` ... By default
-            images are normalised as the backbone's weights want it, and every level has one anchor of its stride.
+            images are normalized as the backbone's weights want it, and every level has one anchor of its stride.
 
     Raises:
         ValueError: if `num_classes` is less than 2, or torchvision's head does not take the backbone's channels, which

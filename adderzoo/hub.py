@@ -1,226 +1,112 @@
-"""What can be had by name: the networks of this package, what they cost, their weights and how good those are."""
+"""Weights on the Hugging Face Hub and elsewhere: a copy that is known to be right before anybody reads it."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import hashlib
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from timm.models._hub import download_cached_file, hf_split
 
-from adderzoo import models
-from adderzoo._files import write_atomically
-from adderzoo._foreign import to_json
-from adderzoo.profile import Operations, profile
-
-RESULTS = models.WEIGHTS / "results.json"
+# Whose repositories on the Hub have this package's weights.
+HUB_ORGANIZATION = "adderzoo"
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """What a classifier's published weights are measured by.
-
-    Attributes:
-        dataset: What was measured on.
-        images: How many of its images.
-        top1: Top-1 accuracy in percent.
-        top1_se: Its standard error.
-        command: What measured it, and trained the weights where they were trained here.
-        recipe: How they were trained, in a sentence or two; "" where nobody wrote it down.
-    """
-
-    dataset: str
-    images: int
-    top1: float
-    top1_se: float
-    command: str
-    recipe: str = ""
+def hub_id(tag: str) -> str:
+    """The repository on the Hub of the weights of a tag, such as adder_lenet5.digits."""
+    return f"{HUB_ORGANIZATION}/{tag}"
 
 
-@dataclass(frozen=True)
-class SetQuality:
-    """PSNR and SSIM on a test set of super-resolution, means over its images.
-
-    Attributes:
-        dataset: The set by its name, such as "Set5".
-        scale: How many times as large its images were made.
-        images: How many they are.
-        psnr: In decibels, of the luminance, as :func:`adderzoo.engine.evaluate_super_resolution` measures it.
-        ssim: Likewise, at most 1.
-    """
-
-    dataset: str
-    scale: int
-    images: int
-    psnr: float
-    ssim: float
-
-    @property
-    def name(self) -> str:
-        """As the field writes it: Set5 x2."""
-        return f"{self.dataset} x{self.scale}"
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class Quality:
-    """What published weights of a network for super-resolution are measured by.
+def from_hub(
+    repo: str, published: str | None = None, filename: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """A file of weights: from huggingface_hub's cache, else from the Hub.
 
-    Attributes:
-        test_sets: At least one; one that serves several scales may have a set more than once.
-        command: What measured it, and trained the weights.
-        recipe: How they were trained, in a sentence or two.
-    """
-
-    test_sets: tuple[SetQuality, ...]
-    command: str
-    recipe: str = ""
-
-
-Measurement = Accuracy | Quality
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Published weights of a network: `timm.create_model(f"{network}.{tag}", pretrained=True)`."""
-
-    tag: str
-    measured: Measurement | None
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A network by its name.
-
-    Attributes:
-        name: As `timm.create_model` takes it.
-        parameters: Number of trained parameters.
-        multiply_adds: Multiply-accumulates of its convolutions and linear layers, for one image of `input_size`; what
-            binary and shift layers compute is none.
-        adder_elements: |x - w| that its adder layers compute and sum up, likewise; each is two additions.
-        input_size: (C, H, W), the network's own unless weights of another one are described.
-        pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
-        task: "image-classification" or "super-resolution".
-        scale: How many times as large a network for super-resolution makes images if it is not told; None for others.
-    """
-
-    name: str
-    parameters: int
-    multiply_adds: int
-    adder_elements: int
-    input_size: tuple[int, int, int]
-    pretrained: tuple[Weights, ...]
-    task: str = "image-classification"
-    scale: int | None = None
-
-    def energy(self, type: str = "float32") -> float:
-        """What these operations take on a 45 nm chip, in millijoules; memory, BatchNorm and the like not counted.
-
-        What binary and shift layers compute is none of these operations: of networks with them it is a part.
-
-        Args:
-            type: Of all numbers, "float32" or "int8".
-
-        Raises:
-            ValueError: if it is neither.
-        """
-        additions = self.multiply_adds + 2 * self.adder_elements
-        return Operations(mul=self.multiply_adds, add=additions).energy(type)
-
-
-def network_names() -> list[str]:
-    """The names of all networks of this package, as timm sorts them."""
-    family = f"{models.__name__}."
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(family)]
-
-
-def task(name: str) -> str:
-    """What a network of this package does, by its name: "image-classification" or "super-resolution".
-
-    timm's configurations have no field for it, but those of classifiers have classes.
-    """
-    cfg = get_pretrained_cfg(name)
-    return "super-resolution" if cfg and cfg.num_classes == 0 else "image-classification"
-
-
-def twin(name: str) -> str | None:
-    """The CNN of the same definition, of a CNN the adder network; None if there is none."""
-    kind, _, rest = name.partition("_")
-    other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
-    return other if {name, other} <= set(network_names()) else None
-
-
-def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
-    """The networks of this package.
+    A file in the cache that is not the right one is fetched again, and one that comes from the Hub as something else is
+    refused. Where neither the caller nor the server (in its ETag) tells the SHA-256 of weights, a warning says that
+    nothing is checked. huggingface_hub itself compares sizes, of what it fetches. HF_HUB_OFFLINE, HF_ENDPOINT and the
+    like are as huggingface_hub takes them.
 
     Args:
-        filter: Shell-style pattern, or several, of a name ("adder_*") or a name with a tag ("*.digits"), as
-            `timm.list_models` takes them.
-        pretrained: Only networks with published weights (that match the filter).
-
-    Returns:
-        One entry a network, as timm sorts them; none if nothing matches.
-    """
-    wanted = timm.list_models(filter, pretrained=pretrained, include_tags=True)
-    wanted_names = {split_model_name_tag(name)[0] for name in wanted}
-    return [describe(name) for name in network_names() if name in wanted_names]
-
-
-def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
-    """A network of this package.
-
-    Args:
-        name: Without a tag.
-        cfg: The `pretrained_cfg` of weights, whose classes and input size are counted in place of the network's own.
-    """
-    arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
-    with torch.device("meta"):
-        model = timm.create_model(name, **arguments).eval()
-    channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
-    input_size = (channels, height, width)
-    costs = profile(model, input_size)
-    results = read_results()
-    default = get_pretrained_cfg(name).tag
-    tags = [split_model_name_tag(tagged)[1] for tagged in timm.list_pretrained(name)]
-    return ModelInfo(
-        name=name,
-        parameters=costs.parameters,
-        multiply_adds=costs.products("conv"),
-        adder_elements=costs.products("adder"),
-        input_size=input_size,
-        pretrained=tuple(
-            Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
-        ),
-        task=task(name),
-        scale=getattr(model, "scale", None),
-    )
-
-
-def read_results(path: Path = RESULTS) -> dict[str, Measurement]:
-    """What was measured of published weights, by name with tag, and of "bicubic"; nothing if there is no such file."""
-    if not path.is_file():
-        return {}
-    return {name: _measurement(row) for name, row in json.loads(path.read_text()).items()}
-
-
-def _measurement(row: dict[str, Any]) -> Measurement:
-    if "test_sets" in row:
-        return Quality(**row | {"test_sets": tuple(SetQuality(**each) for each in row["test_sets"])})
-    return Accuracy(**row)
-
-
-def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None:
-    """Record a measurement; the others in the file stay.
-
-    Args:
-        name: Of the network, with the tag of the weights, or "bicubic", which has none.
-        measured: What was measured.
-        path: File to write.
+        repo: ORG/NAME, or ORG/NAME@REVISION.
+        published: The file's SHA-256. A cached file that has it is taken without asking the Hub. None for what the Hub
+            says of it.
+        filename: In the repository; None for model.safetensors.
+        cache_dir: In place of huggingface_hub's own.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if the right file is not in the cache and cannot be fetched, or the Hub has another one.
     """
-    rows = (json.loads(path.read_text()) if path.is_file() else {}) | {name: asdict(measured)}
-    text = to_json(dict(sorted(rows.items())), indent=2) + "\n"
-    write_atomically(path, lambda path: path.write_text(text))
+    repo_id, revision = hf_split(repo)
+    which: Any = {
+        "repo_id": repo_id, "filename": filename or "model.safetensors", "revision": revision, "cache_dir": cache_dir
+    }  # fmt: skip
+    cached = try_to_load_from_cache(**which)
+    if published is not None and isinstance(cached, str) and sha256(Path(cached)) == published:
+        return Path(cached)
+    path = _fetch(which)
+    if published is None and not _hub_sha256(path) and path.suffix != ".json":
+        warnings.warn(
+            f"{which['filename']} of {repo} is not checked: the server calls it {path.resolve().name!r}, which is no "
+            "SHA-256",
+            stacklevel=2,
+        )
+    if _differs(path, published):  # the cache asks for names only: a damaged file counts as there
+        path = _fetch(which, f"{path} is damaged, and ")
+    if reason := _differs(path, published):
+        raise OSError(f"{which['filename']} of {repo} on the Hugging Face Hub is not used: {reason}")
+    return path
+
+
+def from_url(url: str, published: str, cache_dir: str | Path | None = None) -> Path:
+    """A file of weights: from torch.hub's cache, else from its URL; one in the cache that is damaged is fetched again.
+
+    Args:
+        url: Its last part names the file in the cache.
+        published: The file's SHA-256.
+        cache_dir: In place of torch.hub's own.
+
+    Raises:
+        OSError: if it has to be fetched and cannot, or another file is there.
+    """
+    try:
+        path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
+        if _differs(path, published):
+            path.unlink()
+            path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
+    except OSError as error:
+        raise OSError(f"{url} cannot be fetched: {error}") from error
+    if reason := _differs(path, published):
+        raise OSError(f"{path} is damaged, or {url} has another file: {reason}")
+    return path
+
+
+def _fetch(which: dict[str, Any], context: str = "") -> Path:
+    try:
+        return Path(hf_hub_download(**which, force_download=bool(context)))
+    except Exception as error:  # those of the HTTP library are others in other versions of huggingface_hub
+        reasons = [" ".join(str(each).split()) for each in (error, error.__cause__) if each]
+        raise OSError(
+            f"{context}{which['filename']} of {which['repo_id']} cannot be had from the Hugging Face Hub: "
+            f"{'; '.join(reasons)}"
+        ) from error
+
+
+def _hub_sha256(path: Path) -> str | None:
+    """The SHA-256 by which the Hub, and so the cache, names what is in LFS or Xet, as weights are; None for others."""
+    name = path.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) else None
+
+
+def _differs(path: Path, published: str | None) -> str:
+    """How a file in the cache is not what it should be; "" if it is."""
+    expected = published or _hub_sha256(path)
+    got = sha256(path)
+    return "" if expected in (None, got) else f"its SHA-256 is {got}, published is {expected}"

@@ -1,4 +1,4 @@
-"""The adaptive local learning rate of adder filters ("AdderNet", CVPR 2020, eq. 12 and 13), for any optimiser.
+"""The adaptive local learning rate of adder filters ("AdderNet", CVPR 2020, eq. 12 and 13), for any optimizer.
 
 Importing this module also registers `addersgd` and `addermomentum` with timm: its `sgd` (Nesterov) and `momentum`
 (classical), with this rule and one more option, `eta`.
@@ -19,14 +19,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 __all__ = ["adaptive_lr"]
 
-# Optimisers whose step grows in proportion to the gradient. All others of torch and timm divide its size out, ...
+# Optimizers whose step grows in proportion to the gradient. All others of torch and timm divide its size out, ...
 PROPORTIONAL = (ASGD, SGD, SGDP, SGDW)
 # ... except these: MADGRAD keeps its cube root, Lars divides it out only where there is weight decay, LBFGS takes a
 # single parameter group.
 IN_BETWEEN = (LBFGS, Lars, MADGRAD)
 
-# The options in which an optimiser remembers its rule. In `defaults`, they say that it has one; in a parameter group,
-# they are its value. Nothing else of an optimiser, no hook and no attribute, comes through copy.deepcopy and pickle.
+# The options in which an optimizer remembers its rule. In `defaults`, they say that it has one; in a parameter group,
+# they are its value. Nothing else of an optimizer, no hook and no attribute, comes through copy.deepcopy and pickle.
 ETA = "adder_eta"
 LR_FACTOR = "adder_lr_factor"
 
@@ -34,7 +34,7 @@ OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
 def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None) -> OptimizerT:
-    """Gives the adder filters of an optimiser their adaptive local learning rate ("AdderNet", CVPR 2020, eq. 12, 13).
+    """Gives the adder filters of an optimizer their adaptive local learning rate ("AdderNet", CVPR 2020, eq. 12, 13).
 
     The gradients of adder filters are small and differ in size from layer to layer; the paper fixes the root mean
     square of each filter tensor's gradient at `eta`. There are two rules:
@@ -50,10 +50,10 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
       others first). Prefer decoupled weight decay (AdamW): decay added to the gradient can drown the filters' own.
 
     `eta` is kept as the option `adder_eta`, or `adder_lr_factor`, of the parameter groups: like `lr`, it is saved with
-    `state_dict` and replaced by `load_state_dict`. Copies of the optimiser keep the rule; copy or pickle it together
+    `state_dict` and replaced by `load_state_dict`. Copies of the optimizer keep the rule; copy or pickle it together
     with its model, since :func:`copy.deepcopy` of a parameter alone forgets that it is a filter.
 
-    Filters may be sharded by :func:`torch.distributed.fsdp.fully_shard`, in a model whose optimiser is made after that,
+    Filters may be sharded by :func:`torch.distributed.fsdp.fully_shard`, in a model whose optimizer is made after that,
     as PyTorch has it: norms are those of whole filters, and a step is the one without shards. The older
     `FullyShardedDataParallel` cuts filters into flat pieces, of which there are no such norms.
 
@@ -66,14 +66,14 @@ def adaptive_lr(optimizer: OptimizerT, eta: float = 0.2, rule: str | None = None
         optimizer: Any :class:`torch.optim.Optimizer`, timm's `Lookahead` included, that has adder filters. It is
             changed in place.
         eta: The paper's hyper-parameter, above zero. The authors use 0.2 for every network.
-        rule: "gradient" or "lr". By default what fits the class, for torch's and timm's optimisers and their
+        rule: "gradient" or "lr". By default what fits the class, for torch's and timm's optimizers and their
             subclasses. Others have to say: a wrong guess would not fail, it would just train badly.
 
     Returns:
-        The same optimiser.
+        The same optimizer.
 
     Raises:
-        TypeError: if `optimizer` is not an optimiser.
+        TypeError: if `optimizer` is not an optimizer.
         ValueError: if `eta` or `rule` is none of the above, if `optimizer` has no adder filter or has pieces of some,
             or already has this rule, or if under "lr" it has no `lr` or already has a scheduler, which would lose track
             of split groups.
@@ -118,12 +118,12 @@ def _is_filter(parameter: Tensor) -> bool:
 
 
 def _inner(optimizer: Optimizer) -> Any:
-    """Lookahead's own step calls no hooks, that of the optimiser inside does."""
+    """Lookahead's own step calls no hooks, that of the optimizer inside does."""
     return optimizer._base_optimizer if isinstance(optimizer, Lookahead) else optimizer
 
 
 def rule_for(optimizer: Optimizer) -> str | None:
-    """The rule of :func:`adaptive_lr` that fits an optimiser of torch or timm; None if that is not known."""
+    """The rule of :func:`adaptive_lr` that fits an optimizer of torch or timm; None if that is not known."""
     inner = _inner(optimizer)
     if isinstance(inner, PROPORTIONAL):
         return "gradient"
@@ -162,8 +162,8 @@ def _split(group: dict[str, Any], eta: float) -> list[dict[str, Any]]:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """What every optimiser calls ahead of its step; it returns other arguments for it, or None."""
-    # Wrappers of optimisers may do without `defaults`.
+    """What every optimizer calls ahead of its step; it returns other arguments for it, or None."""
+    # Wrappers of optimizers may do without `defaults`.
     defaults = getattr(optimizer, "defaults", {})
     if LR_FACTOR in defaults:
         _check_groups(optimizer)
@@ -190,7 +190,7 @@ def _check_groups(optimizer: Optimizer) -> None:
         if group.get(LR_FACTOR) is None and any(map(_is_filter, group["params"])):
             raise RuntimeError(
                 f"parameter group {index} has adder filters without their learning rate (added, or loaded from an "
-                f"optimiser without adaptive_lr): give them a group of their own, with lr multiplied by eta and with "
+                f"optimizer without adaptive_lr): give them a group of their own, with lr multiplied by eta and with "
                 f"{LR_FACTOR}=eta"
             )
 
@@ -209,8 +209,8 @@ def _scale_gradients(optimizer: Optimizer) -> None:
             _scale_to_rms(grads, group.get(ETA, optimizer.defaults[ETA]), grad_scale)
     if not has_filters:
         raise RuntimeError(
-            "no parameter of the optimiser is marked as an adder filter any more (a copied parameter loses its mark): "
-            "copy optimiser and model together, as copy.deepcopy((model, optimizer))"
+            "no parameter of the optimizer is marked as an adder filter any more (a copied parameter loses its mark): "
+            "copy optimizer and model together, as copy.deepcopy((model, optimizer))"
         )
 
 
@@ -263,7 +263,7 @@ def _register() -> None:
         default_registry.register(info)
 
 
-# One hook for all optimisers, which finds the rule in their options: a hook of a single optimiser does not survive
+# One hook for all optimizers, which finds the rule in their options: a hook of a single optimizer does not survive
 # copy.deepcopy and pickle, and its copy would train without the rule in silence.
 register_optimizer_step_pre_hook(_before_step)
 _register()

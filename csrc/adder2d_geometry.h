@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // What a file of one instruction set calls: a copy of its own, compiled with those instructions, would be a symbol that
-// all processors may come to run (in a build without optimisation).
+// all processors may come to run (in a build without optimization).
 #define ADDERZOO_INLINE __attribute__((always_inline))
 
 namespace adderzoo {

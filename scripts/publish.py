@@ -22,8 +22,8 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from timm.models import get_pretrained_cfg, save_for_hf
 
-from adderzoo.card import model_card
 from adderzoo.models import WEIGHTS
+from adderzoo.publish.card import model_card
 
 
 def write_files(name: str, folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """A server on loopback that speaks the Hugging Face Hub's protocol, as far as this package's weights need it.
 
-Covered, for huggingface_hub's and timm's own clients: tokens and organisations, making a repository, checking a
+Covered, for huggingface_hub's and timm's own clients: tokens and organizations, making a repository, checking a
 card's YAML, preupload (which files have changed, which go to LFS), LFS batch, upload and verification in one part,
 commits that are made whole or not at all, resolving a file at a branch or commit with the Hub's headers, LFS content
 redirected to another host ("localhost") that takes no token, ranges of it, and information on a repository.
@@ -58,7 +58,7 @@ class HubServer(ThreadingHTTPServer):
     """The Hub, in memory.
 
     Attributes:
-        writers: Tokens, and the organisations that they may write to.
+        writers: Tokens, and the organizations that they may write to.
         commits: The files of every commit of a repository, the newest last.
         requests: What was asked of what is covered, as "METHOD /path", in order. (Clients ask for more on their own
             account, and do without it.)
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
         self.wfile.write(data)
 
-    def _organisations(self) -> set[str]:
+    def _organizations(self) -> set[str]:
         """Those that the token of this request may write to."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in self.server.writers:
@@ -249,9 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(401, message)
         return self.server.writers[token]
 
-    def _check_may_write(self, organisation: str) -> None:
-        if organisation not in self._organisations():
-            raise _Refused(403, f'You don\'t have the rights to write under the namespace "{organisation}"')
+    def _check_may_write(self, organization: str) -> None:
+        if organization not in self._organizations():
+            raise _Refused(403, f'You don\'t have the rights to write under the namespace "{organization}"')
 
     def _check_exists(self, repo: str) -> None:
         if repo not in self.server.commits:
@@ -310,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _lfs_verify(self, oid: str) -> None:
-        self._organisations()
+        self._organizations()
         said = json.loads(self.body)
         if said["oid"] != oid or len(self.server.objects.get(oid, b"")) != said["size"]:
             raise _Refused(404, "no such object of this size")

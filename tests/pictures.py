@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
 def random_images(count: int, size: tuple[int, int] = (32, 32), mode: str = "RGB", seed: int = 0) -> list[Image.Image]:
-    """Images of `size` (width, height); coarse patterns, so that resizing does not make them all grey."""
+    """Images of `size` (width, height); coarse patterns, so that resizing does not make them all gray."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).convert(mode) for pixels in coarse]
@@ -31,7 +31,7 @@ def write_folder(root: Path, images: Sequence[Image.Image], labels: Sequence[int
 
 
 def as_input(images: Sequence[Image.Image], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(N, C, H, W), scaled to [0, 1] and normalised."""
+    """(N, C, H, W), scaled to [0, 1] and normalized."""
     pixels = np.stack([np.asarray(image, dtype=np.float64).reshape(*image.size[::-1], -1) for image in images]) / 255
     return torch.from_numpy(((pixels - mean) / std).transpose(0, 3, 1, 2)).float()
 

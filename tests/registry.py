@@ -10,7 +10,7 @@ import timm
 from timm.models import PretrainedCfg, _registry, get_pretrained_cfg
 from torch import nn
 
-from adderzoo.hub import network_names, task
+from adderzoo.catalogue import network_names, task
 from adderzoo.models import adder_edsr, adder_vdsr_net
 
 

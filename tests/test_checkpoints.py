@@ -83,7 +83,7 @@ def test_the_authors_resnet20_survives_a_round_trip_bit_by_bit(tmp_path: Path) -
     assert metadata["source_sha256"] == hashlib.sha256(AUTHORS_FILE.read_bytes()).hexdigest()
 
 
-def test_safetensors_carries_architecture_source_digest_and_licence(tmp_path: Path) -> None:
+def test_safetensors_carries_architecture_source_digest_and_license(tmp_path: Path) -> None:
     torch.save(authors_state_dict(random_network("adder_lenet5")), tmp_path / "lenet 5.pth")
     metadata = convert(tmp_path / "lenet 5.pth", tmp_path / "a.safetensors", "adder_lenet5")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -143,7 +143,7 @@ WRAPPINGS = [
 def test_weights_are_found_in_what_others_wrap_around_them(
     tmp_path: Path, name: str, prefix: str, wrapping: tuple[str, ...]
 ) -> None:
-    """With an optimiser beside them, and without the counters of BatchNorm."""
+    """With an optimizer beside them, and without the counters of BatchNorm."""
     model = random_network(name)
     content: Any = {
         f"{prefix}{key}": value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")

@@ -21,7 +21,7 @@ from adderzoo.optim import adaptive_lr
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NARROW = {"widths": (4, 8, 8, 16)}
-COLOURS = torch.eye(3)
+COLORS = torch.eye(3)
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +36,11 @@ def rectangles(count: int, size: int = 64) -> tuple[list[Tensor], list[dict[str,
         image = torch.rand(3, size, size)
         width, height = torch.randint(size // 4, size // 2, (2,)).tolist()
         x, y = int(torch.randint(size - width, ())), int(torch.randint(size - height, ()))
-        colour = int(torch.randint(3, ()))
-        image[:, y : y + height, x : x + width] = COLOURS[colour, :, None, None]
+        color = int(torch.randint(3, ()))
+        image[:, y : y + height, x : x + width] = COLORS[color, :, None, None]
         images.append(image)
         boxes = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
-        targets.append({"boxes": boxes, "labels": torch.tensor([colour + 1])})
+        targets.append({"boxes": boxes, "labels": torch.tensor([color + 1])})
     return images, targets
 
 
@@ -75,7 +75,7 @@ def test_a_pyramid_over_more_levels() -> None:
     assert [tuple(level.shape) for level in pyramid.values()] == [(2, 8, *(128 // s,) * 2) for s in backbone.strides]
 
 
-def test_anchors_and_normalisation_are_those_of_the_backbone() -> None:
+def test_anchors_and_normalization_are_those_of_the_backbone() -> None:
     model: Any = fcos(fpn_backbone("adder_resnet20.cifar10", pretrained=True, out_channels=32), 2)
     assert model.anchor_generator.sizes == ((1,), (2,), (4,), (8,), (16,))
     cfg = timm.get_pretrained_cfg("adder_resnet20.cifar10")
@@ -232,7 +232,7 @@ def test_a_detector_needs_a_class_beside_the_background() -> None:
         fcos(backbone, num_classes=1)
 
 
-def test_the_head_of_fcos_normalises_groups_of_channels() -> None:
+def test_the_head_of_fcos_normalizes_groups_of_channels() -> None:
     backbone = fpn_backbone("adder_resnet18", out_channels=48, **NARROW)
     with pytest.raises(ValueError, match="backbone must have out_channels divisible by 32, got 48"):
         fcos(backbone, num_classes=2)

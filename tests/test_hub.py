@@ -1,449 +1,402 @@
-"""What can be had by name, against the sources, the papers' counts and the weights themselves."""
+"""Weights from the Hugging Face Hub, by huggingface_hub's and timm's own clients: where from, checks, faults."""
 
-import fnmatch
 import hashlib
-import importlib.util
-import json
-import math
-import re
+import shutil
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, asdict
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import timm
 import torch
-from registry import add_tag, published_tags
-from safetensors import safe_open
+from hub_server import Fault, HubServer, environment
+from huggingface_hub import constants
+from safetensors.torch import load as load_bytes
+from safetensors.torch import load_file, save
+from timm.models import save_for_hf
 from torch import nn
 
-import adderzoo
-from adderzoo.hub import (
-    RESULTS,
-    Accuracy,
-    ModelInfo,
-    Quality,
-    SetQuality,
-    describe,
-    read_results,
-    task,
-    twin,
-    write_result,
-)
-from adderzoo.layers import Adder2d
-from adderzoo.layers.image import BicubicUpsample
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-WEIGHTS = CHECKOUT / "adderzoo" / "weights"
-
-# The entry points as they stand in the sources, whatever the registry makes of them.
-NAMES = {
-    name
-    for file in (CHECKOUT / "adderzoo" / "models").glob("*.py")
-    for name in re.findall(r"^@register_model\ndef (\w+)\(", file.read_text(), re.MULTILINE)
-}
-# Likewise, names with their tags.
-TAGGED = {
-    (name, tag)
-    for module in vars(adderzoo.models).values()
-    for name, cfgs in getattr(module, "default_cfgs", {}).items()
-    for tag in cfgs.cfgs
-}
-
-
-@pytest.fixture(scope="module")
-def networks() -> dict[str, ModelInfo]:
-    return {network.name: network for network in adderzoo.list_models()}
-
-
-def names(networks: list[ModelInfo]) -> list[str]:
-    return [network.name for network in networks]
-
-
-# ------------------------------------------------------------------------------------------------------------ networks
-
-
-def test_every_network_of_the_sources_is_listed_and_no_other(networks: dict[str, ModelInfo]) -> None:
-    assert {"adder_lenet5", "cnn_lenet5", "adder_resnet20", "cnn_resnet32"} <= NAMES
-    assert networks.keys() == NAMES
-    assert list(networks) == [name for name in timm.list_models() if name in NAMES]
-
-
-# Of the definitions in the papers: (convolutions and linear layers, adder layers).
-@pytest.mark.parametrize(
-    ("name", "multiply_adds", "adder_elements"),
-    [
-        ("adder_lenet5", 0, 416_520),
-        ("cnn_lenet5", 416_520, 0),
-        ("adder_resnet20", 443_008, 40_370_176),
-        ("cnn_resnet20", 443_008 + 40_370_176, 0),
-        ("adder_resnet32", 443_008, 69_124_736 - 443_008),
-        ("cnn_resnet32", 69_124_736, 0),
-        # 16 channels of 3x3; two layers of a block, the first of a wider one half as large, and a 1x1 layer beside it.
-        ("adder_resnet8", 443_008, 4_718_592 + 2 * (1_179_648 + 2_359_296 + 131_072)),
-        ("adder_vgg_small", 3 * 9 * 128 * 32 * 32 + 8192 * 10, 603_979_776),
-        ("bnn_resnet20", 443_008, 0),
-        ("shift_resnet20", 443_008, 0),
-        # Nine adder layers of 16 channels see as many as before; the first of a wider stage sees twice as many.
-        ("shiftadd_resnet20", 443_008, 40_370_176 + 2 * (9 * 16 * 32 * 16**2 + 16 * 32 * 16**2)),
-    ],
-)
-def test_operations_are_those_of_the_paper(
-    networks: dict[str, ModelInfo], name: str, multiply_adds: int, adder_elements: int
-) -> None:
-    assert (networks[name].multiply_adds, networks[name].adder_elements) == (multiply_adds, adder_elements)
-
-
-def test_imagenet_networks_have_the_operations_of_the_paper(networks: dict[str, ModelInfo]) -> None:
-    resnet18, resnet50 = networks["adder_resnet18"], networks["adder_resnet50"]
-    assert round(resnet18.adder_elements / 1e9, 4) == 1.6955
-    assert round((resnet18.adder_elements + resnet18.multiply_adds) / 1e9, 3) == 1.814
-    assert round((resnet50.adder_elements + resnet50.multiply_adds) / 1e9, 3) == 4.089
-
-
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_operations_are_those_of_the_layers(networks: dict[str, ModelInfo], name: str) -> None:
-    counts = {Adder2d: 0, nn.Conv2d: 0, nn.Linear: 0, BicubicUpsample: 0}
-
-    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        counts[type(module)] += math.prod(output.shape) * math.prod(module.weight.shape[1:])
-
-    with torch.device("meta"):
-        model = timm.create_model(name).eval()
-        for module in model.modules():
-            if type(module) in counts:
-                module.register_forward_hook(count)
-        model(torch.empty(1, *model.pretrained_cfg["input_size"]))
-    network = networks[name]
-    assert network.adder_elements == counts[Adder2d]
-    assert network.multiply_adds == sum(counts.values()) - counts[Adder2d]
-    assert network.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert network.input_size == model.pretrained_cfg["input_size"]
-
-
-# Parameters in thousands and multiply-adds in billions, for an output of 1280x720, as later papers report them of the
-# published networks (CARN, ECCV 2018, Table 1, and others); those of EDSR itself in millions, from its paper, Table 1.
-@pytest.mark.parametrize(
-    ("name", "parameters", "multiply_adds"),
-    [
-        ("edsr_baseline_x2", 1_370e3, 316.3e9),
-        ("edsr_baseline_x3", 1_555e3, 160.2e9),
-        ("edsr_baseline_x4", 1_518e3, 114.0e9),
-        ("vdsr", 666e3, 612.6e9),
-        ("edsr_x4", 43.1e6, None),
-    ],
-)
-def test_super_resolution_networks_cost_what_is_published(
-    networks: dict[str, ModelInfo], name: str, parameters: float, multiply_adds: float | None
-) -> None:
-    cnn, adder = networks[f"cnn_{name}"], networks[f"adder_{name}"]
-    assert cnn.parameters == pytest.approx(parameters, rel=1e-3)
-    assert multiply_adds is None or cnn.multiply_adds == pytest.approx(multiply_adds, rel=3e-3)
-    assert adder.multiply_adds + adder.adder_elements == cnn.multiply_adds
-    assert cnn.task == adder.task == "super-resolution"
-    assert networks["adder_resnet20"].task == "image-classification"
-
-
-def test_weights_of_other_classes_and_input_are_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = add_tag(monkeypatch, "adder_resnet20.letters", num_classes=26, input_size=(1, 64, 64))
-    whole, letters = describe("adder_resnet20"), describe("adder_resnet20", cfg)
-    assert letters.input_size == (1, 64, 64)
-    assert letters.adder_elements == 4 * whole.adder_elements  # four times the points
-    # The first convolution sees a third of the channels; classifier and the BatchNorm behind it have 16 classes more.
-    assert letters.parameters == whole.parameters - 2 * 9 * 16 + 16 * (64 + 2)
-    assert whole == next(iter(adderzoo.list_models("adder_resnet20")))
-
-
-def test_a_twin_is_the_other_network_of_the_same_definition() -> None:
-    assert {name: twin(name) for name in NAMES if name.startswith("adder_")} == {
-        name: name.replace("adder_", "cnn_") for name in NAMES if name.startswith("adder_")
-    }
-    assert all(twin(twin(name) or "") == name for name in NAMES if name.startswith(("adder_", "cnn_")))
-    assert twin("bnn_resnet18") == "cnn_resnet18"
-    assert twin("shiftadd_resnet20") == "cnn_resnet20"
-    assert twin("bicubic") is None
-    assert twin("adder_no_such_net") is None
-    assert twin("resnet50") is None
-    assert twin("tv_resnet50") is None  # a name of timm's
-
-
-def test_parameters_of_lenet5_are_those_of_its_layers(networks: dict[str, ModelInfo]) -> None:
-    filters = 25 * (1 * 6 + 6 * 16 + 16 * 120) + 120 * 84 + 84 * 10
-    assert networks["adder_lenet5"].parameters == filters + 2 * (6 + 16 + 120 + 84 + 10)
-    assert networks["adder_lenet5"].input_size == (1, 32, 32)
-
-
-def test_an_entry_cannot_be_changed_and_goes_into_json(networks: dict[str, ModelInfo]) -> None:
-    network = networks["adder_lenet5"]
-    with pytest.raises(FrozenInstanceError):
-        network.name = "another"  # type: ignore[misc]
-    assert network.pretrained
-    written = json.loads(json.dumps(asdict(network)))["pretrained"]
-    for weights, row in zip(network.pretrained, written, strict=True):
-        assert weights.measured is not None
-        assert (row["tag"], row["measured"]["top1"]) == (weights.tag, weights.measured.top1)
-
-
-# ------------------------------------------------------------------------------------------------------------- filters
-
-
-@pytest.mark.parametrize("pattern", ["adder_*", "*resnet20", "adder_lenet5", "*_resnet[23][02]", "resnet*"])
-def test_a_pattern_chooses_by_name(pattern: str) -> None:
-    assert set(names(adderzoo.list_models(pattern))) == set(fnmatch.filter(NAMES, pattern))
-
-
-def test_a_pattern_chooses_by_tag(networks: dict[str, ModelInfo]) -> None:
-    assert {("adder_lenet5", "digits"), ("adder_lenet5", "mnist"), ("adder_resnet20", "huawei_cifar10")} <= TAGGED
-    for tag in {tag for _, tag in TAGGED}:
-        assert names(adderzoo.list_models(f"*.{tag}")) == [name for name in networks if (name, tag) in TAGGED]
-    assert adderzoo.list_models("*.no_such_data") == []
-
-
-def test_several_patterns_choose_what_any_of_them_does(networks: dict[str, ModelInfo]) -> None:
-    expected = {"adder_lenet5"} | {name for name in NAMES if name.endswith("_resnet20")}
-    expected |= {name for name, tag in TAGGED if tag == "digits"}
-    assert {"adder_resnet20", "cnn_resnet20", "cnn_lenet5"} <= expected
-    chosen = names(adderzoo.list_models(["*_resnet20", "*.digits", "adder_lenet5"]))
-    assert chosen == [name for name in networks if name in expected]
-
-
-def test_pretrained_chooses_networks_with_weights_and_names_their_tags(networks: dict[str, ModelInfo]) -> None:
-    published = {(name, weights.tag) for name, network in networks.items() for weights in network.pretrained}
-    assert {("adder_lenet5", "digits"), ("adder_resnet20", "huawei_cifar10")} <= published <= TAGGED
-    assert {tuple(path.stem.split(".")) for path in WEIGHTS.glob("*.safetensors")} <= published
-    assert published == {tuple(name.split(".")) for name in timm.list_pretrained() if name.split(".")[0] in NAMES}
-    assert set(names(adderzoo.list_models(pretrained=True))) == {name for name, _ in published}
-    assert names(adderzoo.list_models("cnn_*", pretrained=True)) == sorted({n for n, _ in published if n[:4] == "cnn_"})
-
-
-NEW_FAMILY = """
-import sys, types
-import timm
-import adderzoo
-from timm.models import generate_default_cfgs, register_model
-
-module = sys.modules["adderzoo.models.new"] = types.ModuleType("adderzoo.models.new")
-cfg = {"file": "weights", "num_classes": 10, "input_size": (1, 32, 32)}
-module.default_cfgs = generate_default_cfgs({"new_net.b": dict(cfg), "new_net.a": dict(cfg), "new_net.c": dict(cfg)})
-
-def new_net(pretrained=False, **kwargs):
-    return timm.create_model("adder_lenet5", **kwargs)
-
-new_net.__module__ = module.__name__
-register_model(new_net)
-model, = adderzoo.list_models("new_*")
-namespace = {}
-exec(open("hubconf.py").read(), namespace)
-assert namespace["new_net"] is new_net
-print(model.name, *(weights.tag for weights in model.pretrained))
-"""
-
-
-def test_a_new_family_is_listed_and_an_entry_point_of_torch_hub_with_its_default_tag_first() -> None:
-    done = subprocess.run([sys.executable, "-c", NEW_FAMILY], cwd=CHECKOUT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "new_net b a c\n"), done.stderr
-
-
-# ------------------------------------------------------------------------------------------------------------- results
-
-
-def metadata(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as weights:
-        return weights.metadata()
-
-
-def assert_equal_to_metadata(row: dict[str, Any], said: dict[str, str]) -> None:
-    assert row["recipe"] == said["recipe"]
-    assert row["command"] == said["command"]
-    if "test_sets" in row:
-        assert json.loads(said["test_sets"]) == row["test_sets"]
-        return
-    assert (f"{row['top1']:.2f}", f"{row['top1_se']:.2f}") == (said["top1"], said["top1_se"])
-    assert f"{row['dataset']} ({row['images']} images)" == said["dataset"]
-
-
-def test_every_weight_in_the_package_has_a_row_equal_to_its_metadata() -> None:
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    files = sorted(WEIGHTS.glob("*.safetensors"))
-    assert {"adder_lenet5.digits", "cnn_lenet5.digits"} <= {file.stem for file in files}
-    for file in files:
-        said = metadata(file)
-        assert file.stem == f"{said['architecture']}.{said['tag']}"
-        assert_equal_to_metadata(rows[file.stem], said)
-
-
-def accuracies() -> dict[str, dict[str, Any]]:
-    """The rows of classifiers."""
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    return {name: row for name, row in rows.items() if "top1" in row}
-
-
-def test_every_row_is_of_published_weights_or_the_baseline_of_super_resolution() -> None:
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    for name, row in rows.items():
-        assert name == "bicubic" or name in timm.list_pretrained(name)
-        assert ("top1" in row) == (task(name) == "image-classification") == ("test_sets" not in row)
-    assert "bicubic" in rows
-
-
-def test_every_accuracy_has_the_error_of_its_size() -> None:
-    for row in accuracies().values():
-        share = row["top1"] / 100
-        assert row["top1_se"] == round(100 * math.sqrt(share * (1 - share) / row["images"]), 2)
-        assert row["command"]
-        assert row["recipe"]
-
-
-def test_the_readme_shows_the_same_figures() -> None:
-    """In its table of weights; a row that does not say how many images is of those of the row above."""
-    lines = (CHECKOUT / "README.md").read_text().splitlines()
-    shown, images = {}, ""
-    for line in lines:
-        if match := re.match(r"\| `(\w+)` \| `(\w+)` \| [^|]+ \| ([\d.]+ ± [\d.]+)( [^|]+)? \| ", line):
-            (images,) = re.findall(r"\d[\d,]*", match[4] or images)
-            shown[f"{match[1]}.{match[2]}"] = (match[3], images)
-    assert shown == {
-        name: (f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}") for name, row in accuracies().items()
-    }
-
-
-def test_the_readme_shows_the_same_figures_of_bicubic_interpolation() -> None:
-    (row,) = re.findall(r"^\| bicubic interpolation, PSNR.*\n((?:\|.*\n)+)", (CHECKOUT / "README.md").read_text(), re.M)
-    shown = {}
-    for name, scales, measured in re.findall(r"^\| (\w+) ([x\d, ]+) \| ([^|]+) \|", row, re.M):
-        shown |= {
-            (name, scale): figures for scale, figures in zip(scales.split(", "), measured.split(", "), strict=True)
-        }
-    rows = json.loads((WEIGHTS / "results.json").read_text())["bicubic"]["test_sets"]
-    assert shown == {(row["dataset"], f"x{row['scale']}"): f"{row['psnr']:.2f}/{row['ssim']:.4f}" for row in rows}
-
-
-def test_the_readme_shows_the_same_figures_of_super_resolution() -> None:
-    """In its table of networks, a column a test set."""
-    text = (CHECKOUT / "README.md").read_text()
-    ((head, body),) = re.findall(r"^\| network \| tag \| (Set5 [^\n]+) \|\n\|[-| :]+\n((?:\|.*\n)+)", text, re.M)
-    shown = {}
-    for name, tag, figures in re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^\n]+) \|$", body, re.M):
-        shown[f"{name}.{tag}"] = dict(zip(head.split(" | "), figures.split(" | "), strict=True))
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    expected = {
-        name: {
-            f"{each['dataset']} x{each['scale']}": f"{each['psnr']:.2f} / {each['ssim']:.4f}"
-            for each in row["test_sets"]
-        }
-        for name, row in rows.items()
-        if name != "bicubic" and "test_sets" in row
-    }
-    assert shown == expected
-
-
-def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelInfo]) -> None:
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    listed = {
-        f"{name}.{weights.tag}": asdict(weights.measured)
-        for name, network in networks.items()
-        for weights in network.pretrained
-        if weights.measured
-    }
-    assert json.loads(json.dumps(listed)) == {name: row for name, row in rows.items() if name != "bicubic"}
-
-
-def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(adderzoo.hub.read_results, "__defaults__", (tmp_path / "none.json",))
-    (network,) = adderzoo.list_models("adder_lenet5")
-    assert "digits" in {weights.tag for weights in network.pretrained}
-    assert [(weights.tag, weights.measured) for weights in network.pretrained] == [
-        (tag, None) for tag in published_tags("adder_lenet5")
-    ]
-
-
-def test_a_result_replaces_its_own_row_and_leaves_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    a, b, c = (Accuracy("data", 100, top1, 4.0, "command") for top1 in (80.0, 81.0, 82.0))
-    write_result("z_net.a", a, path)
-    write_result("a_net.a", b, path)
-    write_result("z_net.a", c, path)
-    assert read_results(path) == {"a_net.a": b, "z_net.a": c}
-    assert list(json.loads(path.read_text())) == ["a_net.a", "z_net.a"]
-    assert read_results(RESULTS).keys() == json.loads((WEIGHTS / "results.json").read_text()).keys()
-
-
-def test_accuracies_and_qualities_lie_in_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    accuracy = Accuracy("data", 100, 80.0, 4.0, "command")
-    quality = Quality((SetQuality("Set5", 2, 5, 36.5, 0.95), SetQuality("Set5", 3, 5, 32.5, 0.9)), "command", "Adam.")
-    write_result("b_net.a", quality, path)
-    write_result("a_net.a", accuracy, path)
-    assert read_results(path) == {"a_net.a": accuracy, "b_net.a": quality}
-    assert json.loads(path.read_text())["b_net.a"]["test_sets"][1] == {
-        "dataset": "Set5", "scale": 3, "images": 5, "psnr": 32.5, "ssim": 0.9
-    }  # fmt: skip
-    assert [each.name for each in quality.test_sets] == ["Set5 x2", "Set5 x3"]
-
-
-def test_networks_for_super_resolution_have_a_scale(networks: dict[str, ModelInfo]) -> None:
-    for name, network in networks.items():
-        expected = {"edsr": int(name[-1]) if name[-1].isdigit() else None, "vdsr": 2, "bicubic": 2}
-        kind = next((kind for kind in expected if kind in name), "")
-        assert network.scale == expected.get(kind)
-        assert (network.scale is None) == (network.task == "image-classification")
-
-
-def test_a_row_that_does_not_say_how_the_weights_were_trained_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    old = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
-    path.write_text(json.dumps({"old_net.a": old}))
-    assert read_results(path)["old_net.a"] == Accuracy(**old, recipe="")
-    write_result("new_net.a", Accuracy("data", 100, 80.0, 4.0, "command", "SGD."), path)
-    rows = json.loads(path.read_text())
-    assert rows["old_net.a"] == old
-    assert rows["new_net.a"]["recipe"] == "SGD."
+import adderzoo.models
+from adderzoo.checkpoints import create_model
+from adderzoo.hub import from_hub, hub_id
+from adderzoo.models import _builder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAME = "adder_lenet5.digits"
+REPO = hub_id(NAME)
+PACKAGED = adderzoo.models.WEIGHTS / f"{NAME}.safetensors"
+WEIGHTS = PACKAGED.read_bytes()
+FIRST = load_file(PACKAGED)["conv1.weight"]
+CONTENT = rf"/content/{hashlib.sha256(WEIGHTS).hexdigest()}"
 
 
 @pytest.fixture
-def digits_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits", CHECKOUT / "scripts" / "reproduce" / "digits.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """Of a repository, in timm's format."""
+    save_for_hf(timm.create_model(NAME, pretrained=True), tmp_path / "made", safe_serialization=True)
+    return {"config.json": (tmp_path / "made" / "config.json").read_bytes(), "model.safetensors": WEIGHTS}
 
 
-def test_the_rows_say_how_the_script_trains(digits_script: ModuleType) -> None:
-    rows = json.loads((WEIGHTS / "results.json").read_text())
-    for name in ("adder_lenet5", "cnn_lenet5"):
-        assert rows[f"{name}.digits"]["recipe"] == digits_script.recipe(name)
-    digits_script.EPOCHS, digits_script.ETA = 7, 0.3
-    assert "7 epochs" in digits_script.recipe("cnn_lenet5")
-    assert "eta 0.3" in digits_script.recipe("adder_lenet5")
-    assert "eta" not in digits_script.recipe("cnn_lenet5")
+@pytest.fixture
+def published(hub: HubServer, files: dict[str, bytes]) -> HubServer:
+    hub.commit(REPO, files)
+    return hub
 
 
-def test_the_recipe_writes_weights_rows_hashes_and_cards_that_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_script: ModuleType
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
+    """`pretrained=True` of a package that has the sums of its weights, but not the weights."""
+    bare = tmp_path / "package"
+    bare.mkdir()
+    shutil.copy(adderzoo.models.WEIGHTS / "SHA256SUMS", bare)
+    monkeypatch.setattr(_builder, "WEIGHTS", bare)
+
+    def create(name: str = NAME, **kwargs: Any) -> nn.Module:
+        overlay = {"pretrained_cfg_overlay": {"file": str(bare / f"{NAME}.safetensors")}} if name == NAME else {}
+        return timm.create_model(name, pretrained=True, **overlay, **kwargs)
+
+    return create
+
+
+def other_weights() -> bytes:
+    """Those of the package's own file with another last byte: a valid file, of the same size."""
+    return WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1])
+
+
+def cached(tmp_path: Path, folder: str = "hub", repo: str = REPO) -> Path:
+    (file,) = (tmp_path / folder).glob(f"models--{repo.replace('/', '--')}/snapshots/*/model.safetensors")
+    return file
+
+
+def no_weights_are_in(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+
+
+def assert_published(network: nn.Module) -> None:
+    assert torch.equal(network.get_parameter("conv1.weight"), FIRST)
+
+
+# ----------------------------------------------------------------------------------------------------------- the order
+
+
+def test_every_tag_with_a_file_has_its_repository_on_the_hub() -> None:
+    for name in timm.list_models(include_tags=True):
+        cfg = timm.get_pretrained_cfg(name)
+        if cfg and cfg.file and Path(cfg.file).parent == adderzoo.models.WEIGHTS:
+            assert cfg.hf_hub_id == hub_id(name)
+
+
+def test_weights_of_a_tag_whose_sum_is_not_known_are_not_loaded(
+    published: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digits_script.EPOCHS = 1
-    other = {"dataset": "data", "images": 9, "top1": 1.0, "top1_se": 3.32, "command": "command"}
-    (tmp_path / "results.json").write_text(json.dumps({"other_net.data": other}))
-    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(tmp_path)])
-    digits_script.main()
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert rows.pop("other_net.data") == other
-    assert rows.keys() == {"adder_lenet5.digits", "cnn_lenet5.digits"}
-    sums = dict(reversed(line.split()) for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
-    for name, row in rows.items():
-        file = tmp_path / f"{name}.safetensors"
-        assert_equal_to_metadata(row, metadata(file))
-        assert (row["images"], row["command"]) == (899, "python scripts/reproduce/digits.py")
-        assert sums[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert f"Top-1 {row['top1']:.2f} ± " in file.with_suffix(".md").read_text(encoding="utf-8")
-        assert "1 epochs" in row["recipe"]
+    """Else whoever has the organization's name on the Hub could have any weights loaded."""
+    monkeypatch.setattr(_builder, "_published_sha256", dict)
+    with pytest.raises(OSError, match=rf"{REPO} is not loaded: the package does not know its SHA-256"):
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": None})
+    assert published.requests == []
 
 
-def test_energy_is_of_known_types_alone(networks: dict[str, ModelInfo]) -> None:
-    with pytest.raises(ValueError, match="type must be one of float32, int8, got 'int4'"):
-        networks["adder_lenet5"].energy("int4")
+def test_a_file_in_the_package_comes_first_and_the_hub_is_not_asked(published: HubServer) -> None:
+    published.commit(REPO, {"model.safetensors": other_weights()})
+    assert_published(timm.create_model(NAME, pretrained=True))
+    assert published.requests == []
+
+
+def test_the_hub_comes_last_and_the_cache_before_it(
+    published: HubServer, load: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    network = load()
+    assert_published(network)
+    assert network.pretrained_cfg["file"] == str(cached(tmp_path))
+    assert published.requests == [f"HEAD /{REPO}/resolve/main/model.safetensors", f"GET {CONTENT}"]
+    assert_published(load())
+    assert len(published.requests) == 2  # no more than before
+
+
+def test_cache_dir_is_where_the_file_goes_and_comes_from(
+    published: HubServer, load: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    load(cache_dir=tmp_path / "elsewhere")
+    assert cached(tmp_path, "elsewhere").read_bytes() == WEIGHTS
+    assert not (tmp_path / "hub").exists()
+    published.requests.clear()
+    assert_published(load(cache_dir=tmp_path / "elsewhere"))
+    assert published.requests == []
+
+
+def test_weights_of_the_hub_adapt_to_other_classes(published: HubServer, load: Callable[..., nn.Module]) -> None:
+    network = load(num_classes=5)
+    assert_published(network)
+    assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_offline_the_cache_is_enough(
+    published: HubServer, load: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    published.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_published(load())
+    assert published.requests == []
+
+
+def test_offline_without_a_file_in_the_cache_is_an_error(
+    published: HubServer, load: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=rf"model.safetensors of {REPO} cannot be had from .*offline mode is enabled"):
+        load()
+    assert published.requests == []
+
+
+PROCESS = """
+import sys, timm, torch, adderzoo
+network = timm.create_model(sys.argv[1], pretrained=True)
+print(network.pretrained_cfg["file"], network.conv1.weight.double().sum().item())
+"""
+
+
+def test_variables_of_the_environment_are_respected(published: HubServer, tmp_path: Path) -> None:
+    """By processes of their own, since huggingface_hub reads them when it is imported."""
+
+    def run(**more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROCESS, f"hf-hub:{REPO}"]
+        environ = environment(published, tmp_path / "cache", OMP_NUM_THREADS="1", **more)
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+
+    online = run()
+    assert online.returncode == 0, online.stderr
+    assert f"GET {CONTENT}" in published.requests
+    file, total = online.stdout.split()
+    assert Path(file) == cached(tmp_path, "cache")
+    assert float(total) == FIRST.double().sum().item()
+    published.requests.clear()
+    offline = run(HF_HUB_OFFLINE="1")
+    assert offline.stdout == online.stdout, offline.stderr
+    assert published.requests == []
+
+
+# -------------------------------------------------------------------------------------------------- repositories named
+
+
+def test_a_repository_named_by_the_user_is_loaded_and_its_file_checked_against_the_published_sum(
+    published: HubServer,
+) -> None:
+    assert_published(timm.create_model(f"hf-hub:{REPO}", pretrained=True))
+    # Once: timm reads the file that was checked, and does not ask for another.
+    assert published.requests.count(f"HEAD /{REPO}/resolve/main/model.safetensors") == 1
+    published.commit(REPO, {"model.safetensors": other_weights()})
+    with pytest.raises(OSError, match=rf"model.safetensors of {REPO} .* is not used: its SHA-256 is [0-9a-f]{{64}}"):
+        timm.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=constants.HF_HUB_CACHE + "_new")
+
+
+def test_a_repository_of_somebody_else_may_have_other_weights(hub: HubServer, files: dict[str, bytes]) -> None:
+    hub.commit(f"somebody/{NAME}", files | {"model.safetensors": other_weights()})
+    network = timm.create_model(f"hf-hub:somebody/{NAME}", pretrained=True)
+    assert any(not torch.equal(load_file(PACKAGED)[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_revision_named_by_the_user_is_the_one_that_is_loaded(hub: HubServer, files: dict[str, bytes]) -> None:
+    first = hub.commit("somebody/tuned", files)
+    hub.commit("somebody/tuned", {"model.safetensors": other_weights()})
+    for name, content in ((f"somebody/tuned@{first}", WEIGHTS), ("somebody/tuned", other_weights())):
+        network = timm.create_model(f"hf-hub:{name}", pretrained=True)
+        assert Path(network.pretrained_cfg["file"]).read_bytes() == content
+
+
+def test_a_repository_of_somebody_else_that_changed_is_loaded_anew(hub: HubServer, files: dict[str, bytes]) -> None:
+    hub.commit("somebody/tuned", files)
+    timm.create_model("hf-hub:somebody/tuned", pretrained=True)
+    hub.commit("somebody/tuned", {"model.safetensors": other_weights()})
+    network = timm.create_model("hf-hub:somebody/tuned", pretrained=True)
+    assert Path(network.pretrained_cfg["file"]).read_bytes() == other_weights()
+
+
+def test_a_local_folder_is_loaded_as_it_is(hub: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, content in (files | {"model.safetensors": other_weights()}).items():
+        (folder / name).write_bytes(content)
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    expected = load_file(folder / "model.safetensors")
+    assert all(torch.equal(expected[key], value) for key, value in network.state_dict().items())
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["adder_edsr_small_x2", "cnn_vdsr"])
+def test_a_repository_of_a_network_for_super_resolution_is_loaded(name: str, hub: HubServer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(name, width=8).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # VDSR begins as bicubic interpolation
+    save_for_hf(network, tmp_path / "made", safe_serialization=True)
+    hub.commit("somebody/sharp", {file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()})
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(timm.create_model("hf-hub:somebody/sharp", pretrained=True).eval()(x), network(x))
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def flip_a_bit(path: Path) -> None:
+    path.write_bytes(other_weights())
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(WEIGHTS[:1000])
+
+
+@pytest.mark.parametrize("repo", [REPO, "somebody/tuned"])
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short])
+def test_a_damaged_file_in_the_cache_is_fetched_again(
+    damage: Callable[[Path], None], repo: str, hub: HubServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.commit(repo, files)
+    timm.create_model(f"hf-hub:{repo}", pretrained=True)
+    damage(cached(tmp_path, repo=repo))
+    hub.requests.clear()
+    assert_published(timm.create_model(f"hf-hub:{repo}", pretrained=True))
+    assert hub.requests.count(f"GET {CONTENT}") == 1
+    assert cached(tmp_path, repo=repo).read_bytes() == WEIGHTS
+
+
+def test_a_damaged_file_in_the_cache_is_refused_where_it_cannot_be_fetched_again(
+    published: HubServer, load: Callable[..., nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    flip_a_bit(cached(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"/model.safetensors is damaged, and .* cannot be had .*offline mode is enabled"):
+        load()
+
+
+@pytest.mark.parametrize("repo", [REPO, "somebody/tuned"])
+def test_a_file_damaged_on_its_way_is_fetched_again(repo: str, hub: HubServer, files: dict[str, bytes]) -> None:
+    hub.commit(repo, files)
+    hub.faults.append(Fault(f"GET {CONTENT}", flip=True, times=1))
+    assert_published(timm.create_model(f"hf-hub:{repo}", pretrained=True))
+    assert hub.requests.count(f"GET {CONTENT}") == 2
+
+
+@pytest.mark.parametrize("repo", [REPO, "somebody/tuned"])
+def test_a_file_that_always_comes_damaged_is_refused(repo: str, hub: HubServer, files: dict[str, bytes]) -> None:
+    hub.commit(repo, files)
+    hub.faults.append(Fault(f"GET {CONTENT}", flip=True))
+    with pytest.raises(OSError, match=rf"model.safetensors of {repo} .* is not used: its SHA-256 is .*, published is"):
+        timm.create_model(f"hf-hub:{repo}", pretrained=True)
+
+
+def test_weights_that_nobody_says_the_sha256_of_are_said_to_be_unchecked(
+    hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server has no LFS its ETags are git's SHA-1, or anything."""
+    monkeypatch.setattr("hub_server.is_lfs", lambda path: False)
+    for repo in ("somebody/tuned", REPO):
+        hub.commit(repo, files)
+    with pytest.warns(UserWarning, match="safetensors of somebody/tuned is not checked: .* is no SHA-256"):
+        assert_published(timm.create_model("hf-hub:somebody/tuned", pretrained=True))
+    with warnings.catch_warnings(action="error"):  # the package knows what these are
+        assert_published(timm.create_model(f"hf-hub:{REPO}", pretrained=True))
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><p>Sign in", b"", WEIGHTS[:1000], (2**63).to_bytes(8, "little")])
+def test_a_file_that_is_no_safetensors_is_named(hub: HubServer, files: dict[str, bytes], content: bytes) -> None:
+    hub.commit("somebody/tuned", files | {"model.safetensors": content})
+    with pytest.raises(OSError, match=r"/model\.safetensors is no checkpoint, or is damaged: SafetensorError "):
+        timm.create_model("hf-hub:somebody/tuned", pretrained=True)
+    with pytest.raises(ValueError, match=r"model 'hf-hub:somebody/tuned' cannot be created: .* is no checkpoint"):
+        create_model("hf-hub:somebody/tuned", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b"[]", r"its config.json is wrong: it must be an object, got \[\]"),
+        (b"{", "its config.json is wrong: Expecting property name"),
+        (b"[" * 100_000, "its config.json is wrong: it is nested without end"),
+        (b'{"architecture": "adder_lenet5", "pretrained_cfg": {"input_size": 5}}', "input_size must be three integers"),
+        (b'{"architecture": "adder_lenet5", "model_args": {"checkpoint_path": "x"}}', "would read other files: check"),
+        (b'{"architecture": 3}', "architecture must be a name, got 3"),
+    ],
+)
+def test_a_config_that_is_none_is_named(
+    hub: HubServer, files: dict[str, bytes], config: bytes, message: str, tmp_path: Path
+) -> None:
+    hub.commit("somebody/tuned", files | {"config.json": config})
+    (tmp_path / "config.json").write_bytes(config)
+    for name in ("hf-hub:somebody/tuned", f"local-dir:{tmp_path}"):
+        with pytest.raises(ValueError, match=f"model '{name}' cannot be created: .*{message}"):
+            create_model(name, pretrained=True)
+
+
+def test_weights_with_nan_are_refused(hub: HubServer, files: dict[str, bytes]) -> None:
+    weights = load_bytes(WEIGHTS)
+    weights["conv1.weight"][0, 0, 0, 0] = float("nan")
+    hub.commit("somebody/tuned", files | {"model.safetensors": save(weights)})
+    with pytest.raises(ValueError, match=r"cannot be used: 1 with NaN or infinity: conv1\.weight"):
+        create_model("hf-hub:somebody/tuned", pretrained=True)
+
+
+def test_a_wrong_file_on_the_hub_is_refused_and_the_right_one_taken_once_it_is_there(
+    published: HubServer, load: Callable[..., nn.Module]
+) -> None:
+    published.commit(REPO, {"model.safetensors": other_weights()})
+    for _ in range(2):
+        with pytest.raises(OSError, match="is not used"):
+            load()
+    published.commit(REPO, {"model.safetensors": WEIGHTS})
+    assert_published(load())
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(published: HubServer, load: Callable[..., nn.Module]) -> None:
+    published.faults.append(Fault(f"GET {CONTENT}", cut=100_000, times=1))
+    assert_published(load())
+    assert published.requests.count(f"GET {CONTENT}") == 2
+
+
+def test_a_download_that_is_always_cut_leaves_nothing_behind(
+    published: HubServer, load: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    published.faults.append(Fault(f"GET {CONTENT}", cut=0))
+    with pytest.raises(OSError, match=f"model.safetensors of {REPO} cannot be had from the Hugging Face Hub"):
+        load()
+    assert no_weights_are_in(tmp_path / "hub")
+    published.faults.clear()
+    assert_published(load())
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+def test_a_hub_that_refuses_is_named_with_its_answer(
+    status: int, published: HubServer, load: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    published.faults.append(Fault(".*", status=status))
+    with pytest.raises(
+        OSError, match=rf"model.safetensors of {REPO} cannot be had from the Hugging Face Hub: .*{status}"
+    ):
+        load()
+    assert no_weights_are_in(tmp_path / "hub")
+
+
+def test_a_repository_that_is_not_there_is_named(hub: HubServer, load: Callable[..., nn.Module]) -> None:
+    with pytest.raises(OSError, match=rf"model.safetensors of {REPO} cannot be had .*Repository Not Found"):
+        load()
+
+
+def test_a_repository_without_weights_is_named(hub: HubServer) -> None:
+    hub.commit("somebody/empty", {"README.md": b"# Nothing yet"})
+    with pytest.raises(OSError, match=r"model.safetensors of somebody/empty cannot be had .*Entry Not Found"):
+        from_hub("somebody/empty")
+
+
+def test_a_hub_that_is_not_there_is_an_error(
+    hub: HubServer, load: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=rf"model.safetensors of {REPO} cannot be had .*refused"):
+        load()

@@ -120,7 +120,7 @@ def run_hub(folder: Path, extensions: Path, zipped: bool, compiler: bool, load_a
         make_clone(clone)
     programs = folder / "programs"
     programs.mkdir()
-    if compiler:  # which takes a third of the time if it does not optimise
+    if compiler:  # which takes a third of the time if it does not optimize
         (programs / "compile").write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
         (programs / "compile").chmod(0o755)
         variables = {"TORCH_EXTENSIONS_DIR": str(extensions), "CXX": str(programs / "compile")}

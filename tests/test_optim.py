@@ -1,4 +1,4 @@
-"""The adaptive learning rate, against eq. 12 and 13 and the optimisers' updates written out in float64 numpy."""
+"""The adaptive learning rate, against eq. 12 and 13 and the optimizers' updates written out in float64 numpy."""
 
 import copy
 import io
@@ -95,7 +95,7 @@ class Filter(nn.Module):
 
 
 class Other(torch.optim.Optimizer):
-    """An optimiser that adaptive_lr cannot know; its step does nothing."""
+    """An optimizer that adaptive_lr cannot know; its step does nothing."""
 
     def __init__(self, params, lr=1.0):
         super().__init__(params, {"lr": lr})

@@ -10,7 +10,12 @@ import sys
 import traceback
 from importlib import import_module
 
-from adderzoo import _signals
+import adderzoo
+
+from . import _signals
+
+if adderzoo._is_command():
+    _signals.end_at_once()
 
 COMMANDS = {
     "list": "list the networks, what they cost, and their published weights",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import shown
+from adderzoo.files.foreign import shown
 
 if TYPE_CHECKING:
     import torch

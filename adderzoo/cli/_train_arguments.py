@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_data(parser.add_argument_group("data"))
     _add_augmentation(parser.add_argument_group("augmentation"))
-    _add_optimizer(parser.add_argument_group("optimiser"))
+    _add_optimizer(parser.add_argument_group("optimizer"))
     _add_adder(parser.add_argument_group("adder filters"))
     _add_distillation(parser.add_argument_group("distillation"))
     _add_schedule(parser.add_argument_group("schedule"))
@@ -137,7 +137,7 @@ def _add_augmentation(augment: argparse._ArgumentGroup) -> None:
 
 def _add_optimizer(step: argparse._ArgumentGroup) -> None:
     step.add_argument("--opt", metavar="NAME", help=f"as timm names it {_defaults('opt')}")
-    step.add_argument("--lr", metavar="X", type=float, help="learning rate (0.1 for SGD, else the optimiser's default)")
+    step.add_argument("--lr", metavar="X", type=float, help="learning rate (0.1 for SGD, else the optimizer's default)")
     step.add_argument("--momentum", metavar="X", type=float, default=0.9, help="(%(default)s)")
     step.add_argument("--weight-decay", metavar="X", type=float, help=_defaults("weight_decay"))
     step.add_argument(

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import check_classes, to_json
+from adderzoo.files.foreign import check_classes, to_json
 
 from ._network import Group, check_channels, names_its_tag, published_classes
 
@@ -85,7 +85,7 @@ class Classification:
         To be called ahead of :meth:`open_loaders`, which has the data set augment its images.
         """
         from adderzoo.data import open_loader, spread
-        from adderzoo.quantization import calibrate
+        from adderzoo.inference.quantization import calibrate
 
         some = spread(self.train_set, _CALIBRATION_IMAGES)
         loader = open_loader(some, self.config, self.args.batch_size, self.args.workers, group.device)
@@ -142,7 +142,7 @@ class Classification:
 
     def metadata(self, model: Any) -> dict[str, str]:
         """What a file of weights says of the data."""
-        from adderzoo.quantization import ranges
+        from adderzoo.inference.quantization import ranges
 
         known = {"data_config": to_json(self.config)}
         if self.args.quantize_bits is not None:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Everything is measured in turns, so that a machine that gets slower or faster does so for all; a time is the "
         "median of the rounds, ± half the distance between their quartiles. Speed and memory are relative to the "
         "faster memory format of the float32 CNN twin, by image; frozen is inductor's freezing, which folds BatchNorm; "
-        "the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, optimiser "
+        "the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, optimizer "
         "and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on one image "
         "(two in training), which is the best for them. PyTorch's threads are set by OMP_NUM_THREADS."
     )
@@ -80,8 +80,8 @@ class _Job:
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo._files import check_output
     from adderzoo.engine import benchmark
+    from adderzoo.files.output import check_output
 
     args.precision = [precision for precision in _PARTS_OF if precision in args.precision]
     _check(args)
@@ -209,8 +209,8 @@ def _section_text(section: "Section") -> str:
 
 
 def _write(report: "Report", args: argparse.Namespace, last: bool) -> None:
-    from adderzoo._files import write_atomically
     from adderzoo.engine.benchmark import draw
+    from adderzoo.files.output import write_atomically
 
     if args.json:
         write_atomically(args.json, lambda path: path.write_text(report.to_json()))

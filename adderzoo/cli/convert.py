@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from adderzoo._foreign import plain
+from adderzoo.files.foreign import plain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo._files import check_output
     from adderzoo.checkpoints import convert
+    from adderzoo.files.output import check_output
 
     check_output(args.destination, "DST")
     metadata = convert(args.source, args.destination, args.model, args.to_original, args.num_classes, args.key)

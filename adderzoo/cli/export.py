@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("pt2", "aoti", "torchscript", "onnx", "c"),
         required=True,
         help="torch.export's program, .pt2; the same compiled by AOTInductor, .pt2; TorchScript, .pt; standard "
-        "operators for any ONNX runtime, .onnx; a quantised classifier as C for microcontrollers, a folder",
+        "operators for any ONNX runtime, .onnx; a quantized classifier as C for microcontrollers, a folder",
     )
     parser.add_argument(
         "--img-size", metavar="N", type=int, help="height and width of the input (the classifier's own)"
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo._files import check_output
-    from adderzoo.export import FORMATS, describe, export_network
+    from adderzoo.files.output import check_output
+    from adderzoo.inference.export import FORMATS, describe, export_network
     from adderzoo.models import is_super_resolution
 
     from .predict import class_names
@@ -127,7 +127,7 @@ def _name_network(args: argparse.Namespace) -> None:
 
 def _check_c(args: argparse.Namespace) -> None:
     """Refuse arguments of --format c that are none, before a network is opened."""
-    from adderzoo._files import check_output_folder
+    from adderzoo.files.output import check_output_folder
 
     check_some_images(args)
     for name in ("img_size", "dynamic_batch"):
@@ -146,8 +146,8 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
     import torch
 
     from adderzoo.checkpoints import read_metadata
+    from adderzoo.inference.quantization import calibrate, quantize
     from adderzoo.microcontroller import integer_network, observe, write_c
-    from adderzoo.quantization import calibrate, quantize
 
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     has_images = bool(args.data_dir or args.dataset)
@@ -164,7 +164,7 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
         raise ValueError(f"quantize must give images for {args.model}, a network in float: --quantize DATA")
     elif "statistics" not in said:
         raise ValueError(
-            f"quantize must give images for {args.checkpoint}, which was quantised without them: --quantize DATA"
+            f"quantize must give images for {args.checkpoint}, which was quantized without them: --quantize DATA"
         )
     network: Any = model if quantized else quantize(calibrate(model, loader, 7 if args.bits is None else args.bits))
     statistics = observe(network, batches or loader) if has_images else json.loads(said["statistics"])
@@ -212,10 +212,10 @@ def _about(args: argparse.Namespace, network: Any) -> Iterable[str]:
     """Lines for the comment at the head of the C."""
     from timm.models import split_model_name_tag
 
-    from adderzoo.hub import Accuracy, list_models
+    from adderzoo.catalogue import Accuracy, list_models
 
     bits = network.quantization["bits"]
-    yield f"{args.model}, quantised to {bits} bits{', without multiplication in adder layers' * args.no_multiply}."
+    yield f"{args.model}, quantized to {bits} bits{', without multiplication in adder layers' * args.no_multiply}."
     name, tag = split_model_name_tag(args.model)
     for info in list_models(name):
         yield (

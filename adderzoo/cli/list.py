@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from adderzoo._foreign import to_json
+from adderzoo.files.foreign import to_json
 
 from ._table import align
 
 if TYPE_CHECKING:
-    from adderzoo.hub import Measurement, ModelInfo
+    from adderzoo.catalogue import Measurement, ModelInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from adderzoo.hub import list_models
+    from adderzoo.catalogue import list_models
 
     networks = list_models(args.filter, pretrained=args.pretrained)
     if not networks:
@@ -56,7 +56,7 @@ def _table(networks: Iterable["ModelInfo"]) -> str:
 
 
 def _measured(measured: "Measurement | None") -> tuple[str, str]:
-    from adderzoo.hub import Quality
+    from adderzoo.catalogue import Quality
 
     if measured is None:
         return "", ""

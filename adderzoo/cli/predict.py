@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from adderzoo._foreign import to_json
+from adderzoo.files.foreign import to_json
 
 from ._network import (
     add_network_arguments,

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import to_json
+from adderzoo.files.foreign import to_json
 
 from ._network import add_network_arguments, open_network
 from ._table import align
 from .quantize import add_some_images_arguments, check_some_images, open_some_images
 
 if TYPE_CHECKING:
-    from adderzoo.profile import Operations, Profile, Published
+    from adderzoo.analysis.costs import Operations, Profile, Published
 
 _TYPES = ("float32", "int8")
 
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo._files import check_output, check_output_folder, write_atomically
-    from adderzoo.profile import like_paper, profile
+    from adderzoo.analysis.costs import like_paper, profile
+    from adderzoo.files.output import check_output, check_output_folder, write_atomically
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         check_output(args.json, "json")
     if args.plots:
         check_output_folder(args.plots, "plots")
-        from adderzoo.plots import import_matplotlib
+        from adderzoo.analysis.plots import import_matplotlib
 
         import_matplotlib()
     elif args.data_dir or args.dataset:
@@ -95,8 +95,8 @@ def _published(name: str, found: "Profile") -> "Published | None":
     """What the paper prints for this network: nothing for one of another size, or with other layers."""
     import torch
 
+    from adderzoo.analysis.costs import like_paper, profile, published
     from adderzoo.checkpoints import create_model
-    from adderzoo.profile import like_paper, profile, published
 
     row = published(name)
     if row is None:
@@ -113,8 +113,8 @@ def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | 
     import timm
     import torch
 
+    from adderzoo.catalogue import twin
     from adderzoo.checkpoints import create_model, read_model_args
-    from adderzoo.hub import twin
 
     other = twin(name)
     if other is None:
@@ -176,7 +176,7 @@ _KINDS = {"conv": "convolutions", "adder": "adder layers", "binary": "binary lay
 
 def _paper(profile: "Profile", row: "Published | None") -> str:
     """What is counted by the paper's words, what by its figures, and what it prints."""
-    from adderzoo.profile import like_paper
+    from adderzoo.analysis.costs import like_paper
 
     words, figures = like_paper(profile), like_paper(profile, ends=True)
     ways = [("all layers but BatchNorm", figures)]
@@ -206,7 +206,7 @@ def _report(
     row: "Published | None",
 ) -> dict[str, Any]:
     """Everything, as JSON has it."""
-    from adderzoo.profile import like_paper
+    from adderzoo.analysis.costs import like_paper
 
     report: dict[str, Any] = {
         "model": name,
@@ -246,7 +246,7 @@ def _draw(
     count: int,
 ) -> str:
     """Write the pictures; what is on them, a line each."""
-    from adderzoo import plots
+    from adderzoo.analysis import plots
 
     name, profile = next(iter(profiles.items()))
     plots.draw_operations(profiles, folder / "operations.png")

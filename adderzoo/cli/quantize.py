@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adderzoo._foreign import to_json
+from adderzoo.files.foreign import to_json
 
 from ._network import add_network_arguments, check_channels, open_network, say
 
@@ -59,10 +59,10 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo._files import check_output
     from adderzoo.checkpoints import read_metadata, read_model_args, read_ranges
+    from adderzoo.files.output import check_output
+    from adderzoo.inference.quantization import quantize, save, simulate
     from adderzoo.microcontroller import observe
-    from adderzoo.quantization import quantize, save, simulate
 
     check_some_images(args)
     check_output(args.destination, "OUT", [".safetensors"])
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str, list[Any]]:
     """The simulation, what its ranges come from, and of a classifier the images, which `export --format c` wants."""
+    from adderzoo.inference.quantization import calibrate
     from adderzoo.models import is_super_resolution
-    from adderzoo.quantization import calibrate
 
     images, count = open_some_images(model, args)
     batches: list[Any] = []

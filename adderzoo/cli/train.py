@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo._foreign import plain, shown, to_json
-from adderzoo._signals import Stopped
+from adderzoo.cli._signals import Stopped
+from adderzoo.files.foreign import plain, shown, to_json
 
 from ._network import Group, open_group
 from ._train_arguments import MAY_CHANGE, add_arguments, changed_options, check, default_arguments, fill_defaults
@@ -24,8 +24,8 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo._files import check_output_folder, check_text
-    from adderzoo.hub import task
+    from adderzoo.catalogue import task
+    from adderzoo.files.output import check_output_folder, check_text
 
     super_resolution = task(args.model) == "super-resolution"
     fill_defaults(args, super_resolution)
@@ -49,8 +49,8 @@ def _train(args: argparse.Namespace, group: Group, task: type[Classification] | 
     from timm.utils import random_seed
     from tqdm import tqdm
 
-    from adderzoo._files import write_atomically
     from adderzoo.engine import best_epoch, read_state, train, write_epoch
+    from adderzoo.files.output import write_atomically
 
     random_seed(args.seed)
     data = task(args, _create(args))
@@ -167,7 +167,7 @@ def _create_distillation(args: argparse.Namespace, group: Group, model: Any, dat
         "device": group.device,
         "verbose": False,
     }
-    # Where timm's task looks for how the images are normalised.
+    # Where timm's task looks for how the images are normalized.
     model.pretrained_cfg.update({key: data.config[key] for key in ("mean", "std")})
     if args.kd == "logits":
         files = args.kd_checkpoint or [None] * len(names)
@@ -191,7 +191,7 @@ def _twin(model: str) -> str:
     """The network of the other kind, with the same tag if it has weights of that: its classes are the same."""
     from timm.models import is_model_pretrained
 
-    from adderzoo.hub import twin
+    from adderzoo.catalogue import twin
 
     network, _, tag = model.partition(".")
     name = twin(network)
@@ -207,7 +207,7 @@ def _open_teacher(
     import torch
 
     from adderzoo.checkpoints import open_network, read_classes
-    from adderzoo.fusion import fuse
+    from adderzoo.inference.fusion import fuse
 
     teacher: Any = open_network(name, pretrained=not file, checkpoint=file)
     if teacher.num_classes != num_classes:
@@ -235,7 +235,7 @@ def _open_teacher(
 
 
 def _origin(args: argparse.Namespace, model: Any) -> dict[str, str]:
-    """Licence and origin of the weights to start from, and the teachers."""
+    """License and origin of the weights to start from, and the teachers."""
     from adderzoo.checkpoints import read_origin
 
     origin = {}

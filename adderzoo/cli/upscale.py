@@ -61,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--twin-checkpoint", metavar="FILE", type=Path, help="weights of the twin, for --compare")
     parser.epilog = (
-        "Grey images stay grey; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, colour profile and "
+        "Gray images stay gray; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, color profile and "
         "resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An alpha channel is "
-        "interpolated, and colours under transparent pixels do not show. All frames of an animation are made larger, "
+        "interpolated, and colors under transparent pixels do not show. All frames of an animation are made larger, "
         "with their timing (GIF, PNG, WebP), and all pages of a TIFF. Tiles overlap, so that the result is that of the "
         "whole image. Of several images, one that cannot be read does not keep the others from being written, but "
         "ends in exit status 1."
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from adderzoo._files import write_atomically
     from adderzoo.data.photos import check_photo, loses_bits, read_photo, write_photo
+    from adderzoo.files.output import write_atomically
 
     if args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
@@ -122,8 +122,8 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     Raises:
         ValueError: if there are no images, OUT is not what it has to be, or an image would replace another.
     """
-    from adderzoo._files import check_image_output
     from adderzoo.data import check_file, find_images
+    from adderzoo.files.output import check_image_output
 
     one = len(args.photos) == 1 and not args.photos[0].is_dir()
     if args.compare and not one:
@@ -185,8 +185,8 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         ValueError: as :func:`adderzoo.checkpoints.open_network`, if there are no weights for it, if it is for another
             task or scale.
     """
+    from adderzoo.catalogue import Quality, list_models
     from adderzoo.checkpoints import open_network, read_metadata
-    from adderzoo.hub import Quality, list_models
     from adderzoo.models import is_super_resolution
 
     name, scale = args.model, args.scale
@@ -208,8 +208,8 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
             )
         name = published[0]
     arguments = dict(args.model_kwargs)
-    quantised = args.checkpoint and "quantization" in read_metadata(args.checkpoint)
-    if scale is not None and not quantised:
+    quantized = args.checkpoint and "quantization" in read_metadata(args.checkpoint)
+    if scale is not None and not quantized:
         arguments["scale"] = scale
     pretrained = args.checkpoint is None and name.partition(".")[0] != "bicubic"
     model: Any = open_network(name, pretrained, args.checkpoint, **arguments)
@@ -231,7 +231,7 @@ def _for_inference(model: Any, device: Any) -> Any:
 
 
 def _run(args: argparse.Namespace, model: Any, color: "Tensor", progress: Callable[[Any], Any]) -> "Tensor":
-    """A larger image, in colour."""
+    """A larger image, in color."""
     import torch
 
     from adderzoo.engine import upscale
@@ -310,7 +310,7 @@ def _around(start: int, margin: int, scale: int, size: int) -> tuple[slice, int]
 
 
 def _most_detailed(y: "Tensor") -> tuple[int, int]:
-    """X and Y of the part with the largest differences between neighbours."""
+    """X and Y of the part with the largest differences between neighbors."""
     import torch.nn.functional as F
 
     detail = (y[1:, 1:] - y[1:, :-1]).abs() + (y[1:, 1:] - y[:-1, 1:]).abs()
@@ -321,8 +321,8 @@ def _most_detailed(y: "Tensor") -> tuple[int, int]:
 
 def _open_twin(args: argparse.Namespace, name: str, model: Any) -> dict[str, Any]:
     """The CNN twin by its name, if there are weights for it."""
+    from adderzoo.catalogue import twin
     from adderzoo.checkpoints import open_network
-    from adderzoo.hub import twin
 
     network, _, tag = name.partition(".")
     other = twin(network)

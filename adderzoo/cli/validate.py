@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adderzoo._foreign import to_json
+from adderzoo.files.foreign import to_json
 
 from ._network import Group, add_network_arguments, check_channels, known_classes, open_group, open_network, say
 from ._table import align
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from adderzoo._files import check_output
+    from adderzoo.files.output import check_output
 
     if args.batch_size < 1:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
@@ -89,7 +89,6 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
-    from adderzoo._files import write_atomically
     from adderzoo.data import (
         check_classes,
         describe_dataset,
@@ -99,6 +98,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         open_loader,
     )
     from adderzoo.engine import check_results, evaluate
+    from adderzoo.files.output import write_atomically
     from adderzoo.models import is_super_resolution
 
     model = open_network(args, quiet=group.rank != 0, any_task=True)
@@ -165,9 +165,9 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     import torch
 
     from adderzoo import ops
-    from adderzoo._files import write_atomically
     from adderzoo.data import open_pairs
     from adderzoo.engine import evaluate_super_resolution
+    from adderzoo.files.output import write_atomically
 
     for name in _CLASSIFIERS_ALONE:
         if getattr(args, name):

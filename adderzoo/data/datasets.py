@@ -368,7 +368,7 @@ def describe_origin(dataset: Any, name: str = "") -> str:
 
 
 def write_digits(root: Path) -> None:
-    """Write scikit-learn's 1,797 handwritten digits (8x8, grey) as ROOT/{train,test}/CLASS/INDEX.png.
+    """Write scikit-learn's 1,797 handwritten digits (8x8, gray) as ROOT/{train,test}/CLASS/INDEX.png.
 
     The first half trains, the second, from other writers, is held out, as in scikit-learn's own example.
     """

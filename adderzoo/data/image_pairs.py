@@ -55,11 +55,11 @@ def _round(pixels: Tensor) -> Tensor:
 
 def _shrink(size: int, scale: int) -> Tensor:
     """(size / scale, size): a pixel of the result as a weighted sum of those of the image."""
-    centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale - 0.5
-    taps = (centres - 2 * scale).floor()[:, None] + torch.arange(4 * scale + 2)
-    weights = cubic((centres[:, None] - taps) / scale)
+    centers = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale - 0.5
+    taps = (centers - 2 * scale).floor()[:, None] + torch.arange(4 * scale + 2)
+    weights = cubic((centers[:, None] - taps) / scale)
     weights /= weights.sum(1, keepdim=True)
-    return torch.zeros(len(centres), size, dtype=torch.float64).scatter_add_(1, taps.long().clamp(0, size - 1), weights)
+    return torch.zeros(len(centers), size, dtype=torch.float64).scatter_add_(1, taps.long().clamp(0, size - 1), weights)
 
 
 def as_integers(image: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -78,7 +78,7 @@ class ImagePairs(Dataset):
     The folder has `HR/` and `LR/` with images of the same names, as the field's test sets do; or `HR/` alone, or the
     images themselves, of which small ones are made (:func:`downscale`). If it has none of these, but a folder such as
     `x2` for the scale, that is meant. A folder such as `DIV2K_train_HR` has its small images beside it, in
-    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Grey images become RGB; transparent pixels, white. Which files
+    `DIV2K_train_LR_bicubic/X2`, named as `0001x2.png`. Gray images become RGB; transparent pixels, white. Which files
     are images, and which folders are read, is as for :func:`list_files`.
 
     An item is the small image (3, h, w) and the large one (3, scale * h, scale * w), bytes. What a large image has on

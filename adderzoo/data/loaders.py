@@ -66,7 +66,7 @@ def open_training_loader(
     processes: int = 1,
     **augmentation: Any,
 ) -> Any:
-    """Shuffled batches of `dataset`, augmented and normalised; the images left over by whole batches sit an epoch out.
+    """Shuffled batches of `dataset`, augmented and normalized; the images left over by whole batches sit an epoch out.
 
     Args:
         dataset: As :func:`open_dataset` gives it.
@@ -97,7 +97,7 @@ def open_training_loader(
             f"{len(dataset) // processes}, got {batch_size}"
         )
     crop = crop or ("pad" if in_memory or max(config["input_size"][1:]) <= _SMALL else "rrc")
-    # timm's defaults, but for the colours.
+    # timm's defaults, but for the colors.
     augmentation = {"hflip": 0.5, "vflip": 0.0} | augmentation
     augmentation["color_jitter"] = augmentation.get("color_jitter") or None
     if augment and crop == "pad" and (augmentation.get("scale") or augmentation.get("ratio")):

@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image, TiffImagePlugin
 from torch import Tensor
 
-from adderzoo._files import check_image_output
+from adderzoo.files.output import check_image_output
 
 from .pixels import check_size, open_image, read_pixels, to_bytes
 
@@ -54,9 +54,9 @@ class Photo:
     """An image: its only frame or its first, what else the file says, and the other frames.
 
     Attributes:
-        color: (3, H, W), RGB, or (1, H, W), grey; uint8 or uint16.
+        color: (3, H, W), RGB, or (1, H, W), gray; uint8 or uint16.
         alpha: (1, H, W), of the same type, or None.
-        icc_profile: What the colours mean, if the file says so.
+        icc_profile: What the colors mean, if the file says so.
         exif: Of the camera and its owner, without the orientation, which is applied.
         dpi: Pixels an inch, across and down.
         others: Further frames of an animation, or pages.
@@ -156,9 +156,9 @@ def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
 
 
 def spread_colors(color: Tensor, alpha: Tensor, distance: int) -> Tensor:
-    """An image with the visible colours spread into transparent pixels, whose own colours nobody was to see.
+    """An image with the visible colors spread into transparent pixels, whose own colors nobody was to see.
 
-    A transparent pixel becomes the mean of its neighbours, of eight, that are visible or have got a colour before;
+    A transparent pixel becomes the mean of its neighbors, of eight, that are visible or have got a color before;
     so, layer by layer, up to `distance` pixels from what is visible.
 
     Args:
@@ -215,9 +215,9 @@ def check_photo(photo: Photo, path: Path, scale: int = 1) -> None:
         scale: How many times as large it will be.
 
     Raises:
-        ValueError: as :func:`adderzoo._files.check_image_output`; if the format has no frames, no pages or no timing of
-            frames, and the image has.
-        OSError: as :func:`adderzoo._files.check_image_output`.
+        ValueError: as :func:`adderzoo.files.output.check_image_output`; if the format has no frames, no pages or no timing
+            of frames, and the image has.
+        OSError: as :func:`adderzoo.files.output.check_image_output`.
     """
     height, width = (scale * side for side in photo.color.shape[1:])
     has_alpha = any(frame.alpha is not None for frame in photo.frames)
@@ -252,7 +252,7 @@ def written_frames(photo: Photo, path: Path) -> tuple[Photo, ...]:
 def write_photo(photo: Photo, path: Path) -> None:
     """Write an image file, of the format that its name ends in; 16 bits as PNG or TIFF alone, else 8.
 
-    GIF has at most 256 colours a frame, and pixels that are transparent or not. A PNG's still image that is no part of
+    GIF has at most 256 colors a frame, and pixels that are transparent or not. A PNG's still image that is no part of
     its animation is left out elsewhere.
 
     Raises:
@@ -340,7 +340,7 @@ def _without_parts(content: bytes | None) -> bytes | None:
 
 
 def _tiff16(photo: Photo, file: Any) -> None:
-    """A page of 16 bits (TIFF 6.0), which PIL writes in grey only; with alpha in RGB, as PIL reads no other."""
+    """A page of 16 bits (TIFF 6.0), which PIL writes in gray only; with alpha in RGB, as PIL reads no other."""
     pixels = _pixels(replace(photo, color=photo.color.expand(3, -1, -1)) if photo.alpha is not None else photo)
     pixels = pixels.astype("<u2")
     height, width, channels = pixels.shape
@@ -358,7 +358,7 @@ def _tiff16(photo: Photo, file: Any) -> None:
     tags[TiffImagePlugin.ROWSPERSTRIP] = height
     tags[TiffImagePlugin.STRIPOFFSETS], tags[TiffImagePlugin.STRIPBYTECOUNTS] = 0, len(data)  # 0: behind the tags
     if photo.alpha is not None:
-        tags[TiffImagePlugin.EXTRASAMPLES] = 2  # alpha, by which the colours are not multiplied
+        tags[TiffImagePlugin.EXTRASAMPLES] = 2  # alpha, by which the colors are not multiplied
     if photo.dpi:
         tags[TiffImagePlugin.RESOLUTION_UNIT] = 2  # inch
         tags[TiffImagePlugin.X_RESOLUTION], tags[TiffImagePlugin.Y_RESOLUTION] = photo.dpi
@@ -369,7 +369,7 @@ def _tiff16(photo: Photo, file: Any) -> None:
 
 
 def _png16(photo: Photo) -> bytes:
-    """An image of 16 bits as PNG (ISO/IEC 15948), which PIL writes in grey only."""
+    """An image of 16 bits as PNG (ISO/IEC 15948), which PIL writes in gray only."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -386,7 +386,7 @@ def _png16(photo: Photo) -> bytes:
     if photo.icc_profile:
         about += chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.icc_profile))
     if photo.dpi:
-        about += chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in photo.dpi), 1))  # a metre
+        about += chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in photo.dpi), 1))  # a meter
     if photo.exif:
         about += chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""The one decoder of image files, under every command: upright pixels of 8 or 16 bits, grey or RGB, with or without
+"""The one decoder of image files, under every command: upright pixels of 8 or 16 bits, gray or RGB, with or without
 alpha.
 
-Decoding is Pillow's, which checks the bytes that it is given. Of 16-bit colours Pillow keeps the upper bytes; here it
+Decoding is Pillow's, which checks the bytes that it is given. Of 16-bit colors Pillow keeps the upper bytes; here it
 decodes such a file twice, once for each half.
 """
 
@@ -20,10 +20,10 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageErr
 from .folders import image_formats
 
 _MODES = {1: "L", 3: "RGB"}
-_GREY = ("1", "L", "LA", "La")
-# What decoders of bytes put into a pixel of 16-bit colours, and the mode of Pillow that has its samples.
+_GRAY = ("1", "L", "LA", "La")
+# What decoders of bytes put into a pixel of 16-bit colors, and the mode of Pillow that has its samples.
 _COLORS16 = {"RGB": "RGB", "RGBA": "RGBA", "RGBX": "RGBA", "RGBa": "RGBA"}
-# Formats whose grey values of 16 bits are shares of white; None is an image that comes from no file.
+# Formats whose gray values of 16 bits are shares of white; None is an image that comes from no file.
 _WHITE16 = (None, "IM", "JPEG2000", "PNG", "PPM", "TIFF")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 
@@ -33,7 +33,7 @@ class Pixels:
     """What an image shows.
 
     Attributes:
-        color: (H, W, 3), RGB, or (H, W, 1), grey; uint8 or uint16, from black, 0, to white, the largest value.
+        color: (H, W, 3), RGB, or (H, W, 1), gray; uint8 or uint16, from black, 0, to white, the largest value.
         alpha: (H, W, 1), of the same type, from transparent, 0, to opaque; or None.
     """
 
@@ -98,8 +98,8 @@ def _unknown(path: Path) -> str:
 def read_pixels(image: Image.Image) -> Pixels:
     """The frame that an image file is at, turned upright if its EXIF orientation says so.
 
-    Palettes, CMYK, YCbCr and LAB become RGB, single bits grey. Grey of 16 bits stays so, as do colours of 16 bits in
-    PNG, TIFF and PPM; other formats' colours of more than 8 bits come as 8.
+    Palettes, CMYK, YCbCr and LAB become RGB, single bits gray. Gray of 16 bits stays so, as do colors of 16 bits in
+    PNG, TIFF and PPM; other formats' colors of more than 8 bits come as 8.
 
     Raises:
         ValueError: if the pixels are no shares of white: floating point, or integers of 32 bits or with a sign.
@@ -160,7 +160,7 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
     if image.mode not in ("I", "F") and _signed(image):  # which Pillow takes for bytes
         raise ValueError("its pixels are integers with a sign, of which it is not known what is white")
     if image.format == "TIFF" and _in_planes(image.tag_v2):  # type: ignore[attr-defined]
-        raise ValueError("its colours of 16 bits lie in separate planes, which cannot be read")
+        raise ValueError("its colors of 16 bits lie in separate planes, which cannot be read")
     if order == "16B" and layout == "LA":  # as if each byte was a channel
         pixels = _decoded(image, "RGBA", "RGBA").astype(np.uint16)
         return pixels[..., ::2] << 8 | pixels[..., 1::2]
@@ -224,7 +224,7 @@ def _by_halves(image: Image.Image, layout: str, order: str) -> np.ndarray:
     pixels = upper.astype(np.uint16) << 8 | lower
     if layout == "RGBX":
         return pixels[..., :3]
-    if layout == "RGBa":  # colours that are multiplied by alpha
+    if layout == "RGBa":  # colors that are multiplied by alpha
         alpha = pixels[..., 3:].astype(np.uint64)
         color = (pixels[..., :3] * np.uint64(65535) + alpha // 2) // np.maximum(alpha, 1)
         pixels[..., :3] = color.clip(0, 65535)
@@ -232,7 +232,7 @@ def _by_halves(image: Image.Image, layout: str, order: str) -> np.ndarray:
 
 
 def _transparent_color(pixels: np.ndarray, info: dict[Any, Any]) -> np.ndarray:
-    """With alpha where PNG names a transparent colour."""
+    """With alpha where PNG names a transparent color."""
     color = info.get("transparency")
     if color is None:
         return pixels
@@ -274,7 +274,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
         converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
         assert converted is not None
         image = converted
-    mode = "L" if image.mode in _GREY else "RGB"
+    mode = "L" if image.mode in _GRAY else "RGB"
     if image.has_transparency_data:
         mode = {"L": "LA", "RGB": "RGBA"}[mode]
     pixels = np.array(image if image.mode == mode else image.convert(mode))
@@ -312,7 +312,7 @@ def opaque_image(pixels: Pixels, background: int | None = None) -> Image.Image:
     """Pixels of 8 bits, without alpha, as a PIL image of mode "L" or "RGB".
 
     16 bits are divided by 257 and rounded. Behind transparent pixels is white, or black if what is visible is light (of
-    a mean above half of white): a shape that is drawn in one colour is seen either way.
+    a mean above half of white): a shape that is drawn in one color is seen either way.
 
     Args:
         pixels: What the image shows.

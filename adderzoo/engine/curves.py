@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from adderzoo._files import write_atomically
+from adderzoo.files.output import write_atomically
 
 from .training import Epoch
 
-_TRAINING, _VALIDATION = "#8c8c8c", "#0072b2"  # told apart by colour-blind readers, and in print
+_TRAINING, _VALIDATION = "#8c8c8c", "#0072b2"  # told apart by color-blind readers, and in print
 
 
 def draw_curves(history: Sequence[Epoch], path: Path, title: str = "") -> None:

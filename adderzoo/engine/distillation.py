@@ -25,7 +25,7 @@ class EnsembleTeacher(task.DistillationTeacher):
     The ensemble's logits are those that give it at that temperature: temperature * log(mean).
 
     Args:
-        members: At least one network, each for images (N, C, H, W) normalised as its `pretrained_cfg` says (timm's
+        members: At least one network, each for images (N, C, H, W) normalized as its `pretrained_cfg` says (timm's
             `mean` and `std`), and all for the same classes.
         temperature: Above 0; that of the distillation.
         device: Of the members.
@@ -38,7 +38,7 @@ class EnsembleTeacher(task.DistillationTeacher):
 
 
 class _MeanProbabilities(nn.Module):
-    """The networks of an :class:`EnsembleTeacher`; images are normalised for the first."""
+    """The networks of an :class:`EnsembleTeacher`; images are normalized for the first."""
 
     def __init__(self, members: Sequence[nn.Module], temperature: float, device: torch.device | None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LogitDistillationTask(task.LogitDistillationTask):
         """The losses of a batch.
 
         Args:
-            input: (N, C, H, W), normalised for the student.
+            input: (N, C, H, W), normalized for the student.
             target: As the criterion takes it.
 
         Returns:
@@ -105,13 +105,13 @@ class KernelDistillationTask(LogitDistillationTask):
     the data, and factors that are common to a channel (exp of its mean) are left out: both kernels become k = exp((y -
     mean) / (width s)). A learned 1x1 convolution maps the student's channels to the teacher's, and their mean squared
     error, averaged over the layers, is the feature loss. (Without a projection of the teacher's: a pair of them would
-    make the error small by mapping to nothing.) Compared is width (k - 1), the normalised output itself for large
+    make the error small by mapping to nothing.) Compared is width (k - 1), the normalized output itself for large
     widths, so that the loss has the same size for all. A width of 1 is too narrow: the largest outputs of convolutions
     lie 6 to 14 deviations above the mean, and their exp is all that the loss sees.
 
     No gradient of what the student learns by reaches the teacher. Its parameters and those of the 1x1 convolutions are
-    in :meth:`get_trainable_module` with the student's, for one optimiser of all; its steps are those of the CNN trained
-    alone, with any optimiser that treats parameters one by one.
+    in :meth:`get_trainable_module` with the student's, for one optimizer of all; its steps are those of the CNN trained
+    alone, with any optimizer that treats parameters one by one.
 
     Args:
         student_model: Network with adder layers.

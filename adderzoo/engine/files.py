@@ -17,9 +17,9 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from adderzoo._files import in_memory, write_atomically
-from adderzoo._foreign import why
 from adderzoo.checkpoints import save_weights
+from adderzoo.files.foreign import why
+from adderzoo.files.output import in_memory, write_atomically
 
 from .group import from_first, is_first
 from .training import Epoch, Training
@@ -148,7 +148,7 @@ def _read(path: Path) -> Any:
 
 
 def _check_rates(optimizer: Optimizer, scheduler: Scheduler) -> None:
-    """A schedule multiplies the rates that it was made with, whatever the optimiser has loaded since."""
+    """A schedule multiplies the rates that it was made with, whatever the optimizer has loaded since."""
     rates = [group.get("initial_lr") for group in optimizer.param_groups]
     if rates != scheduler.base_values:
         raise ValueError(f"its learning rates begin at {rates}, those of this training at {scheduler.base_values}")

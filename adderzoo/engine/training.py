@@ -89,8 +89,8 @@ class Training:
         ema: timm's moving average of the weights, which is validated and saved in the place of the model's own.
         network: What is called in training: the model, compiled or in DistributedDataParallel. None for the model.
         task: timm's, of a student, the model, and its teacher; called in training in the place of network and loss. Its
-            trainable module's parameters are the optimiser's.
-        step: Optimiser steps so far.
+            trainable module's parameters are the optimizer's.
+        step: Optimizer steps so far.
         history: The complete epochs.
     """
 
@@ -166,21 +166,21 @@ def create_optimizer(
     filter_lr_scale: float | None = None,
     **options: Any,
 ) -> Optimizer:
-    """timm's optimiser of this name, with the adaptive learning rate of adder filters, as the paper's authors use it.
+    """timm's optimizer of this name, with the adaptive learning rate of adder filters, as the paper's authors use it.
 
     Args:
         model: Its parameters all decay, BatchNorm's too, but those that its `no_weight_decay` names.
         opt: Such as "momentum" (SGD), "sgd" (with Nesterov's momentum), "adamw".
-        lr: Learning rate; None is 0.1 for SGD in all its variants, else the optimiser's own default.
-        momentum: Of optimisers that have one.
+        lr: Learning rate; None is 0.1 for SGD in all its variants, else the optimizer's own default.
+        momentum: Of optimizers that have one.
         weight_decay: Weight decay.
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
         filter_lr_scale: In the place of the adaptive rate, what the learning rate of adder filters is multiplied by:
             the "increased learning rate" of the paper's section 4.5. Their weight decay stays what it is for the rest.
-        options: Further arguments of timm's `create_optimizer_v2` and of the optimiser.
+        options: Further arguments of timm's `create_optimizer_v2` and of the optimizer.
 
     Raises:
-        ValueError: if timm knows no such optimiser, one of the numbers is nothing it takes, it is of second order, or
+        ValueError: if timm knows no such optimizer, one of the numbers is nothing it takes, it is of second order, or
             it is none whose steps `eta` can set.
     """
     # What "addersgd" adds to "sgd" is what `eta` says here.
@@ -387,7 +387,7 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
 def _step(
     training: Training, recipe: Recipe, x: Tensor, target: Tensor, together: int, complete: bool
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, and where a group of `together` batches is complete the optimiser's step.
+    """Forward, backward, and where a group of `together` batches is complete the optimizer's step.
 
     Returns:
         Output and loss of this batch.

@@ -1,4 +1,4 @@
-"""The straight-through estimator, by which what is quantised can be trained."""
+"""The straight-through estimator, by which what is quantized can be trained."""
 
 from torch import Tensor
 

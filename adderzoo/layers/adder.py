@@ -19,11 +19,11 @@ torch.fx.wrap("unbatched")
 class _AdderFilter(nn.Module):
     """Marks the parameter `weight` as an adder filter, by which `adderzoo.optim` knows it.
 
-    Where other parameters make the weight (pruning, weight and spectral normalisation), these are marked: their
+    Where other parameters make the weight (pruning, weight and spectral normalization), these are marked: their
     gradients are as small as its own.
 
     The mark is an attribute of the Parameter, and these are the places where a module gets another Parameter, or where
-    somebody looks for its parameters: FSDP and parametrisations put theirs into a module without a word.
+    somebody looks for its parameters: FSDP and parametrizations put theirs into a module without a word.
     """
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:

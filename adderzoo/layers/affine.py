@@ -68,7 +68,7 @@ class AdderAffine2d(_Affine):
         shift: (O,), which a bias has been made part of; None for the bias.
         relu: Whether a ReLU is the end of it.
         float_output: Whether the output is at least float32 in half precision too, as the adder layer's is: where no
-            scale and shift centre it, or a BatchNorm of float32 does.
+            scale and shift center it, or a BatchNorm of float32 does.
         in_place: Whether the addend is added in place, so that it does not change the dtype.
     """
 

@@ -1,6 +1,6 @@
-"""Layers of the float simulation of a quantised network: they observe ranges, and then train with what bytes can hold.
+"""Layers of the float simulation of a quantized network: they observe ranges, and then train with what bytes can hold.
 
-:func:`adderzoo.quantization.calibrate` puts them into a network.
+:func:`adderzoo.inference.quantization.calibrate` puts them into a network.
 """
 
 import copy

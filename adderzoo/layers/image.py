@@ -37,7 +37,7 @@ def cubic(x: Tensor) -> Tensor:
 class BicubicUpsample(nn.Module):
     """Bicubic interpolation to `scale` times the size, as MATLAB's imresize does it in floating point.
 
-    Pixels lie at the centres of their squares; beyond the border the nearest pixel counts. Results overshoot where the
+    Pixels lie at the centers of their squares; beyond the border the nearest pixel counts. Results overshoot where the
     image has sharp edges, and are not clipped. Antialiasing makes no difference to upscaling.
 
     Shape: (N, C, H, W) to (N, C, scale * H, scale * W).

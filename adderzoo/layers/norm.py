@@ -41,7 +41,7 @@ def _batch_norm(
 class BatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` that takes an adder layer's float32 output in a half-precision network.
 
-    Such a network's BatchNorm works in float32 and returns the network's own type: it centres what half precision could
+    Such a network's BatchNorm works in float32 and returns the network's own type: it centers what half precision could
     not hold. The running statistics stay in float32 for the same reason, whatever type the module is made of or turned
     into: a mean near -1000 that is rounded to bfloat16 is off by as much as the outputs deviate from it.
 

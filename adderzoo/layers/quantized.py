@@ -1,4 +1,4 @@
-"""Layers on bytes, for integer inference: what `adderzoo.quantization.quantize` makes of a network's layers."""
+"""Layers on bytes, for integer inference: what `adderzoo.inference.quantization` makes of a network's layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Quantizer:
         return float(1 / torch.tensor(self.scale, dtype=torch.float32, device="cpu"))
 
     def bytes_of(self, x: Tensor) -> Tensor:
-        """The nearest bytes, of the shape of `x` in uint8; halves go to the even neighbour."""
+        """The nearest bytes, of the shape of `x` in uint8; halves go to the even neighbor."""
         return _steps(x, self.inverse, self.zero_point, self.top).to(torch.uint8)
 
 
@@ -195,9 +195,9 @@ class _QuantizedAdder(nn.Module):
 
 
 class QuantizedAdder2d(_QuantizedAdder):
-    """An integer adder layer and what follows it in a quantised network, in one operator.
+    """An integer adder layer and what follows it in a quantized network, in one operator.
 
-    :func:`adderzoo.quantization.quantize` makes it. Filters (packed bytes, see
+    :func:`adderzoo.inference.quantization.quantize` makes it. Filters (packed bytes, see
     :func:`adderzoo.ops.pack_byte_filters`), scale and shift are buffers, and stay in uint8 and float32 whatever the
     network is turned into; it has no gradients.
 

@@ -59,7 +59,7 @@ def replace_conv(
         `model`.
 
     Raises:
-        TypeError: for a convolution that does more than `torch.nn.Conv2d`, such as a weight-standardised one; the
+        TypeError: for a convolution that does more than `torch.nn.Conv2d`, such as a weight-standardized one; the
             network is left as it was.
         ValueError: if there is nothing to replace, or `keep` names no module.
     """

@@ -1,4 +1,4 @@
-"""From a quantised network to one of integers alone: the third target beside float and bytes."""
+"""From a quantized network to one of integers alone: the third target beside float and bytes."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
 
-from adderzoo import fusion
+from adderzoo.inference import fusion
 from adderzoo.layers.quantized import (
     Quantize,
     QuantizedAdder2d,
@@ -38,7 +38,7 @@ _CONVS = (nn.Conv2d, nn.Linear, QuantizedConv2d, QuantizedLinear)
 
 
 class _Observer(fx.Interpreter):
-    """Runs a quantised network and takes down what its integers will need."""
+    """Runs a quantized network and takes down what its integers will need."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -78,10 +78,10 @@ def _bare(layer: Any) -> Any:
 
 
 def observe(network: nn.Module, loader: Iterable[Any]) -> dict[str, Any]:
-    """What integers to the end need to know beyond a quantised network, from images.
+    """What integers to the end need to know beyond a quantized network, from images.
 
     Args:
-        network: What :func:`adderzoo.quantization.quantize` has made.
+        network: What :func:`adderzoo.inference.quantization.quantize` has made.
         loader: Batches of images (N, C, H, W), or tuples that begin with them, preprocessed as for evaluation. Some
             hundred images are enough.
 
@@ -90,7 +90,7 @@ def observe(network: nn.Module, loader: Iterable[Any]) -> dict[str, Any]:
         distance of every channel of an adder layer. It can be written as JSON.
 
     Raises:
-        ValueError: if it is no quantised network, or there are no images.
+        ValueError: if it is no quantized network, or there are no images.
     """
     if not isinstance(network, fx.GraphModule) or not hasattr(network, "quantization"):
         raise ValueError(f"the network must be one that quantize() has made, got {type(network).__name__}")
@@ -140,13 +140,13 @@ class _Value:
 def integer_network(
     network: nn.Module, statistics: Mapping[str, Any], terms: int | None = None, bits: int | None = None
 ) -> IntegerNetwork:
-    """The network of integers to the end of a quantised one; see :mod:`adderzoo.microcontroller.integer`.
+    """The network of integers to the end of a quantized one; see :mod:`adderzoo.microcontroller.integer`.
 
     What the network multiplies, the first convolution and the classifier as a rule, gets weights in int8 with a scale
-    for every channel, and reads bytes; normalisation of the image is part of the first layer, or of a table.
+    for every channel, and reads bytes; normalization of the image is part of the first layer, or of a table.
 
     Args:
-        network: What :func:`adderzoo.quantization.quantize` has made, a classifier.
+        network: What :func:`adderzoo.inference.quantization.quantize` has made, a classifier.
         statistics: Of it, as :func:`observe` gives them.
         terms: Multipliers of adder layers are sums of so many signed powers of two, which shifts and additions do.
         bits: Multipliers of adder layers have so many bits at most; None for as many as 32-bit sums allow.
@@ -254,7 +254,7 @@ class _Converter:
         return self.made[key]
 
     def _image_table(self, node: fx.Node, quantizer: Quantizer) -> Plane:
-        """The image for adder layers: bytes of normalised pixels."""
+        """The image for adder layers: bytes of normalized pixels."""
         pixels = torch.arange(256, dtype=torch.float32) / 255
         mean, std = self.mean.float()[:, None], self.std.float()[:, None]
         table = quantizer.bytes_of((pixels - mean) / std)

@@ -42,7 +42,7 @@ class Plane:
     Attributes:
         name: Of the call in the network that makes it.
         shape: (C, H, W).
-        padding: The byte of every channel that stands for 0, or nearly: of the image, whose 0 is the mean colour.
+        padding: The byte of every channel that stands for 0, or nearly: of the image, whose 0 is the mean color.
         top: The largest byte.
         scale: What a step of a byte stands for; 0 for the image, whose channels differ.
     """
@@ -269,7 +269,7 @@ class IntegerNetwork:
         """Logits of images.
 
         Args:
-            images: (N, C, H, W), uint8: as files have them, without normalisation.
+            images: (N, C, H, W), uint8: as files have them, without normalization.
 
         Returns:
             (N, num_classes), int32, in units of `logit_scale`.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adderzoo._files import check_output_folder, write_atomically
+from adderzoo.files.output import check_output_folder, write_atomically
 
 from .conversion import integer_network
 from .integer import IntegerNetwork, Layer
@@ -31,12 +31,12 @@ def write_c(
     multiply: bool = True,
     vectors: bool = False,
 ) -> CSource:
-    """Write a quantised classifier as C99: NAME.h, NAME.c, NAME_test.c, bare.c (for qemu), Makefile and README.md.
+    """Write a quantized classifier as C99: NAME.h, NAME.c, NAME_test.c, bare.c (for qemu), Makefile and README.md.
 
     The logits are those of :func:`integer_network`, to the bit.
 
     Args:
-        network: What :func:`adderzoo.quantization.quantize` has made.
+        network: What :func:`adderzoo.inference.quantization.quantize` has made.
         statistics: Of it, as :func:`observe` gives them.
         destination: Folder, which is made if it is not there.
         name: Of the functions and files; what no identifier has becomes an underscore.

@@ -12,10 +12,9 @@ from safetensors import SafetensorError
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from adderzoo._foreign import why
+from adderzoo.files.foreign import why
+from adderzoo.hub import HUB_ORGANIZATION, from_hub, from_url, hub_id, sha256
 from adderzoo.layers import Adder2d
-
-from ._download import HUB_ORGANISATION, from_hub, from_url, hub_id, sha256
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,7 +32,7 @@ READERS: list[Callable[[Path], nn.Module | None]] = []
 
 
 def read_network(path: Path, architecture: str, num_classes: int | None = None) -> nn.Module | None:
-    """The network of a file that is more than weights, such as a quantised one; None for any other file.
+    """The network of a file that is more than weights, such as a quantized one; None for any other file.
 
     Args:
         path: The file.
@@ -68,7 +67,7 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
     The weights of a tag are those in the package, else in huggingface_hub's cache, else on the Hub, or at a URL. A
-    file, folder (`local-dir:`) or URL that the user names himself is his own business; a quantised network's file gives
+    file, folder (`local-dir:`) or URL that the user names himself is his own business; a quantized network's file gives
     this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
 
     Raises:
@@ -87,7 +86,7 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file), "source": None}
         elif cfg.file and (other := read_network(Path(cfg.file), variant, kwargs.get("num_classes"))) is not None:
             if kwargs.get("features_only"):
-                raise ValueError(f"{cfg.file} is a quantised network, which gives no features")
+                raise ValueError(f"{cfg.file} is a quantized network, which gives no features")
             channels: Any = getattr(other, "in_chans", None)
             if kwargs.get("in_chans") not in (None, channels):
                 raise ValueError(f"in_chans must be that of {cfg.file}, {channels}, got {kwargs['in_chans']}")
@@ -112,8 +111,8 @@ def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | No
             _check_sha256(file, published, "install adderzoo again")
             return file
     if cfg.hf_hub_id:
-        organisation, _, tag = cfg.hf_hub_id.partition("/")
-        ours = organisation == HUB_ORGANISATION and not cfg.hf_hub_filename
+        organization, _, tag = cfg.hf_hub_id.partition("/")
+        ours = organization == HUB_ORGANIZATION and not cfg.hf_hub_filename
         published = _published_sha256().get(f"{tag}.safetensors") if ours else None
         if ours and published is None and cfg.source != "hf-hub":
             raise OSError(f"{cfg.hf_hub_id} is not loaded: the package does not know its SHA-256")

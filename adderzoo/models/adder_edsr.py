@@ -11,10 +11,10 @@ import torch
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 
 from ._builder import own_names, weights_file, without_prefix
-from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,

@@ -12,11 +12,11 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from adderzoo.hub import hub_id
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, own_names, repeat_input_channels, weights_file
-from ._download import hub_id
 
 __all__ = ["LeNet5", "LeNetPlusPlus"]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
+from adderzoo.hub import hub_id
+
 from ._builder import SHIFTADDNET, weights_file
-from ._download import hub_id
 from .adder_resnet import ResNet, create_resnet
 
 

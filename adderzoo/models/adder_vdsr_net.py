@@ -10,11 +10,11 @@ import torch
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
 from ._builder import own_names, weights_file
-from ._download import hub_id
 from ._super_resolution import (
     SuperResolutionNet,
     additions,

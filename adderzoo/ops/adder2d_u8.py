@@ -1,4 +1,4 @@
-"""The adder operator on unsigned bytes, with what follows it in a quantised network."""
+"""The adder operator on unsigned bytes, with what follows it in a quantized network."""
 
 import math
 from typing import Any
@@ -37,9 +37,9 @@ def adder2d_u8(
 
     S is the distance of "AdderNet" (CVPR 2020, eq. 2) in integers, without its minus sign, and exact. Input and filters
     share a scale and a zero point; the scale of what they stand for, the minus sign, BatchNorm and bias are all parts
-    of `scale` and `shift`, as :mod:`adderzoo.quantization` computes them. S is rounded to float32, and then every
-    multiplication and every addition is, from left to right: all processors agree in every bit. Bytes are written as
-    round(Z) + out_zero_point, halves rounded to even, within 0 and `out_max`.
+    of `scale` and `shift`, as :mod:`adderzoo.inference.quantization` computes them. S is rounded to float32, and then
+    every multiplication and every addition is, from left to right: all processors agree in every bit. Bytes are written
+    as round(Z) + out_zero_point, halves rounded to even, within 0 and `out_max`.
 
     It is for inference: there are no gradients.
 
@@ -110,7 +110,7 @@ def _(
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 
 
-register_inference("adder2d_u8", "adderzoo.quantization")
+register_inference("adder2d_u8", "adderzoo.inference.quantization")
 
 
 @register_flop_formula(torch.ops.adderzoo.adder2d_u8)

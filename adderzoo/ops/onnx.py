@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """A translation for the operators of a network that is not fused, float or quantised.
+    """A translation for the operators of a network that is not fused, float or quantized.
 
     Raises:
         ImportError: if onnxscript, which PyTorch's exporter needs, is not installed.

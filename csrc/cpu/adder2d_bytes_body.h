@@ -6,7 +6,7 @@
 // What has a name here is not left to the compiler. This serves every instruction set.
 struct PlainBytes {
   typedef uint8_t Vector __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
-  // Of the differences of neighbouring bytes: at most kBlock pairs of them fit into 16 bits.
+  // Of the differences of neighboring bytes: at most kBlock pairs of them fit into 16 bits.
   typedef uint16_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   typedef int32_t Totals __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   static constexpr int64_t kChannels = ADDERZOO_VECTOR_BYTES / sizeof(int32_t);  // of a vector of totals

@@ -502,7 +502,7 @@ void pad(const Accumulation<T>& a, T* to, int64_t pixels) {
   }
 }
 
-// Copies neighbouring pixels of the source into the region.
+// Copies neighboring pixels of the source into the region.
 template <typename T>
 void stage_pixels(const Accumulation<T>& a, const Item<T>& item, const T* from, int64_t pixels, T* to) {
   const Strides& s = a.source_strides;
@@ -1203,7 +1203,7 @@ int64_t ceiling(Ceiling form, int64_t steps) {
   }
 }
 
-// Constant initialisers: nothing of this instruction set runs while the library is loaded.
+// Constant initializers: nothing of this instruction set runs while the library is loaded.
 template <typename T>
 constexpr Loops<T> kLoops = {
     .capability = ADDERZOO_CAPABILITY_NAME,

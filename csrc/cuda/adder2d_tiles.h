@@ -41,7 +41,7 @@ struct alignas(16) Shared {
 
 // Brings the source and the filters of some steps into shared memory, by way of registers, so that the next ones are
 // under way while a block computes. VECTOR: the source's channels lie side by side and are fetched by fours; else
-// neighbouring threads fetch neighbouring points.
+// neighboring threads fetch neighboring points.
 template <typename T, typename S, bool VECTOR>
 struct Fetch {
   static constexpr int kValues = T::kPoints * T::kSteps / T::kThreads;

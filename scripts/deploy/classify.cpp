@@ -63,14 +63,14 @@ at::Tensor read_png(const std::string& path) {
   return pixels.narrow(3, 0, 3).permute({0, 3, 1, 2}).contiguous();
 }
 
-// Rec. 601 in integers, as Pillow has it; what is grey stays what it is.
+// Rec. 601 in integers, as Pillow has it; what is gray stays what it is.
 at::Tensor luma(const at::Tensor& rgb) {
   const at::Tensor wide = rgb.to(at::kInt);
   const at::Tensor sum = wide.select(1, 0) * 19595 + wide.select(1, 1) * 38470 + wide.select(1, 2) * 7471 + 32768;
   return at::floor_divide(sum, 65536).to(at::kByte).unsqueeze(1);
 }
 
-// What timm's create_transform does for evaluation: the shorter side resized, the middle cut out, normalised.
+// What timm's create_transform does for evaluation: the shorter side resized, the middle cut out, normalized.
 at::Tensor preprocess(at::Tensor image, const Metadata& metadata) {
   const auto size = numbers<int64_t>(metadata, "input_size", 3);
   const int64_t channels = size[0], side = size[1];

@@ -22,12 +22,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Random
 from tqdm import trange
 
 import adderzoo.models
+from adderzoo.catalogue import Accuracy
 from adderzoo.checkpoints import save_weights
 from adderzoo.data import class_indices, open_dataset, open_loader, write_digits
 from adderzoo.engine import evaluate
-from adderzoo.hub import Accuracy
 from adderzoo.optim import adaptive_lr
-from adderzoo.publishing import add_weights
+from adderzoo.publish.weights import add_weights
 
 SEED = 0
 EPOCHS = 60

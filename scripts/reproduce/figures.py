@@ -24,15 +24,15 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from timm.data import resolve_model_data_config
 
-from adderzoo._files import write_atomically
+from adderzoo.analysis.plots import draw_filters, draw_first_layer
 from adderzoo.checkpoints import open_network
 from adderzoo.cli import main as adderzoo
 from adderzoo.data import open_dataset, open_loader
-from adderzoo.plots import draw_filters, draw_first_layer
+from adderzoo.files.output import write_atomically
 
 RECIPE = "--val-split test --no-aug --opt sgd --lr 0.1 --weight-decay 5e-4 --seed 0 --resume"
 
-# As mnist.sh and mnist_ablation.sh name and train them: title, further options, colour, line.
+# As mnist.sh and mnist_ablation.sh name and train them: title, further options, color, line.
 ABLATION = {
     "adder_lenet5_0": ("full-precision gradient, adaptive rate", "--eta 0.1", "#0072b2", "-"),
     "full_x100": ("full-precision gradient, rate x 100", "--filter-lr-scale 100", "#d55e00", "--"),
@@ -40,7 +40,7 @@ ABLATION = {
     "sign_x100": ("sign gradient, rate x 100", "--filter-grad sign --filter-lr-scale 100", "#8c8c8c", ":"),
 }
 
-# Ten colours for the ten digits (P. Tol, "Colour Schemes", muted), which are written on them too.
+# Ten colors for the ten digits (P. Tol, "Color Schemes", muted), which are written on them too.
 DIGITS = ["#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777"]
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import adderzoo.models
-from adderzoo.hub import Accuracy, Quality, SetQuality, task
-from adderzoo.publishing import add_baseline, add_weights, check_name
+from adderzoo.catalogue import Accuracy, Quality, SetQuality, task
+from adderzoo.publish.weights import add_baseline, add_weights, check_name
 
 
 def read_accuracy(path: Path, name: str, **texts: str) -> Accuracy:

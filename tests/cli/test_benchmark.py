@@ -9,7 +9,7 @@ from commands import Done
 from PIL import Image
 
 import adderzoo as package
-from adderzoo import hub
+from adderzoo import catalogue as hub
 from adderzoo.engine import benchmark
 
 Command = Callable[..., Done]

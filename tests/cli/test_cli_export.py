@@ -39,10 +39,10 @@ def test_pytorchs_warning_about_torchscript_is_explained(adderzoo: Callable[...,
     ]
 
 
-def test_a_quantised_network_is_exported(adderzoo: Callable[..., Done], digits: Path, tmp_path: Path) -> None:
-    quantised, path = tmp_path / "lenet5.safetensors", tmp_path / "lenet5.pt2"
-    assert adderzoo("quantize", *PUBLISHED, "--data-dir", digits, "--workers", 0, quantised).status == 0
-    done = adderzoo("export", "--model", "adder_lenet5", "--checkpoint", quantised, "--format", "pt2", path)
+def test_a_quantized_network_is_exported(adderzoo: Callable[..., Done], digits: Path, tmp_path: Path) -> None:
+    quantized, path = tmp_path / "lenet5.safetensors", tmp_path / "lenet5.pt2"
+    assert adderzoo("quantize", *PUBLISHED, "--data-dir", digits, "--workers", 0, quantized).status == 0
+    done = adderzoo("export", "--model", "adder_lenet5", "--checkpoint", quantized, "--format", "pt2", path)
     assert done.status == 0
     operators = {str(node.target) for node in torch.export.load(path).graph.nodes}
     assert "adderzoo.adder2d_u8.default" in operators

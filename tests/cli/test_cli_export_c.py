@@ -15,10 +15,10 @@ IMAGES = ("--images", 40, "--workers", 0)
 
 
 @pytest.fixture(scope="module")
-def quantised(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from adderzoo.cli import main
 
-    path = tmp_path_factory.mktemp("quantised") / "lenet5.safetensors"
+    path = tmp_path_factory.mktemp("quantized") / "lenet5.safetensors"
     arguments = ("quantize", *PUBLISHED, "--data-dir", digits, *IMAGES, path)
     assert main([str(argument) for argument in arguments]) == 0
     return path
@@ -46,8 +46,8 @@ def test_a_tag_becomes_c_that_checks_itself(adderzoo: Callable[..., Done], digit
     assert made.stdout.splitlines()[-1] == "PASS", made
 
 
-def test_a_file_of_quantize_needs_no_images(adderzoo: Callable[..., Done], quantised: Path, tmp_path: Path) -> None:
-    done = adderzoo("export", "--format", "c", quantised, tmp_path / "out", "--no-multiply", "--vectors")
+def test_a_file_of_quantize_needs_no_images(adderzoo: Callable[..., Done], quantized: Path, tmp_path: Path) -> None:
+    done = adderzoo("export", "--format", "c", quantized, tmp_path / "out", "--no-multiply", "--vectors")
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(f"{tmp_path / 'out'}: adder_lenet5_digits.c, 8 bits; RAM 10,488 bytes")
     assert "#define SHIFTS 1" in (tmp_path / "out" / "adder_lenet5_digits.c").read_text()
@@ -62,11 +62,11 @@ def test_other_formats_take_a_name_too(adderzoo: Callable[..., Done], tmp_path: 
     ("arguments", "message"),
     [
         (("adder_lenet5.digits", "OUT"), r"quantize must give images for adder_lenet5\.digits, .*: --quantize DATA"),
-        (("QUANTISED", "OUT", "--max-ram", 10_000), r"max-ram must be at least 10,488 bytes for .*, got 10,000"),
-        (("QUANTISED", "OUT", "--max-ram", 0), r"max-ram must be at least 1, got 0"),
-        (("QUANTISED", "OUT", "--bits", 7), r"bits needs --quantize DATA, got bits 7 without it"),
-        (("QUANTISED", "OUT", "--img-size", 40), r"img-size is not for --format c, which has one image .*"),
-        (("QUANTISED", "OUT", "--model", "adder_lenet5"), r"model must not be given beside NETWORK .*"),
+        (("QUANTIZED", "OUT", "--max-ram", 10_000), r"max-ram must be at least 10,488 bytes for .*, got 10,000"),
+        (("QUANTIZED", "OUT", "--max-ram", 0), r"max-ram must be at least 1, got 0"),
+        (("QUANTIZED", "OUT", "--bits", 7), r"bits needs --quantize DATA, got bits 7 without it"),
+        (("QUANTIZED", "OUT", "--img-size", 40), r"img-size is not for --format c, which has one image .*"),
+        (("QUANTIZED", "OUT", "--model", "adder_lenet5"), r"model must not be given beside NETWORK .*"),
         (("OUT",), r"NETWORK or --model must name a network"),
         (("cnn_lenet5.digits", "OUT", "--quantize", "DIGITS", *IMAGES), r"model must have adder layers .*"),
     ],
@@ -75,11 +75,11 @@ def test_wrong_arguments_are_named(
     arguments: tuple[object, ...],
     message: str,
     adderzoo: Callable[..., Done],
-    quantised: Path,
+    quantized: Path,
     digits: Path,
     tmp_path: Path,
 ) -> None:
-    places = {"OUT": tmp_path / "out", "QUANTISED": quantised, "DIGITS": digits}
+    places = {"OUT": tmp_path / "out", "QUANTIZED": quantized, "DIGITS": digits}
     done = adderzoo("export", "--format", "c", *(places.get(str(argument), argument) for argument in arguments))
     assert re.fullmatch(rf"adderzoo export: error: {message}", done.error)
     assert not any(tmp_path.iterdir())

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from adderzoo import hub, models
+from adderzoo import catalogue as hub
+from adderzoo import models
 
 Command = Callable[..., Done]
 
@@ -183,7 +184,7 @@ def test_xnors_and_shifts_are_shown_where_there_are_some(adderzoo: Command) -> N
     assert totals["#Shift"] == ["40,370,176", "0"]
 
 
-def test_a_quantised_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
     network = ("--model", "adder_lenet5.digits", "--pretrained")
     done = adderzoo("quantize", file, *network, "--data-dir", digits / "train", "--workers", 0)

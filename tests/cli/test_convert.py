@@ -241,7 +241,7 @@ def test_another_number_of_classes_is_told_or_read(adderzoo: Command, tmp_path: 
     assert torch.equal(fc, state_dict["fc.weight"])
 
 
-def test_the_authors_file_is_converted_with_its_licence(adderzoo: Command, tmp_path: Path) -> None:
+def test_the_authors_file_is_converted_with_its_license(adderzoo: Command, tmp_path: Path) -> None:
     source = SHARED / "checkpoints" / "ResNet20-AdderNet.pth"
     if not source.is_file():
         pytest.skip("needs ../shared/checkpoints")

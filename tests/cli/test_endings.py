@@ -22,7 +22,7 @@ from PIL import Image
 
 from adderzoo.checkpoints import save_weights
 from adderzoo.cli import main
-from adderzoo.export import FORMATS
+from adderzoo.inference.export import FORMATS
 
 CLASSIFIER = ("--model", "adder_lenet5.digits", "--pretrained")
 
@@ -226,7 +226,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored(folder: Path) -> None:
 
 def _lose(again: bool) -> None:
     """Have a library lose the exception of a signal, in a place that none leaves or by a handler of all."""
-    import adderzoo.hub
+    import adderzoo.catalogue
 
     class Finalized:
         def __del__(self) -> None:
@@ -244,7 +244,7 @@ def _lose(again: bool) -> None:
                 pass
         raise AssertionError("still here")
 
-    adderzoo.hub.list_models = list_models  # type: ignore[assignment]
+    adderzoo.catalogue.list_models = list_models  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -338,7 +338,7 @@ def test_what_nobody_has_foreseen_keeps_its_traceback(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr("adderzoo.hub.list_models", fail)
+    monkeypatch.setattr("adderzoo.catalogue.list_models", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         adderzoo("list")
 

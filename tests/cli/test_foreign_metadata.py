@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from trainings import write_classes
 
-from adderzoo import quantization
+from adderzoo.inference import quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -169,7 +169,7 @@ def test_whatever_the_metadata_says_a_command_works_or_says_why_not(
 
 
 @pytest.mark.parametrize("key", ["mean", "std"])
-def test_normalisation_of_other_channels_than_the_network_has_is_refused(
+def test_normalization_of_other_channels_than_the_network_has_is_refused(
     adderzoo: Command, files: Files, tmp_path: Path, key: str
 ) -> None:
     path = tmp_path / "a.safetensors"

@@ -12,9 +12,10 @@ from registry import published_tags, untrained_network
 from safetensors import safe_open
 
 import adderzoo as package
-from adderzoo import hub, models
+from adderzoo import catalogue as hub
+from adderzoo import models
+from adderzoo.catalogue import Accuracy, ModelInfo, Quality, SetQuality, Weights
 from adderzoo.cli import main
-from adderzoo.hub import Accuracy, ModelInfo, Quality, SetQuality, Weights
 
 Command = Callable[..., Done]
 UNTRAINED = untrained_network()

@@ -121,7 +121,7 @@ def test_an_image_that_is_not_square_is_resized_and_cropped_in_the_middle(
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_colour_images_feed_a_network_of_one_channel(
+def test_color_images_feed_a_network_of_one_channel(
     predict: Callable[..., list[dict[str, Any]]], tmp_path: Path, lenet: nn.Module, mode: str
 ) -> None:
     (image,) = random_images(1, mode=mode)

@@ -52,7 +52,7 @@ def validated(adderzoo: Command, digits: Path, folder: Path, *arguments: object)
     return json.loads(result.read_text())["top1"]
 
 
-def test_quantised_network_is_as_good_and_a_third_of_the_size(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
+def test_quantized_network_is_as_good_and_a_third_of_the_size(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "quantized.safetensors"
     done = adderzoo("quantize", *LENET, "--data-dir", digits, path)
     assert done.status == 0, done
@@ -91,7 +91,7 @@ def test_ranges_come_from_images_of_all_classes_preprocessed_as_for_evaluation(d
 
 
 @pytest.mark.parametrize("origin", ["published", "checkpoint"])
-def test_a_tag_that_is_named_gives_a_quantised_network_its_class_names(
+def test_a_tag_that_is_named_gives_a_quantized_network_its_class_names(
     adderzoo: Command, digits: Path, tmp_path: Path, origin: str
 ) -> None:
     """Whatever tag is the default one, and preprocessing stays that of the file."""
@@ -194,10 +194,10 @@ def test_network_without_adder_layers_and_other_file_names_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_commands_refuse_a_quantised_network_or_another_name_for_it(
+def test_other_commands_refuse_a_quantized_network_or_another_name_for_it(
     adderzoo: Command, digits: Path, quantized: Path, tmp_path: Path
 ) -> None:
-    refused = f"{quantized} is a quantised network, not the weights of a float one: adderzoo.load opens it"
+    refused = f"{quantized} is a quantized network, not the weights of a float one: adderzoo.load opens it"
     done = adderzoo("convert", quantized, tmp_path / "other.safetensors", "--model", "adder_lenet5")
     assert refused in done.error
     run = ("--output", tmp_path, "--experiment", "run", "--workers", 0)
@@ -254,7 +254,7 @@ def test_training_with_few_bits_writes_float_weights_with_their_ranges(
 
 
 def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderzoo: Command, tmp_path: Path) -> None:
-    """As the Python functions quantise it with the small images, and `validate` opens the file."""
+    """As the Python functions quantize it with the small images, and `validate` opens the file."""
     (tmp_path / "images").mkdir()
     for index, size in enumerate([(40, 36), (44, 48), (38, 60)]):
         random_images(1, size, seed=index)[0].save(tmp_path / "images" / f"{index}.png")
@@ -262,11 +262,11 @@ def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderz
     kwargs = {"blocks": 1, "width": 4}
     network = timm.create_model("adder_edsr_baseline_x2", **kwargs).train()
     network(torch.rand(4, 3, 16, 16))
-    checkpoint, quantised = tmp_path / "float.safetensors", tmp_path / "u8.safetensors"
+    checkpoint, quantized = tmp_path / "float.safetensors", tmp_path / "u8.safetensors"
     said = {"architecture": "adder_edsr_baseline_x2", "num_classes": "0", "model_args": json.dumps(kwargs)}
     save_weights(network.eval(), checkpoint, said)
     command = ("--model", "adder_edsr_baseline_x2", "--checkpoint")
-    done = adderzoo("quantize", *command, checkpoint, "--data-dir", tmp_path / "images", "--images", 2, quantised)
+    done = adderzoo("quantize", *command, checkpoint, "--data-dir", tmp_path / "images", "--images", 2, quantized)
     assert done.status == 0, done
     assert "8 bits, ranges from 2 images" in done.out
 
@@ -274,9 +274,9 @@ def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderz
     some = [as_float(pairs[index][0])[None] for index in (0, 1)]
     expected = package.quantization.quantize(package.quantization.calibrate(network, some))
     with torch.no_grad():
-        assert torch.equal(package.load(quantised)(some[1]), expected(some[1]))
+        assert torch.equal(package.load(quantized)(some[1]), expected(some[1]))
     result = tmp_path / "result.json"
-    done = adderzoo("validate", *command, quantised, "--data-dir", tmp_path / "images", "--results-file", result)
+    done = adderzoo("validate", *command, quantized, "--data-dir", tmp_path / "images", "--results-file", result)
     assert done.status == 0, done
     assert len(json.loads(result.read_text())["images"]) == 3
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from trainings import QUICK, metadata, rows, write_classes
 
 from adderzoo.checkpoints import load_checkpoint, save_weights
-from adderzoo.quantization import calibrate, ranges
+from adderzoo.inference.quantization import calibrate, ranges
 
 Command = Callable[..., Done]
 
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
     assert not torch.equal(a["conv1.weight"], c["conv1.weight"])
 
 
-def test_eta_reaches_the_optimiser(train: Command, tmp_path: Path) -> None:
+def test_eta_reaches_the_optimizer(train: Command, tmp_path: Path) -> None:
     """Filters go further with a larger eta, and a CNN does not care."""
     folder = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     for model, changes in (("adder_lenet5", True), ("cnn_lenet5", False)):
@@ -159,10 +159,10 @@ def test_torchvisions_data_sets_are_trained_on(train: Command, tmp_path: Path) -
     assert json.loads(metadata(tmp_path / "out" / "run" / "last.safetensors")["classes"])[3] == "3 - three"
 
 
-def test_colour_images_of_any_size_train_a_grey_network_and_the_other_way_round(train: Command, tmp_path: Path) -> None:
-    write_classes(tmp_path / "colour", {"a": 4, "b": 4}, (50, 40), "RGB")
-    write_classes(tmp_path / "grey", {"a": 4, "b": 4}, (20, 70), "L")
-    for model, data in (("adder_lenet5", "colour"), ("adder_resnet20", "grey")):
+def test_color_images_of_any_size_train_a_gray_network_and_the_other_way_round(train: Command, tmp_path: Path) -> None:
+    write_classes(tmp_path / "color", {"a": 4, "b": 4}, (50, 40), "RGB")
+    write_classes(tmp_path / "gray", {"a": 4, "b": 4}, (20, 70), "L")
+    for model, data in (("adder_lenet5", "color"), ("adder_resnet20", "gray")):
         done = train("--model", model, "--data-dir", tmp_path / data, *QUICK, "--experiment", model)
         assert done.status == 0, done
         weights = load_file(tmp_path / "out" / model / "last.safetensors")

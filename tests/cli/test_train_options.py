@@ -52,7 +52,7 @@ def done(train: Train, folder: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def steps() -> Iterator[list[dict[str, Any]]]:
-    """What each optimiser step finds: the options of the first group, and the gradients."""
+    """What each optimizer step finds: the options of the first group, and the gradients."""
     found: list[dict[str, Any]] = []
 
     def watch(optimizer: Optimizer, *_: object) -> None:
@@ -208,7 +208,7 @@ def test_batches_are_accumulated(done: Callable[..., Path], steps: list[dict[str
     assert len(steps) == 6
 
 
-def test_further_arguments_reach_optimiser_and_network(
+def test_further_arguments_reach_optimizer_and_network(
     done: Callable[..., Path], steps: list[dict[str, Any]], calls: list[Call]
 ) -> None:
     made = done("--epochs", 1, "--opt", "adamw", "--opt-kwargs", "betas=(0.5,0.75)", "eps=1e-3", "amsgrad=True")

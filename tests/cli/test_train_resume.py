@@ -136,7 +136,7 @@ OPTIONS = {
         *("--grad-accum-steps", 3, "--sched-on-updates"),
     ),
     "logits": ("--kd", "logits", "--num-classes", 10),
-    "quantised": ("--model", "adder_lenet5.digits", "--pretrained", "--quantize-bits", 4, "--model-ema"),
+    "quantized": ("--model", "adder_lenet5.digits", "--pretrained", "--quantize-bits", 4, "--model-ema"),
 }
 
 

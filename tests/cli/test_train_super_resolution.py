@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def steps() -> Iterator[list[tuple[Optimizer, list[float]]]]:
-    """The optimiser and its learning rates at each step."""
+    """The optimizer and its learning rates at each step."""
     found: list[tuple[Optimizer, list[float]]] = []
 
     def watch(optimizer: Optimizer, *_: object) -> None:

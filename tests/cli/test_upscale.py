@@ -12,10 +12,10 @@ from pictures import random_images
 from PIL import Image
 from torch import nn
 
-from adderzoo import quantization
 from adderzoo.checkpoints import save_weights
 from adderzoo.data import as_float, as_integers, downscale
 from adderzoo.data.photos import Photo, read_photo, write_photo
+from adderzoo.inference import quantization
 from adderzoo.layers.image import BicubicUpsample
 
 Command = Callable[..., Done]
@@ -27,7 +27,7 @@ ADDER, CNN = "adder_edsr_baseline_x2", "cnn_edsr_baseline_x2"
 
 
 def network(name: str) -> Any:
-    """A random one that leaves the image recognisable."""
+    """A random one that leaves the image recognizable."""
     torch.manual_seed(0)
     model = timm.create_model(name, **SMALL).train()
     nn.init.normal_(model.conv2.weight, std=0.02)
@@ -74,7 +74,7 @@ def test_a_photograph_becomes_larger(
     assert "tile" in done.err  # the progress bar
 
 
-def test_a_quantised_network_does_too(
+def test_a_quantized_network_does_too(
     adderzoo: Command, photo: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     command = ("upscale", photo, "-o", tmp_path / "out.png", "--model", ADDER, "--checkpoint", checkpoints["u8"])
@@ -85,8 +85,8 @@ def test_a_quantised_network_does_too(
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
-@pytest.mark.parametrize("colors", [1, 3], ids=["grey", "colour"])
-def test_grey_alpha_and_sixteen_bits_are_kept(
+@pytest.mark.parametrize("colors", [1, 3], ids=["gray", "color"])
+def test_gray_alpha_and_sixteen_bits_are_kept(
     adderzoo: Command, tmp_path: Path, colors: int, alpha: bool, dtype: torch.dtype
 ) -> None:
     channels = as_integers(torch.rand(colors + alpha, 12, 9), dtype)
@@ -203,7 +203,7 @@ def test_without_a_name_it_is_a_network_that_was_measured_at_the_scale(
     assert (got.int() - expected.int()).abs().max() <= 1  # fused, it rounds differently
 
 
-def test_hidden_colours_do_not_bleed_into_the_edge(adderzoo: Command, tmp_path: Path) -> None:
+def test_hidden_colors_do_not_bleed_into_the_edge(adderzoo: Command, tmp_path: Path) -> None:
     rows, columns = np.mgrid[:40, :40]
     shape = (rows - 20) ** 2 + (columns - 20) ** 2 < 144
     for name, hidden in (("own", (200, 150, 100)), ("green", (0, 255, 0))):

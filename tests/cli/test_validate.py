@@ -143,15 +143,15 @@ def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path,
     assert json.loads((tmp_path / "r.json").read_text()).keys() == rows[0].keys()
 
 
-def test_grey_images_feed_a_network_of_three_channels(result: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_gray_images_feed_a_network_of_three_channels(result: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     images = random_images(len(RANKS), mode="L")
-    colour = [Image.merge("RGB", [image] * 3) for image in images]
-    scene = make_scene(tmp_path, "adder_resnet20", images, colour)
+    color = [Image.merge("RGB", [image] * 3) for image in images]
+    scene = make_scene(tmp_path, "adder_resnet20", images, color)
     assert_found(result(*scene.arguments, "--data-dir", scene.folder), scene.expected)
 
 
 @pytest.mark.parametrize("dataset", ["", "torch/image_folder"])
-def test_colour_images_feed_a_network_of_one_channel(
+def test_color_images_feed_a_network_of_one_channel(
     result: Callable[..., dict[str, Any]], tmp_path: Path, dataset: str
 ) -> None:
     images = random_images(20)

@@ -11,10 +11,10 @@ import torch
 from commands import Done
 from pictures import random_images, write_folder
 
-from adderzoo import quantization
 from adderzoo.checkpoints import save_weights
 from adderzoo.data import ImagePairs, as_integers
 from adderzoo.engine import quality
+from adderzoo.inference import quantization
 
 Command = Callable[..., Done]
 
@@ -99,7 +99,7 @@ def test_self_ensemble_tiles_and_formats_are_options(adderzoo: Command, folder: 
     assert done.out.splitlines()[-1].split(", x2")[0] != plain
 
 
-def test_a_quantised_network_is_measured_from_its_file(adderzoo: Command, folder: Path, tmp_path: Path) -> None:
+def test_a_quantized_network_is_measured_from_its_file(adderzoo: Command, folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model("adder_edsr_baseline_x2", **SMALL)
     network.train()(torch.rand(2, 3, 16, 16))

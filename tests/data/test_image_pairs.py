@@ -38,9 +38,9 @@ def test_downscaling_is_pils_but_for_the_border_and_rounding() -> None:
     assert np.abs(got - expected)[2:-2, 2:-2].max() <= 1
 
 
-def test_an_image_of_one_colour_stays_so_to_the_border() -> None:
-    for colour in (0, 1, 128, 255):
-        image = torch.full((3, 8, 12), colour, dtype=torch.uint8)
+def test_an_image_of_one_color_stays_so_to_the_border() -> None:
+    for color in (0, 1, 128, 255):
+        image = torch.full((3, 8, 12), color, dtype=torch.uint8)
         assert torch.equal(downscale(image, 4), image[:, :2, :3])
     with pytest.raises(ValueError, match="image must have sides that 3 divides, got 12x8"):
         downscale(torch.zeros(3, 8, 12, dtype=torch.uint8), 3)
@@ -68,7 +68,7 @@ def test_given_small_images_are_taken_by_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["HR", "."])
 def test_small_images_are_made_where_none_are_given(layout: str, tmp_path: Path) -> None:
-    write(tmp_path / "data" / layout, {"grey.png": (13, 10)}, "L")
+    write(tmp_path / "data" / layout, {"gray.png": (13, 10)}, "L")
     small, large = ImagePairs(tmp_path / "data", 3)[0]
     assert (small.shape, large.shape) == ((3, 3, 4), (3, 9, 12))
     assert torch.equal(small, downscale(large, 3))

@@ -17,14 +17,14 @@ from adderzoo.data import MemoryLoader, open_dataset, open_loader, open_training
 
 CPU = torch.device("cpu")
 IN_MEMORY = pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
-GREY = {"mean": (0.1307,), "std": (0.3081,)}
+GRAY = {"mean": (0.1307,), "std": (0.3081,)}
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 @IN_MEMORY
-def test_images_of_the_networks_size_are_only_scaled_and_normalised(tmp_path: Path, in_memory: bool) -> None:
+def test_images_of_the_networks_size_are_only_scaled_and_normalized(tmp_path: Path, in_memory: bool) -> None:
     images, labels = random_images(6), [0, 0, 3, 3, 7, 9]
     root = write_folder(tmp_path, images, labels)
     x, read_labels = read(open_dataset("", str(root), "validation", 3), in_memory=in_memory)
@@ -42,7 +42,7 @@ def test_larger_images_are_resized_and_cropped_in_the_middle(tmp_path: Path, in_
 
 
 @IN_MEMORY
-def test_grey_images_fill_three_channels(tmp_path: Path, in_memory: bool) -> None:
+def test_gray_images_fill_three_channels(tmp_path: Path, in_memory: bool) -> None:
     images = random_images(3, mode="L")
     root = write_folder(tmp_path, images, [0, 1, 2])
     x, _ = read(open_dataset("", str(root), "validation", 3), in_memory=in_memory)
@@ -53,14 +53,14 @@ def test_grey_images_fill_three_channels(tmp_path: Path, in_memory: bool) -> Non
 
 @IN_MEMORY
 @pytest.mark.parametrize("name", ["", "torch/image_folder"])
-def test_colour_images_become_luminance_for_one_channel(tmp_path: Path, name: str, in_memory: bool) -> None:
+def test_color_images_become_luminance_for_one_channel(tmp_path: Path, name: str, in_memory: bool) -> None:
     images = random_images(3)
     root = write_folder(tmp_path, images, [0, 1, 2], classes=3)
     config = resolve_model_data_config(timm.create_model("adder_lenet5"))
     x, _ = read(open_dataset(name, str(root), "validation", 1), config, in_memory=in_memory)
     # ITU-R 601-2, which PIL rounds to whole numbers
-    grey = [np.rint(np.asarray(image, dtype=float) @ [0.299, 0.587, 0.114]) for image in images]
-    expected = (np.stack(grey)[:, None] / 255 - config["mean"][0]) / config["std"][0]
+    gray = [np.rint(np.asarray(image, dtype=float) @ [0.299, 0.587, 0.114]) for image in images]
+    expected = (np.stack(gray)[:, None] / 255 - config["mean"][0]) / config["std"][0]
     assert x.shape == (3, 1, 32, 32)
     torch.testing.assert_close(x, torch.from_numpy(expected).float(), rtol=0, atol=1.01 / 255 / config["std"][0])
 
@@ -79,7 +79,7 @@ def test_batches_from_memory_are_timms_to_the_last_bit(
     tmp_path: Path, mode: str, crop: dict[str, object], size: tuple[int, int], workers: int
 ) -> None:
     root = write_folder(tmp_path, random_images(10, size, mode), range(10))
-    config = RESNET | (GREY if mode == "L" else {}) | crop
+    config = RESNET | (GRAY if mode == "L" else {}) | crop
     config["input_size"] = (len(mode), *config["input_size"][-2:])
     theirs = create_loader(
         create_dataset("", root=str(root), input_img_mode=mode),
@@ -122,7 +122,7 @@ def test_unaugmented_images_are_timms_to_the_last_bit(
     tmp_path: Path, size: tuple[int, int], mode: str, in_memory: bool
 ) -> None:
     images = numbered(tmp_path, size=size, mode=mode)
-    config = RESNET | {"input_size": (len(mode), 32, 32)} | (GREY if mode == "L" else {})
+    config = RESNET | {"input_size": (len(mode), 32, 32)} | (GRAY if mode == "L" else {})
     options = {key: config[key] for key in ("input_size", "interpolation", "mean", "std")}
     transform = create_transform(**options, is_training=True, no_aug=True)
     loader = training_loader(tmp_path, config, augment=False, in_memory=in_memory, hflip=1.0, vflip=1.0, seed=3)
@@ -216,14 +216,14 @@ def test_erased_areas_are_black_where_they_are_constant(tmp_path: Path) -> None:
             assert 0.01 < mask.float().mean() < 0.4  # timm's: from 0.02 to 1/3, but for rounding
 
 
-def test_colour_jitter_changes_brightness_up_to_its_strength(tmp_path: Path) -> None:
-    grey = Image.new("RGB", (32, 32), (100, 100, 100))
-    write_folder(tmp_path, [grey] * 32, [0, 1] * 16)
+def test_color_jitter_changes_brightness_up_to_its_strength(tmp_path: Path) -> None:
+    gray = Image.new("RGB", (32, 32), (100, 100, 100))
+    write_folder(tmp_path, [gray] * 32, [0, 1] * 16)
     config = RESNET | {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     torch.manual_seed(0)
     x, _ = together(training_loader(tmp_path, config, crop="rrc", color_jitter=0.4))
     level = x.amax((1, 2, 3)) * 255
-    assert torch.equal(x.amin((1, 2, 3)) * 255, level)  # contrast and saturation do nothing to a single grey
+    assert torch.equal(x.amin((1, 2, 3)) * 255, level)  # contrast and saturation do nothing to a single gray
     assert 60 <= level.min() < 75
     assert 125 < level.max() <= 140
 

@@ -43,7 +43,7 @@ def test_eight_bits_are_pils(channels: int, mode: str, tmp_path: Path) -> None:
 
 
 def decoded(path: Path) -> tuple[int, np.ndarray]:
-    """Colour type and pixels of a 16-bit PNG of this package, by the standard."""
+    """Color type and pixels of a 16-bit PNG of this package, by the standard."""
     content, position, data, header = path.read_bytes(), 8, b"", b""
     while position < len(content):
         size, kind = struct.unpack(">I4s", content[position : position + 8])
@@ -79,7 +79,7 @@ def test_sixteen_bits_survive_as_png(channels: int, tmp_path: Path) -> None:
     assert read_photo(tmp_path / "a.webp").color.dtype == torch.uint8
 
 
-def test_sixteen_bit_grey_of_pil_is_read_from_png_and_tiff(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_of_pil_is_read_from_png_and_tiff(tmp_path: Path) -> None:
     expected = pixels(1, np.uint16)
     for name in ("a.png", "a.tif"):
         Image.fromarray(expected[..., 0]).save(tmp_path / name)
@@ -93,7 +93,7 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     assert torch.equal(read_photo(tmp_path / "a.bmp").color.flatten().double(), expected)
 
 
-def test_palettes_bits_and_inks_become_colours(tmp_path: Path) -> None:
+def test_palettes_bits_and_inks_become_colors(tmp_path: Path) -> None:
     image = Image.fromarray(pixels(3, size=(8, 8)))
     image.convert("P").save(tmp_path / "palette.png")
     image.convert("P").save(tmp_path / "transparent.png", transparency=3)
@@ -110,7 +110,7 @@ def test_palettes_bits_and_inks_become_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
-def test_colour_profiles_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_color_profiles_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_photo(Photo(torch.zeros(3, 4, 5, dtype=dtype), None, profile), tmp_path / "a.png")
     assert read_photo(tmp_path / "a.png").icc_profile == profile
@@ -170,7 +170,7 @@ def test_exif_profile_and_resolution_are_kept(source: str, target: str, tmp_path
         assert again.size == (5, 7)  # upright
 
 
-def test_profiles_of_other_colours_are_left_out(tmp_path: Path) -> None:
+def test_profiles_of_other_colors_are_left_out(tmp_path: Path) -> None:
     Image.fromarray(pixels(1)[..., 0]).save(tmp_path / "a.png", icc_profile=PROFILE)
     assert read_photo(tmp_path / "a.png").icc_profile is None
 
@@ -272,7 +272,7 @@ def test_frames_count_together_against_bombs(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_colours_are_spread_as_layer_by_layer(dtype: Any) -> None:
+def test_colors_are_spread_as_layer_by_layer(dtype: Any) -> None:
     color = RNG.integers(0, np.iinfo(dtype).max + 1, (3, 300, 270), dtype=dtype)
     alpha = np.zeros((1, 300, 270), dtype)
     alpha[0, 250:262, 251:260] = 9  # over the corner of four blocks

@@ -103,9 +103,9 @@ def test_sixteen_bits_of_tiff(channels: int, compression: str | None, order: Any
 
 
 def test_inverted_twelve_bit_and_premultiplied_tiff(tmp_path: Path) -> None:
-    grey = random_pixels(1, np.uint16)
-    tifffile.imwrite(tmp_path / "inverted.tif", grey[..., 0], photometric="miniswhite")
-    assert np.array_equal(decoded(tmp_path / "inverted.tif"), 65535 - grey)
+    gray = random_pixels(1, np.uint16)
+    tifffile.imwrite(tmp_path / "inverted.tif", gray[..., 0], photometric="miniswhite")
+    assert np.array_equal(decoded(tmp_path / "inverted.tif"), 65535 - gray)
     colors, alpha = random_pixels(3, np.uint16).astype(float), random_pixels(1, np.uint16) // 2 + 30000
     stored = np.concatenate([np.round(colors * (alpha / 65535)), alpha], 2).astype(np.uint16)
     tifffile.imwrite(tmp_path / "premultiplied.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
@@ -131,11 +131,11 @@ def test_sixteen_bits_of_ppm(channels: int, white: int, plain: bool, tmp_path: P
 def test_classifiers_get_sixteen_bits_divided_by_257(tmp_path: Path) -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     expected = np.rint(np.arange(65536) / 257).reshape(256, 256)
-    (tmp_path / "grey.png").write_bytes(png16(values[..., None]))
-    (tmp_path / "colour.png").write_bytes(png16(np.stack([values] * 3, 2)))
-    Image.fromarray(values).save(tmp_path / "grey.tif")
-    tifffile.imwrite(tmp_path / "colour.tif", np.stack([values] * 3, 2), photometric="rgb")
-    (tmp_path / "grey.pgm").write_bytes(b"P5 256 256 65535\n" + values.astype(">u2").tobytes())
+    (tmp_path / "gray.png").write_bytes(png16(values[..., None]))
+    (tmp_path / "color.png").write_bytes(png16(np.stack([values] * 3, 2)))
+    Image.fromarray(values).save(tmp_path / "gray.tif")
+    tifffile.imwrite(tmp_path / "color.tif", np.stack([values] * 3, 2), photometric="rgb")
+    (tmp_path / "gray.pgm").write_bytes(b"P5 256 256 65535\n" + values.astype(">u2").tobytes())
     for path in tmp_path.iterdir():
         assert np.array_equal(read_image(path, 1), expected), path
         assert np.array_equal(read_image(path, 3), np.stack([expected] * 3, 2)), path
@@ -184,20 +184,20 @@ def test_damaged_exif_leaves_the_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ink", [0, 255], ids=["black", "white"])
-@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA", "P", "rgb", "grey", "16 bits", "grey 16 bits"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "PA", "P", "rgb", "gray", "16 bits", "gray 16 bits"])
 def test_a_shape_in_the_alpha_channel_is_seen(mode: str, ink: int, tmp_path: Path) -> None:
     shape = RNG.integers(0, 2, (9, 8)).astype(bool)
     path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
-    if mode in ("16 bits", "grey 16 bits"):
-        other = 1000 if ink else 60000  # a transparent colour that is another than the ink
-        pixels = np.where(shape, 257 * ink, other)[..., None].repeat(1 if "grey" in mode else 3, 2)
+    if mode in ("16 bits", "gray 16 bits"):
+        other = 1000 if ink else 60000  # a transparent color that is another than the ink
+        pixels = np.where(shape, 257 * ink, other)[..., None].repeat(1 if "gray" in mode else 3, 2)
         transparent = struct.pack(">H", other) * pixels.shape[2]
         path.write_bytes(png16(pixels.astype(np.uint16), chunks=chunk(b"tRNS", transparent)))
-    elif mode in ("rgb", "grey"):
+    elif mode in ("rgb", "gray"):
         other = 4 if ink else 200
-        grey = Image.fromarray(np.where(shape, ink, other).astype(np.uint8))
-        image = grey if mode == "grey" else grey.convert("RGB")
-        image.save(path, transparency=other if mode == "grey" else (other,) * 3)
+        gray = Image.fromarray(np.where(shape, ink, other).astype(np.uint8))
+        image = gray if mode == "gray" else gray.convert("RGB")
+        image.save(path, transparency=other if mode == "gray" else (other,) * 3)
     elif mode == "P":
         image = Image.fromarray(shape.astype(np.uint8))
         image = image.convert("P")
@@ -213,7 +213,7 @@ def test_a_shape_in_the_alpha_channel_is_seen(mode: str, ink: int, tmp_path: Pat
         assert np.array_equal(found, np.where(shape, ink, 255 - ink)[..., None].repeat(channels, 2))
 
 
-def test_half_transparent_colours_are_mixed_with_the_background(tmp_path: Path) -> None:
+def test_half_transparent_colors_are_mixed_with_the_background(tmp_path: Path) -> None:
     pixels = random_pixels(4)
     pixels[..., :3] //= 3  # dark: on white
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -227,7 +227,7 @@ def test_half_transparent_colours_are_mixed_with_the_background(tmp_path: Path) 
 # --------------------------------------------------------------------------------------------------------- conversions
 
 
-def test_other_colour_spaces_become_rgb(tmp_path: Path) -> None:
+def test_other_color_spaces_become_rgb(tmp_path: Path) -> None:
     smooth = np.asarray(Image.fromarray(random_pixels(3, size=(3, 3)) // 2 + 64).resize((24, 18)))
     image = Image.fromarray(smooth)
     srgb, lab = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
@@ -254,7 +254,7 @@ def test_the_first_frame_is_the_image(tmp_path: Path) -> None:
 
 
 def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
-    grey = random_pixels(1, np.uint8)[..., 0]
+    gray = random_pixels(1, np.uint8)[..., 0]
     color = random_pixels(3, np.uint16)
     for dtype, reason in {
         "float16": "floating point",
@@ -265,7 +265,7 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
         "int16": "with a sign",
         "int8": "with a sign",
     }.items():
-        tifffile.imwrite(tmp_path / "a.tif", grey.astype(dtype))
+        tifffile.imwrite(tmp_path / "a.tif", gray.astype(dtype))
         with pytest.raises(ValueError, match=rf"image .*a.tif cannot be read: its pixels are .*{reason}"):
             read_image(tmp_path / "a.tif", 3)
     tifffile.imwrite(tmp_path / "a.tif", color.astype("float32"), photometric="rgb")
@@ -275,7 +275,7 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "a.tif", color.astype(dtype), photometric="rgb")
         with pytest.raises(ValueError, match=r"image .*a.tif cannot be read: its pixels are integers with a sign"):
             read_image(tmp_path / "a.tif", 3)
-    Image.fromarray(grey.astype("float32")).save(tmp_path / "a.pfm")
+    Image.fromarray(gray.astype("float32")).save(tmp_path / "a.pfm")
     with pytest.raises(ValueError, match=r"image .*a.pfm cannot be read: its pixels are floating point"):
         read_image(tmp_path / "a.pfm", 3)
     for compression in (None, "zlib"):
@@ -283,7 +283,7 @@ def test_what_is_no_share_of_white_is_refused_by_name(tmp_path: Path) -> None:
         tifffile.imwrite(
             tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate", compression=compression
         )
-        with pytest.raises(ValueError, match=r"a.tif cannot be read: its colours of 16 bits lie in separate planes"):
+        with pytest.raises(ValueError, match=r"a.tif cannot be read: its colors of 16 bits lie in separate planes"):
             read_image(tmp_path / "a.tif", 3)
 
 

@@ -67,14 +67,14 @@ def test_the_program_gives_the_probabilities_of_predict(
 ) -> None:
     network = ["--model", "adder_lenet5.digits", "--pretrained"]
     if kind == "bytes":
-        quantised = tmp_path / "lenet5.safetensors"
-        assert main(["quantize", *network, "--data-dir", str(digits), "--workers", "0", str(quantised)]) == 0
-        network[2:] = ["--checkpoint", str(quantised)]
+        quantized = tmp_path / "lenet5.safetensors"
+        assert main(["quantize", *network, "--data-dir", str(digits), "--workers", "0", str(quantized)]) == 0
+        network[2:] = ["--checkpoint", str(quantized)]
     package = tmp_path / "lenet5.pt2"
     assert main(["export", *network, "--format", "aoti", str(package)]) == 0
 
     images = sorted((digits / "test").glob("*/*.png"))[::60]
-    # The shorter side is resized and the middle cut out; in colour, which becomes grey.
+    # The shorter side is resized and the middle cut out; in color, which becomes gray.
     wide = Image.merge("RGB", [Image.open(path).resize((30, 20)) for path in images[:3]])
     wide.save(tmp_path / "wide.png")
     images.append(tmp_path / "wide.png")

@@ -7,7 +7,7 @@ from PIL import Image
 from adderzoo.engine import Epoch
 from adderzoo.engine.curves import draw_curves
 
-GREY, BLUE = (0x8C, 0x8C, 0x8C), (0x00, 0x72, 0xB2)
+GRAY, BLUE = (0x8C, 0x8C, 0x8C), (0x00, 0x72, 0xB2)
 
 
 def epoch(number: int, validated: bool, loss: float = 1.0) -> Epoch:
@@ -28,7 +28,7 @@ def pixels(path: Path, color: tuple[int, int, int]) -> int:
 def test_curves_show_training_and_where_there_is_one_validation(tmp_path: Path, count: int, validated: bool) -> None:
     path = tmp_path / "new" / "curves.png"
     draw_curves([epoch(number + 1, validated) for number in range(count)], path, "some network")
-    assert pixels(path, GREY) > 20
+    assert pixels(path, GRAY) > 20
     assert (pixels(path, BLUE) > 20) == validated
 
 
@@ -44,6 +44,6 @@ def test_super_resolution_has_psnr_in_the_place_of_accuracy(
     found = {"eval_psnr": 30.0, "eval_ssim": 0.9} if validated else {}
     history = [Epoch(epoch=number, train_loss=1 / number, **found, lr=0.1, seconds=1.0) for number in (1, 2, 3)]
     draw_curves(history, tmp_path / "curves.png")
-    assert pixels(tmp_path / "curves.png", GREY) > 50  # the loss
+    assert pixels(tmp_path / "curves.png", GRAY) > 50  # the loss
     assert (pixels(tmp_path / "curves.png", BLUE) > 50) == validated
     assert not recwarn.list

@@ -43,7 +43,7 @@ def network(name: str = "adder_edsr_baseline_x2", **kwargs: Any) -> Any:
 def test_bicubic_interpolation_has_the_published_figures(name: str, scale: int, shared: Callable[[str], Path]) -> None:
     model = timm.create_model("bicubic", scale=scale)
     result = evaluate_super_resolution(model, ImagePairs(shared(f"data/sr/{name}/x{scale}"), scale))
-    # Of Set14, two images are grey, which were evaluated as they are, not as RGB.
+    # Of Set14, two images are gray, which were evaluated as they are, not as RGB.
     decibels, similarity = (0.1, 0.003) if name == "Set14" else (0.05, 0.001)
     assert result.psnr == pytest.approx(PUBLISHED[name, scale][0], abs=decibels)
     assert result.ssim == pytest.approx(PUBLISHED[name, scale][1], abs=similarity)

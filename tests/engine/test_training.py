@@ -127,7 +127,7 @@ def test_sgd_has_the_same_default_rate_in_all_its_variants(opt: str) -> None:
 
 
 @pytest.mark.parametrize("opt", ["lars", "madgrad", "lookahead_lars"])
-def test_an_optimiser_without_a_rule_for_filters_is_used_where_it_needs_none(opt: str) -> None:
+def test_an_optimizer_without_a_rule_for_filters_is_used_where_it_needs_none(opt: str) -> None:
     with pytest.raises(ValueError, match=f"opt '{opt}' has no rule for adder filters: eta must be 0 or"):
         create_optimizer(lenet(), opt)
     create_optimizer(lenet("cnn_lenet5"), opt)
@@ -148,7 +148,7 @@ def test_an_optimiser_without_a_rule_for_filters_is_used_where_it_needs_none(opt
         ({"eta": -1.0}, "eta must be a finite number above 0, got -1.0"),
     ],
 )
-def test_an_optimiser_that_cannot_be_had_is_a_value_error(options: dict[str, object], message: str) -> None:
+def test_an_optimizer_that_cannot_be_had_is_a_value_error(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_optimizer(lenet(), **options)  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ def lenet(name: str, evaluating: bool) -> nn.Module:
 
 
 def trained(name: str, evaluating: bool, eta: float, accumulate: int, rank: int, processes: int) -> dict[str, Any]:
-    """What a process has after training: gradients of each step as the optimiser takes them, weights, reports."""
+    """What a process has after training: gradients of each step as the optimizer takes them, weights, reports."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(256, (64, 1, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (64,), generator=generator)

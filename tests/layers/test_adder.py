@@ -47,7 +47,7 @@ def assert_close64(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got.double().cpu(), expected.cpu(), rtol=1e-5, atol=1e-4)
 
 
-def randomised(layer: Adder2d) -> Adder2d:
+def randomized(layer: Adder2d) -> Adder2d:
     """With a bias that is not zero, of which one could not tell whether it is added."""
     if layer.bias is not None:
         nn.init.normal_(layer.bias)
@@ -79,7 +79,7 @@ def test_every_geometry_has_the_shape_of_conv2d_and_the_values_of_the_definition
     if padding == "same":
         stride = (1, 1)
     arguments: tuple[Any, ...] = (4, 8, kernel, stride, padding, dilation, groups, bias)
-    layer, conv = randomised(Adder2d(*arguments)), nn.Conv2d(*arguments)
+    layer, conv = randomized(Adder2d(*arguments)), nn.Conv2d(*arguments)
     x = torch.randn(2, 4, *size)
     output = layer(x)
     assert output.shape == conv(x).shape
@@ -95,7 +95,7 @@ def test_every_geometry_has_the_shape_of_conv2d_and_the_values_of_the_definition
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [2, (1, 3), "same"])
 def test_padding_modes_pad_with_what_they_name(device: torch.device, mode: str, padding: Any) -> None:
-    layer = randomised(Adder2d(3, 4, (4, 3), padding=padding, dilation=(1, 2), padding_mode=mode)).to(device)
+    layer = randomized(Adder2d(3, 4, (4, 3), padding=padding, dilation=(1, 2), padding_mode=mode)).to(device)
     x = torch.randn(2, 3, 9, 8, device=device)
     if padding == "same":
         sides = sides_of_same((4, 3), (1, 2))

@@ -171,7 +171,7 @@ def test_double_precision_is_one() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 @torch.no_grad()
-def test_output_that_nothing_centres_is_of_float32(autocast: bool) -> None:
+def test_output_that_nothing_centers_is_of_float32(autocast: bool) -> None:
     layer = make().bfloat16()
     affine, x = AdderAffine2d(layer, float_output=True), images(dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -69,9 +69,9 @@ def test_upsampling_without_memory_is_filled_by_its_weights_or_anew() -> None:
 
 
 def test_luma_is_that_of_bt601() -> None:
-    colours = {(0, 0, 0): 16.0, (255, 255, 255): 235.0, (255, 0, 0): 81.481, (0, 255, 0): 144.553, (0, 0, 255): 40.966}
-    for colour, expected in colours.items():
-        rgb = torch.tensor(colour, dtype=torch.float64)[:, None, None]
+    colors = {(0, 0, 0): 16.0, (255, 255, 255): 235.0, (255, 0, 0): 81.481, (0, 255, 0): 144.553, (0, 0, 255): 40.966}
+    for color, expected in colors.items():
+        rgb = torch.tensor(color, dtype=torch.float64)[:, None, None]
         torch.testing.assert_close(luma(rgb, 255).item(), expected, rtol=0, atol=1e-12)
         torch.testing.assert_close(luma(rgb / 255).item(), expected / 255, rtol=0, atol=1e-14)
     assert luma(torch.rand(2, 4, 3, 5, 6)).shape == (2, 4, 1, 5, 6)

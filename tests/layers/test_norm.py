@@ -160,7 +160,7 @@ def test_averaged_weights_get_statistics_of_their_own() -> None:
     assert ours[0].momentum == 0.1
 
 
-def test_becomes_a_synchronised_norm_with_its_parameters_and_statistics() -> None:
+def test_becomes_a_synchronized_norm_with_its_parameters_and_statistics() -> None:
     ours, _ = pair()
     model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(ours)))
     assert type(model[0]) is nn.SyncBatchNorm

@@ -33,12 +33,12 @@ def layer_of_bytes(output: Quantizer | None = None, **kwargs: object) -> tuple[Q
     return QuantizedAdder2d(layer, ones, zeros, False, UNIT, output, **kwargs), layer  # type: ignore[arg-type]
 
 
-# --------------------------------------------------------------------------------------------------------- quantisers
+# --------------------------------------------------------------------------------------------------------- quantizers
 
 
 @pytest.mark.parametrize("bits", [8, 5, 4])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.1), (-3.0, 5.0), (-2.5, -1.0), (1.0, 2.0), (0.0, 0.0), (0.0, 1e-40)])
-def test_quantiser_of_a_range_holds_its_ends_and_zero_exactly(low: float, high: float, bits: int) -> None:
+def test_quantizer_of_a_range_holds_its_ends_and_zero_exactly(low: float, high: float, bits: int) -> None:
     quantizer = Quantizer.of_range(low, high, bits)
     assert quantizer.top == 2**bits - 1
     assert 0 <= quantizer.zero_point <= quantizer.top

@@ -170,7 +170,7 @@ def test_conv2d_same_becomes_a_layer_that_pads_as_timms_for_each_input(
     torch.testing.assert_close(run(x).double(), layer.bias[:, None, None].double() - distances, rtol=1e-5, atol=1e-4)
 
 
-def test_weight_standardised_convolutions_are_refused_and_the_network_is_left_as_it_was() -> None:
+def test_weight_standardized_convolutions_are_refused_and_the_network_is_left_as_it_was() -> None:
     with torch.device("meta"):
         model = timm.create_model("resnetv2_50x1_bit")
     assert any(isinstance(module, StdConv2d) for module in model.modules())

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import adderzoo
+from adderzoo.inference.quantization import calibrate, quantize
 from adderzoo.layers import Adder2d, AdderTranspose2d, BatchNorm2d
 from adderzoo.optim import adaptive_lr
-from adderzoo.quantization import calibrate, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -234,7 +234,7 @@ def test_other_forms_of_a_network_give_its_output(way: str) -> None:
 
 
 @torch.no_grad()
-def test_quantisation_of_a_network_leaves_the_layer_in_float() -> None:
+def test_quantization_of_a_network_leaves_the_layer_in_float() -> None:
     torch.manual_seed(0)
     adder = nn.Sequential(Adder2d(2, 4, 3, padding=1), BatchNorm2d(4), nn.ReLU())
     model = nn.Sequential(network(), *adder)

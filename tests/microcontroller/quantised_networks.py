@@ -1,4 +1,4 @@
-"""Quantised networks for the tests of this folder."""
+"""Quantized networks for the tests of this folder."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from adderzoo import quantization
+from adderzoo.inference import quantization
 from adderzoo.microcontroller import observe
 
 
@@ -26,7 +26,7 @@ def network(name: str, **arguments: Any) -> nn.Module:
     return model.eval()
 
 
-def quantised(name: str, bits: int = 7, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+def quantized(name: str, bits: int = 7, **arguments: Any) -> tuple[Any, dict[str, Any]]:
     """The network of bytes and its statistics."""
     model = network(name, **arguments)
     batches = [torch.randn(4, *model.pretrained_cfg["input_size"])]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderzoo import quantization
+from adderzoo.inference import quantization
 from adderzoo.layers import Adder2d
 from adderzoo.microcontroller import integer_network, observe, write_c
 
@@ -108,7 +108,7 @@ class RandomNetwork(nn.Module):
         else:
             self.head = nn.Sequential(Adder2d(channels, self.num_classes, 1), _norm(self.num_classes, choose))
         with torch.no_grad():
-            self.train()(normalised(self, pixels(self, 8)))
+            self.train()(normalized(self, pixels(self, 8)))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ def pixels(network: Any, images: int) -> Tensor:
     return torch.randint(0, 256, (images, *network.pretrained_cfg["input_size"]), dtype=torch.uint8)
 
 
-def normalised(network: Any, images: Tensor) -> Tensor:
+def normalized(network: Any, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return (images / 255 - mean) / std
 
 
 def random_quantized(seed: int) -> tuple[Any, dict[str, Any], Tensor]:
-    """A quantised network, its statistics, and the images that they and its ranges come from."""
+    """A quantized network, its statistics, and the images that they and its ranges come from."""
     while True:
         try:
             model = RandomNetwork(seed)
@@ -135,7 +135,7 @@ def random_quantized(seed: int) -> tuple[Any, dict[str, Any], Tensor]:
         except (RuntimeError, ValueError):  # no pixel is left
             seed += 100_000
     images = pixels(model, 32)
-    batches = [normalised(model, images)]
+    batches = [normalized(model, images)]
     bits = (8, 7, 5, 7)[seed % 4]
     network = quantization.quantize(quantization.calibrate(model, batches, bits=bits))
     return network, observe(network, batches), images
@@ -162,7 +162,7 @@ def closeness(seed: int) -> float:
     network, statistics, images = random_quantized(seed)
     integers = integer_network(network, statistics)
     with torch.no_grad():
-        expected = network(normalised(network, images))
+        expected = network(normalized(network, images))
         got = integers(images) * integers.logit_scale
     return float((got - expected).square().mean().sqrt() / expected.std())
 

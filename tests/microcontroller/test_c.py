@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantised_networks import quantised
+from quantized_networks import quantized
 from random_networks import SANITIZERS, STRICT, check
 from toolchains import MACHINES, build, compiled_plugin, need, run
 
@@ -33,14 +33,14 @@ def sanitizers_link(compiler: str) -> bool:
 @pytest.fixture(scope="module")
 def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lenet5")
-    write_c(*quantised("adder_lenet5.digits"), folder, "net", multiply=False)
+    write_c(*quantized("adder_lenet5.digits"), folder, "net", multiply=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def resnet8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resnet8")
-    write_c(*quantised("adder_resnet8"), folder, "net")
+    write_c(*quantized("adder_resnet8"), folder, "net")
     return folder
 
 
@@ -56,7 +56,7 @@ def test_the_c_is_clean_and_equal_to_python(compiler: str, lenet5: Path, resnet8
 
 @pytest.mark.parametrize("name", ["adder_resnet20.cifar10", "adder_resnet32", "adder_vgg_small"])
 def test_larger_networks(name: str, tmp_path: Path) -> None:
-    network, statistics = quantised(name)
+    network, statistics = quantized(name)
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     write_c(network, statistics, tmp_path, "net", images=images)
     compile_and_run(tmp_path, "-O2")
@@ -87,7 +87,7 @@ def test_the_header_says_what_the_arena_takes(resnet8: Path) -> None:
 
 
 def test_too_little_ram_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    network, statistics = quantised("adder_lenet5.digits")
+    network, statistics = quantized("adder_lenet5.digits")
     with pytest.raises(ValueError, match="max-ram must be at least 10,488 bytes for net, got 10,000"):
         write_c(network, statistics, tmp_path / "out", "net", max_ram=10_000)
     assert not any(tmp_path.iterdir())
@@ -95,7 +95,7 @@ def test_too_little_ram_is_refused_before_anything_is_written(tmp_path: Path) ->
 
 
 def test_vectors_are_what_every_layer_makes(tmp_path: Path) -> None:
-    network, statistics = quantised("adder_lenet5.digits")
+    network, statistics = quantized("adder_lenet5.digits")
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
     write_c(network, statistics, tmp_path, "net", images=images, vectors=True)
     arrays = np.load(tmp_path / "vectors.npz")

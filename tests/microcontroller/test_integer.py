@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from quantised_networks import quantised
+from quantized_networks import quantized
 from random_networks import closeness, random_quantized
 from sklearn.datasets import load_digits
 
-from adderzoo import quantization
+from adderzoo.inference import quantization
 from adderzoo.microcontroller import IntegerNetwork, integer_network, observe
 from adderzoo.microcontroller.integer import AveragePool, Image, Layer, MaxPool
 
@@ -84,7 +84,7 @@ def test_a_network_computes_what_is_defined(seed: int) -> None:
 
 
 def test_a_published_network_computes_what_is_defined() -> None:
-    network = integer_network(*quantised("adder_lenet5.digits"))
+    network = integer_network(*quantized("adder_lenet5.digits"))
     images = torch.randint(0, 256, (1, *network.input_shape), dtype=torch.uint8)
     assert network(images)[0].tolist() == defined(network, images[0].numpy()).tolist()
 
@@ -106,7 +106,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def lenet5() -> tuple[Any, dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Quantised to 8 bits, with statistics, pixels and their classes."""
+    """Quantized to 8 bits, with statistics, pixels and their classes."""
     model = timm.create_model("adder_lenet5.digits", pretrained=True).eval()
     pixels, labels = digits()
     mean, std = model.pretrained_cfg["mean"][0], model.pretrained_cfg["std"][0]
@@ -129,7 +129,7 @@ def test_integers_are_as_right_as_bytes(lenet5: Any) -> None:
 
 def test_rounding_multipliers_moves_no_channel_as_a_whole() -> None:
     """Without the correction by the mean distance, a multiplier of 8 bits is an offset."""
-    network, seen = quantised("adder_resnet20.cifar10", 8)
+    network, seen = quantized("adder_resnet20.cifar10", 8)
     images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
     fine = integer_network(network, seen)
     exact = fine(images) * fine.logit_scale
@@ -144,7 +144,7 @@ def test_rounding_multipliers_moves_no_channel_as_a_whole() -> None:
 
 
 def test_multipliers_of_three_terms_have_three_terms() -> None:
-    network = integer_network(*quantised("adder_lenet5.digits"), terms=3)
+    network = integer_network(*quantized("adder_lenet5.digits"), terms=3)
     multipliers = [m for step in network.steps if isinstance(step, Layer) for m in step.affine.multiplier.tolist()]
     assert max(len(_non_adjacent(abs(m))) for m in multipliers) == 3
 
@@ -159,13 +159,13 @@ def _non_adjacent(number: int) -> list[int]:
 
 
 def test_no_image_leaves_32_bits() -> None:
-    network = integer_network(*quantised("adder_lenet5.digits", 8))
+    network = integer_network(*quantized("adder_lenet5.digits", 8))
     for image in (torch.zeros, torch.ones):
         network(image(1, *network.input_shape, dtype=torch.uint8) * 255)  # which checks every sum
 
 
 def test_images_of_other_sizes_are_refused() -> None:
-    network = integer_network(*quantised("adder_lenet5.digits"))
+    network = integer_network(*quantized("adder_lenet5.digits"))
     with pytest.raises(ValueError, match=r"images must be \(N, 1, 32, 32\) of uint8, got \(2, 1, 28, 28\)"):
         network(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
@@ -187,6 +187,6 @@ def test_what_integers_cannot_do_is_refused_by_name() -> None:
         integer_network(network, observe(network, batches))
     with pytest.raises(ValueError, match="must be one that quantize"):
         integer_network(Odd(), {})
-    lenet, _ = quantised("adder_lenet5.digits")
+    lenet, _ = quantized("adder_lenet5.digits")
     with pytest.raises(ValueError, match="statistics must have the distances of conv1_1: they are of another network"):
         integer_network(lenet, {})

@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderzoo import fuse, ops
+from adderzoo.inference.quantization import calibrate, quantize
 from adderzoo.layers import Adder2d
 from adderzoo.layers.quantized import QuantizedAdder2d
 from adderzoo.models._builder import own_names, to_original
 from adderzoo.ops import reference
 from adderzoo.ops.packing import unpack_byte_filters
-from adderzoo.quantization import calibrate, quantize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def test_timm_loads_the_authors_file_by_its_path(network: nn.Module, shared: Cal
 
 
 def read_images(network: nn.Module, strip: Path, device: torch.device) -> Tensor:
-    """1,000 images, normalised as the network wants them."""
+    """1,000 images, normalized as the network wants them."""
     pixels = np.asarray(Image.open(strip)).reshape(1000, 32, 32, 3)
     images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(network.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
@@ -81,7 +81,7 @@ def right(scores: Tensor, labels: Tensor) -> int:
     return int((scores.argmax(1) == labels).sum())
 
 
-def test_normalisation_is_the_authors(network: nn.Module) -> None:
+def test_normalization_is_the_authors(network: nn.Module) -> None:
     assert network.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
     assert network.pretrained_cfg["std"] == (0.2023, 0.1994, 0.2010)
 
@@ -214,7 +214,7 @@ def test_plain_pytorch_reference_is_right_as_often_and_gives_the_logits_of_the_c
     torch.testing.assert_close(scores, compiled_logits, rtol=5e-3, atol=5e-3)  # either is off by up to 2e-3 of float64
 
 
-def randomised(network: nn.Module) -> nn.Module:
+def randomized(network: nn.Module) -> nn.Module:
     """With statistics and affine parameters of its own in every BatchNorm."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -247,7 +247,7 @@ def through_file(network: nn.Module, tmp_path: Path) -> nn.Module:
 def test_network_written_in_the_authors_format_loads_with_the_same_logits(
     way: Callable[[nn.Module, Path], nn.Module], tmp_path: Path
 ) -> None:
-    network = randomised(timm.create_model("adder_resnet20"))
+    network = randomized(timm.create_model("adder_resnet20"))
     written = to_original(network.state_dict(), network)
     assert set(written) == {authors_key(key) for key in network.state_dict()}
     assert sum(key.endswith(".adder") for key in written) == 20

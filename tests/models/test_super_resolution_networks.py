@@ -14,8 +14,8 @@ from networks import SUPER_RESOLUTION, twin
 from torch import Tensor, nn
 
 import adderzoo
-from adderzoo import quantization
 from adderzoo.checkpoints import open_network, save_weights
+from adderzoo.inference import quantization
 from adderzoo.layers import Adder2d, BatchNorm2d, PowerActivation
 from adderzoo.layers.image import BicubicUpsample
 from adderzoo.models import SuperResolutionNet
@@ -297,7 +297,7 @@ def test_fused_networks_give_the_same_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["adder_edsr_baseline_x2", "adder_vdsr"])
 @torch.no_grad()
-def test_quantised_networks_are_near_and_come_back_from_their_file(name: str, tmp_path: Path) -> None:
+def test_quantized_networks_are_near_and_come_back_from_their_file(name: str, tmp_path: Path) -> None:
     network, x = make(name), images((16, 16))
     integer = quantization.quantize(quantization.calibrate(network, [x]))
     y = integer(x)

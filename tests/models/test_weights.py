@@ -89,9 +89,9 @@ def assert_other_head(network: nn.Module, whole: nn.Module) -> None:
 @torch.no_grad()
 def assert_other_channels(network: nn.Module, whole: nn.Module) -> None:
     """Both see the same in images whose channels are all alike; only the first layer and its norm may differ."""
-    grey = images(whole, 8, channels=1)
+    gray = images(whole, 8, channels=1)
     first, expected = (
-        n.forward_intermediates(grey.expand(-1, n.in_chans, -1, -1), [0], stop_early=True, intermediates_only=True)[0]
+        n.forward_intermediates(gray.expand(-1, n.in_chans, -1, -1), [0], stop_early=True, intermediates_only=True)[0]
         for n in (network, whole)
     )
     spread = expected.std(0).mean().item()

@@ -31,7 +31,7 @@ bool is_left_out() { return ++combinations % every != 0; }
 
 enum class Values {
   kPlain,       // with many ties of x and w
-  kCancelling,  // some pixels near the filters and far from zero, where the fast distance does not hold
+  kCanceling,  // some pixels near the filters and far from zero, where the fast distance does not hold
   kOpposed,     // large numbers of both signs, in some places the same in pixels and filters: their sums hide them
   kHuge,        // numbers whose sums overflow, though some of their distances do not
   kOddInput,    // NaN and infinities in the input
@@ -86,7 +86,7 @@ Problem problem(const Geometry& g, Values values, uint64_t seed) {
   for (auto* numbers : {&p.x, &p.w, &p.dy}) {
     for (double& number : *numbers) number = random.number();
   }
-  if (values == Values::kCancelling) {
+  if (values == Values::kCanceling) {
     for (double& w : p.w) w = float(100 + w / 8);
     for (size_t i = 0; i < p.x.size(); i += p.in()) {
       const bool near = random.below(2) == 0;
@@ -252,7 +252,7 @@ class Buffer {
 // -------------------------------------------------------------------------------------------------------------- checks
 
 void fail(const std::string& what, const Problem& p, const std::string& how) {
-  static const char* const kNames[] = {"plain", "cancelling", "opposed", "huge", "odd input", "odd"};
+  static const char* const kNames[] = {"plain", "canceling", "opposed", "huge", "odd input", "odd"};
   std::printf("FAILED: %s; %s; %s values: %s\n", what.c_str(), name(p.g).c_str(), kNames[int(p.values)], how.c_str());
   ++failures;
 }
@@ -728,7 +728,7 @@ std::vector<Geometry> geometries() {
   return all;
 }
 
-constexpr Values kAllValues[] = {Values::kPlain, Values::kCancelling, Values::kOpposed,
+constexpr Values kAllValues[] = {Values::kPlain, Values::kCanceling, Values::kOpposed,
                                  Values::kHuge,  Values::kOddInput,   Values::kOdd};
 
 // One of a million or so, of at most so many elements as take some milliseconds.

@@ -160,7 +160,7 @@ def test_layers_of_every_width_type_and_format_match_the_definition(
         assert_matches_the_definition(Problem(x, w, scale, shift, addend, geometry), relu)
 
 
-def test_outputs_near_minus_a_thousand_are_centred_before_they_are_rounded(device: torch.device) -> None:
+def test_outputs_near_minus_a_thousand_are_centerd_before_they_are_rounded(device: torch.device) -> None:
     """Outputs have a large negative mean, which the map takes away; bfloat16 cannot hold their deviations from it."""
     x = torch.randn(1, 512, 8, 8, device=device, dtype=torch.bfloat16)
     w = 2 * torch.randn(32, 512, 1, 1, device=device)

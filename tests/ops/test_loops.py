@@ -59,7 +59,7 @@ def test_loops_match_the_definition_in_listed_and_in_random_geometries(program: 
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_build_without_optimisation_shares_no_code_of_an_instruction_set(
+def test_a_build_without_optimization_shares_no_code_of_an_instruction_set(
     compiler: str, capability: str, tmp_path: Path
 ) -> None:
     """Of an inline function or a template that several files compile, the linker takes any: for all processors."""

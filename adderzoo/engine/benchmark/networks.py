@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderzoo.engine.training import create_optimizer
-from adderzoo.fusion import fuse
-from adderzoo.quantization import calibrate, quantize
+from adderzoo.inference.fusion import fuse
+from adderzoo.inference.quantization import calibrate, quantize
 
 from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
@@ -56,13 +56,13 @@ class Contender:
         model: Name of the network.
         batch: Images of a batch.
         training: Whether a training step is run, or inference.
-        form: "plain" as it is; "fused" by `adderzoo.fuse`; "u8" by :mod:`adderzoo.quantization`, for adder networks;
-            "int8" by torchao, for CNNs; "authors" and "cdist" with the adder layers in PyTorch's own operations
-            (:mod:`.expressions`).
+        form: "plain" as it is; "fused" by `adderzoo.fuse`; "u8" by :mod:`adderzoo.inference.quantization`, for adder
+            networks; "int8" by torchao, for CNNs; "authors" and "cdist" with the adder layers in PyTorch's own
+            operations (:mod:`.expressions`).
         compiled: "" for not, "default" by torch.compile, "freezing" with inductor's freezing, which folds BatchNorm,
             "reduce-overhead" into CUDA graphs.
         dtype: "float32"; "tf32", the same with PyTorch's convolutions and matrix products in TF32, on a GPU; "bfloat16"
-            under autocast; what `form` has quantised is not affected.
+            under autocast; what `form` has quantized is not affected.
         memory_format: Of the images and the parameters.
         threads: PyTorch's.
         device: "cpu", "cuda" or one of several GPUs.
@@ -106,7 +106,7 @@ def twin_of(name: str) -> str:
     Raises:
         ValueError: if `name` is no adder network of this package that classifies, or has no such twin.
     """
-    from adderzoo.hub import network_names, task
+    from adderzoo.catalogue import network_names, task
 
     names = [known for known in network_names() if task(known) == "image-classification"]
     adders = [known for known in names if known.startswith("adder_")]
@@ -308,7 +308,7 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
 
     Raises:
         ImportError: if torchao is not installed.
-        RuntimeError: if it has found nothing to quantise.
+        RuntimeError: if it has found nothing to quantize.
     """
     try:
         from torchao.quantization.pt2e import move_exported_model_to_eval
@@ -327,7 +327,7 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
     prepared(samples)
     converted = convert_pt2e(prepared)
     if not any("dequantize" in str(node.target) for node in converted.graph.nodes):
-        raise RuntimeError("torchao has found nothing to quantise")
+        raise RuntimeError("torchao has found nothing to quantize")
     used = {node.target for node in converted.graph.nodes}
     for name in [name for name, _ in converted.named_parameters() if name not in used]:
         module, _, attribute = name.rpartition(".")

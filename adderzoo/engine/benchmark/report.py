@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from adderzoo import _foreign, ops
-from adderzoo.plots import import_matplotlib
+from adderzoo import ops
+from adderzoo.analysis.plots import import_matplotlib
+from adderzoo.files import foreign
 
 from .devices import Gpu, describe_gpu, is_gpu
 from .layers import OperatorResult
@@ -115,7 +116,7 @@ class Report:
 
     def to_json(self) -> str:
         """Everything, times in seconds, memory in bytes, rates in elements or images a second."""
-        return _foreign.to_json(asdict(self), indent=2) + "\n"
+        return foreign.to_json(asdict(self), indent=2) + "\n"
 
 
 def operator_table(results: Sequence[OperatorResult]) -> list[tuple[str, ...]]:
@@ -245,7 +246,7 @@ def draw(report: Report, path: Path) -> None:
 
 _TOO_SHORT = 0.1  # a bar that a linear axis hardly shows
 
-_ADDER, _CNN, _EXPRESSION = "#0072b2", "#8c8c8c", "#d55e00"  # told apart by colour-blind readers too
+_ADDER, _CNN, _EXPRESSION = "#0072b2", "#8c8c8c", "#d55e00"  # told apart by color-blind readers too
 
 
 def _color(row: Row) -> str:

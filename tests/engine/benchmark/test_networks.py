@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from adderzoo import hub
+from adderzoo import catalogue as hub
 from adderzoo.engine.benchmark import networks
 from adderzoo.engine.benchmark.networks import (
     Contender,

@@ -13,7 +13,8 @@ import torchvision
 from torch import Tensor, nn
 
 import adderzoo
-from adderzoo.hub import network_names
+from adderzoo.analysis.costs import Layer, Operations, Profile, like_paper, profile, published
+from adderzoo.catalogue import network_names
 from adderzoo.layers import (
     Adder2d,
     AdderLinear,
@@ -24,7 +25,6 @@ from adderzoo.layers import (
     ShiftConv2d,
     replace_conv,
 )
-from adderzoo.profile import Layer, Operations, Profile, like_paper, profile, published
 
 
 def on_meta(name: str, **arguments: object) -> nn.Module:
@@ -200,8 +200,8 @@ def test_fused_networks_have_the_same_products_and_batchnorm_inside() -> None:
     assert after.parameters == before.parameters - 16 - 10
 
 
-def test_quantised_networks_have_the_same_products(tmp_path: Path) -> None:
-    from adderzoo.quantization import calibrate, quantize
+def test_quantized_networks_have_the_same_products(tmp_path: Path) -> None:
+    from adderzoo.inference.quantization import calibrate, quantize
 
     model = timm.create_model("adder_lenet5.digits", pretrained=True).eval()
     small = quantize(calibrate(model, [torch.randn(2, 1, 32, 32)]))

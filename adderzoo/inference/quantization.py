@@ -26,8 +26,6 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from adderzoo import fusion
-from adderzoo._foreign import shown, to_json, why
 from adderzoo.checkpoints import (
     ARGUMENT_ERRORS,
     check_fits,
@@ -39,7 +37,9 @@ from adderzoo.checkpoints import (
     read_ranges,
     save_weights,
 )
-from adderzoo.fusion import Pattern
+from adderzoo.files.foreign import shown, to_json, why
+from adderzoo.inference import fusion
+from adderzoo.inference.fusion import Pattern
 from adderzoo.layers.fake_quantized import (
     FakeQuantize,
     FakeQuantizedAdder2d,
@@ -89,7 +89,7 @@ def calibrate(
     network's names. Ranges stay as they are.
 
     It answers as the integer network does but for rounding: without gradients its adder layers add up integers, which
-    float32 does exactly, but BatchNorm is not folded into them, and next to a tie a byte may become its neighbour.
+    float32 does exactly, but BatchNorm is not folded into them, and next to a tie a byte may become its neighbor.
 
     Args:
         model: The trained network, which is left as it is.
@@ -187,7 +187,7 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
         kinds = {type(module).__name__ for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)}
         raise ValueError(
             f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with "
-            f"{', '.join(sorted(kinds)) or 'none'}; a network that was fused or quantised has none left"
+            f"{', '.join(sorted(kinds)) or 'none'}; a network that was fused or quantized has none left"
         )
     for tensor, users in _byte_tensors(patterns).items():
         current: fx.Node | None = None
@@ -222,12 +222,12 @@ def _check_all_found(network: fx.GraphModule, patterns: list[Pattern]) -> None:
         if type(module) not in fusion.ADDERS or module in found:
             continue
         if name in seen:
-            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantised")
+            raise ValueError(f"model has the adder layer {name} where torch.fx does not look, and cannot be quantized")
         owner = name
         while "." in owner and owner.rpartition(".")[0] not in seen:
             owner = owner.rpartition(".")[0]
         raise ValueError(
-            f"model has the adder layer {name} in a module with hooks, and cannot be quantised: {owner} has "
+            f"model has the adder layer {name} in a module with hooks, and cannot be quantized: {owner} has "
             f"{fusion.hook_of(network.get_submodule(owner))}, remove it first (torch.nn.utils.prune.remove ...)"
         )
 
@@ -297,8 +297,8 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     quantizers = {name: module.quantizer for name, module in _quantizers(calibrated).items()}
     if not isinstance(calibrated, fx.GraphModule) or not quantizers or None in quantizers.values():
         raise ValueError(
-            f"the network must be one that adderzoo.quantization.calibrate has made, got {type(calibrated).__name__}, "
-            "which was never calibrated"
+            "the network must be one that adderzoo.inference.quantization.calibrate has made, got "
+            f"{type(calibrated).__name__}, which was never calibrated"
         )
     fusion.check_hooks(calibrated)
     for name, module in calibrated.named_modules():
@@ -308,7 +308,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             raise ValueError(f"{name} has {hook}, which bytes cannot go through: remove it before quantize()")
     for name, tensor in calibrated.state_dict().items():
         if not tensor.is_meta and not tensor.isfinite().all():
-            raise ValueError(f"{name} must be finite to be quantised, got NaN or infinity")
+            raise ValueError(f"{name} must be finite to be quantized, got NaN or infinity")
     with torch.no_grad():
         network: Any = fusion.copy_of(calibrated).float()
         int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
@@ -461,7 +461,7 @@ def _with_tag(architecture: str, tag: str | None) -> str:
 
 
 def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:
-    """Whether `timm.create_model` makes a network that is quantised to one like this."""
+    """Whether `timm.create_model` makes a network that is quantized to one like this."""
     try:
         again = quantize(simulate(_float_network(architecture, arguments), network.quantization))
     except ValueError:
@@ -477,12 +477,12 @@ def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
         model: A float network of the same architecture, with any weights, if it is none that `timm.create_model` makes.
 
     Raises:
-        ValueError: if the file is missing, damaged, no quantised network, or of another network than `model`.
+        ValueError: if the file is missing, damaged, no quantized network, or of another network than `model`.
     """
     path = Path(path)
     said = read_metadata(path)
     if "quantization" not in said:
-        raise ValueError(f"{path} is no quantised network: its metadata has no quantization")
+        raise ValueError(f"{path} is no quantized network: its metadata has no quantization")
     try:
         if model is None:
             if "architecture" not in said:

@@ -12,8 +12,18 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
+from adderzoo.catalogue import (
+    RESULTS,
+    Accuracy,
+    Measurement,
+    ModelInfo,
+    Quality,
+    SetQuality,
+    describe,
+    read_results,
+    twin,
+)
 from adderzoo.checkpoints import read_classes, read_metadata
-from adderzoo.hub import RESULTS, Accuracy, Measurement, ModelInfo, Quality, SetQuality, describe, read_results, twin
 
 # What the Hub calls a data set that ends a tag.
 _HUB_DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "in1k": "imagenet-1k", "mnist": "mnist"}
@@ -121,7 +131,7 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
         "Data": parts.data,
         "Use": f"`adderzoo` brings these weights with it (`pip install --no-build-isolation .` in a clone):{parts.use}",
         "Intended use and limits": parts.limits,
-        "Licence": license,
+        "License": license,
         "Citation": f"```bibtex\n{parts.citation}\n```",
     }
     front = yaml.safe_dump({"license": license.lower(), **parts.front_matter}, sort_keys=False)
@@ -134,7 +144,7 @@ class _Parts:
     """What is different in the cards of classifiers and of networks for super-resolution.
 
     Attributes:
-        front_matter: All but the licence.
+        front_matter: All but the license.
         summary: The first paragraph.
         figures_title: Title of the section with what was measured.
         figures: That section.
@@ -278,7 +288,7 @@ def _data(cfg: Any, measured: Accuracy, dataset: str | None, names: Sequence[str
                 if dataset
                 else ""
             ),
-            f"Input: {'grey' if channels == 1 else 'RGB'} images of {height}x{width}: the shorter side resized to "
+            f"Input: {'gray' if channels == 1 else 'RGB'} images of {height}x{width}: the shorter side resized to "
             f"{resized} ({config['interpolation']}), then a {config['crop_mode']} crop.",
             f"Pixels in [0, 1], less mean {_numbers(config['mean'])}, divided by {_numbers(config['std'])}.",
             f"Classes: {cfg.num_classes:,}" + (f" ({', '.join(names)})." if names and len(names) <= 20 else "."),

@@ -28,13 +28,6 @@ class _State:
     said = False
 
 
-def started_as_command() -> bool:
-    """Whether this process is `adderzoo`, or `python -m adderzoo.cli`, which imports the package before it runs it."""
-    if sys.argv[:1] == ["-m"]:
-        return "adderzoo.cli" in sys.orig_argv
-    return bool(sys.argv) and os.path.basename(sys.argv[0]) == "adderzoo"
-
-
 def end_at_once() -> None:
     """Have signals end the process where it is, as long as there is nothing to clean up: while it imports."""
     for number in _NAMES:

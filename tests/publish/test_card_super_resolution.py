@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from adderzoo.card import model_card
+from adderzoo.catalogue import task
 from adderzoo.cli import main
-from adderzoo.hub import task
 from adderzoo.layers import Adder2d
 from adderzoo.layers.image import BicubicUpsample
+from adderzoo.publish.card import model_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

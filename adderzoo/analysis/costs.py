@@ -147,8 +147,8 @@ class Layer:
 
         Args:
             type: Of all numbers, "float32", or "int8": of filters and matrices, all others staying in float32, as
-                :func:`adderzoo.quantization.quantize` has it. Weights of binary layers are one bit then, of shift
-                layers five.
+                :func:`adderzoo.inference.quantization.quantize` has it. Weights of binary layers are one bit then, of
+                shift layers five.
 
         Raises:
             ValueError: if it is neither.

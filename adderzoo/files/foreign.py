@@ -197,7 +197,7 @@ def check_model_args(value: Any) -> dict[str, Any]:
 
 
 def check_ranges(value: Any) -> dict[str, Any]:
-    """What the bytes of a quantised network stand for, as `adderzoo.quantization.ranges` gives it.
+    """What the bytes of a quantized network stand for, as `adderzoo.inference.quantization.ranges` gives it.
 
     Raises:
         ValueError: naming what is none.

@@ -26,13 +26,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 
-from adderzoo import publishing, quantization
-from adderzoo.card import model_card
+from adderzoo.catalogue import Accuracy, Measurement, read_results
 from adderzoo.checkpoints import convert, save_weights
 from adderzoo.cli import main
-from adderzoo.hub import Accuracy, Measurement, read_results
+from adderzoo.inference import quantization
 from adderzoo.models import _builder
-from adderzoo.publishing import add_baseline, add_weights
+from adderzoo.publish import weights as publishing
+from adderzoo.publish.card import model_card
+from adderzoo.publish.weights import add_baseline, add_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,9 +222,9 @@ def test_a_name_that_has_no_such_weights_is_refused(name: str, message: str, che
     assert_refused(message, name, checkpoint, MEASURED, folder)
 
 
-def test_a_tag_without_a_licence_is_refused(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_without_a_license_is_refused(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_tag(monkeypatch, "adder_lenet5.free", file="adder_lenet5.free.safetensors", license=None)
-    assert_refused("'adder_lenet5.free' must say the licence", "adder_lenet5.free", checkpoint, MEASURED, folder)
+    assert_refused("'adder_lenet5.free' must say the license", "adder_lenet5.free", checkpoint, MEASURED, folder)
 
 
 def other_config(**values: Any) -> str:
@@ -247,7 +248,7 @@ def other_config(**values: Any) -> str:
         ),
         ({"data_config": other_config(interpolation="bilinear")}, "has interpolation bicubic, .* has bilinear"),
         ({"data_config": "[]"}, r"its metadata data_config is wrong: it must be an object, got \[\]$"),
-        ({"license": "BSD-3-Clause"}, "of the licence of adder_lenet5.digits, apache-2.0, .* is of BSD-3-Clause"),
+        ({"license": "BSD-3-Clause"}, "of the license of adder_lenet5.digits, apache-2.0, .* is of BSD-3-Clause"),
         ({"architecture": None}, "with an architecture in its metadata, .*, got .*best.safetensors"),
     ],
 )
@@ -278,7 +279,7 @@ def test_files_that_are_no_float_checkpoint_are_refused(folder: Path, tmp_path: 
     assert_refused("an architecture in its metadata", NAME, tmp_path / "a.pth", MEASURED, folder)
     simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)])
     quantization.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
-    assert_refused("is a quantised network", NAME, tmp_path / "u8.safetensors", MEASURED, folder)
+    assert_refused("is a quantized network", NAME, tmp_path / "u8.safetensors", MEASURED, folder)
 
 
 @pytest.mark.parametrize(

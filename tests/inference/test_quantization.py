@@ -1,4 +1,4 @@
-"""adderzoo.quantization: integer networks against integers by hand, and against the float networks they come from."""
+"""Integer networks against integers by hand, and against the float networks they come from."""
 
 import copy
 import json
@@ -20,6 +20,7 @@ from torch.nn.utils import prune
 
 import adderzoo
 from adderzoo.checkpoints import read_metadata
+from adderzoo.inference.quantization import calibrate, load, quantize, ranges, save, simulate
 from adderzoo.layers import Adder2d, AdderLinear, replace_conv
 from adderzoo.layers.quantized import (
     Quantize,
@@ -30,7 +31,6 @@ from adderzoo.layers.quantized import (
 )
 from adderzoo.layers.replace import Adder2dSame
 from adderzoo.ops.packing import unpack_byte_filters
-from adderzoo.quantization import calibrate, load, quantize, ranges, save, simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -395,7 +395,7 @@ def test_weight_that_is_not_finite_is_refused(network: nn.Module, place: str) ->
     }[place]()
     with torch.no_grad():
         tensor.view(-1)[0] = torch.nan
-    with pytest.raises(ValueError, match=f"^{re.escape(name)}.* must be finite to be quantised"):
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}.* must be finite to be quantized"):
         quantize(simulation)
 
 
@@ -759,7 +759,7 @@ def test_vmap_of_an_integer_network_is_a_loop(network: nn.Module) -> None:
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)  # PyTorch's classifier rounds otherwise
 
 
-# ---------------------------------------------------------------------------------------- quantisation-aware training
+# ---------------------------------------------------------------------------------------- quantization-aware training
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -793,7 +793,7 @@ def test_gradients_are_the_papers_of_the_filters_themselves(bits: int) -> None:
     torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_simulation_trains_as_an_adder_network_and_what_it_learns_is_quantised(network: nn.Module) -> None:
+def test_simulation_trains_as_an_adder_network_and_what_it_learns_is_quantized(network: nn.Module) -> None:
     simulation = calibrate(network, [images(16)], 4)
     filters = [p for p in simulation.parameters() if getattr(p, "is_adder_filter", False)]
     assert len(filters) == 6
@@ -846,7 +846,7 @@ def test_lenet_is_a_file_of_a_third_or_less_and_comes_back_through_timm(tmp_path
             {"num_classes": 7},
             "num_classes must be that of the network in .*, 10, which cannot be changed any more, got 7",
         ),
-        ({"features_only": True}, "is a quantised network, which gives no features"),
+        ({"features_only": True}, "is a quantized network, which gives no features"),
     ):
         with pytest.raises(ValueError, match=message):
             timm.create_model("adder_lenet5", True, pretrained_cfg_overlay={"file": str(path)}, **arguments)
@@ -882,7 +882,7 @@ def test_network_of_ones_own_comes_back_into_a_model_like_it(network: nn.Module,
         load(path, wider)
 
 
-def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
+def test_what_is_no_quantized_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
     with pytest.raises(ValueError, match=r"must be one that quantize\(\) has made, got Residual"):
         save(network, path)
@@ -890,7 +890,7 @@ def test_what_is_no_quantised_network_is_refused(network: nn.Module, tmp_path: P
         save(quantized(network), tmp_path / "network.pth")
     assert list(tmp_path.iterdir()) == []
     adderzoo.checkpoints.save_weights(network, path, {})
-    with pytest.raises(ValueError, match="is no quantised network: its metadata has no quantization"):
+    with pytest.raises(ValueError, match="is no quantized network: its metadata has no quantization"):
         load(path, network)
     with pytest.raises(ValueError, match="is not a file"):
         load(tmp_path / "missing.safetensors")

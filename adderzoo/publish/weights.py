@@ -19,19 +19,7 @@ from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from adderzoo import models
-from adderzoo._files import write_atomically
-from adderzoo._foreign import to_json
-from adderzoo.card import model_card
-from adderzoo.checkpoints import (
-    create_model,
-    load_checkpoint,
-    read_classes,
-    read_data_config,
-    read_metadata,
-    read_model_args,
-    read_num_classes,
-)
-from adderzoo.hub import (
+from adderzoo.catalogue import (
     RESULTS,
     Accuracy,
     Measurement,
@@ -43,8 +31,20 @@ from adderzoo.hub import (
     twin,
     write_result,
 )
+from adderzoo.checkpoints import (
+    create_model,
+    load_checkpoint,
+    read_classes,
+    read_data_config,
+    read_metadata,
+    read_model_args,
+    read_num_classes,
+)
+from adderzoo.files.foreign import to_json
+from adderzoo.files.output import write_atomically
+from adderzoo.publish.card import model_card
 
-# As SPDX writes the licences that timm and the Hugging Face Hub write in small letters.
+# As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
 # What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, what it was converted or
@@ -62,7 +62,7 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
 
     Args:
         name: Of the network, with the tag of the weights, which the network's `default_cfgs` must have, with this file
-            (`weights_file(name)`), licence and preprocessing.
+            (`weights_file(name)`), license and preprocessing.
         checkpoint: A safetensors file that says its architecture, as `adderzoo train` and `adderzoo convert` write it.
         measured: An `Accuracy`, of networks for super-resolution a `Quality`: what was measured, how, and how the
             weights were trained. Percentages and decibels are rounded to two digits, SSIM to four.
@@ -72,8 +72,8 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
         The files, by what they are: "weights", "results", "sums", "card" and, if it was rewritten, "twin's card".
 
     Raises:
-        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no licence;
-            if the checkpoint is of another network, or of other arguments, classes, preprocessing or licence than the
+        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no license;
+            if the checkpoint is of another network, or of other arguments, classes, preprocessing or license than the
             tag; or if something is missing in the measurement, or impossible. Nothing is written.
         OSError: if a file cannot be written; none is changed.
     """
@@ -141,7 +141,7 @@ def check_name(name: str) -> Any:
     """The `pretrained_cfg` of a tag that weights can be published under.
 
     Raises:
-        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no licence.
+        ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no license.
     """
     network, _, tag = name.partition(".")
     if network not in network_names():
@@ -161,7 +161,7 @@ def check_name(name: str) -> Any:
             f"file {cfg.file!r} and url {cfg.url!r}"
         )
     if not cfg.license:
-        raise ValueError(f"the tag of {name!r} must say the licence of its weights, but its pretrained_cfg has none")
+        raise ValueError(f"the tag of {name!r} must say the license of its weights, but its pretrained_cfg has none")
     return cfg
 
 
@@ -261,7 +261,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
             )
     if said.get("license", "unknown").lower() not in ("unknown", cfg.license.lower()):
         raise ValueError(
-            f"checkpoint must be of the licence of {name}, {cfg.license}, {checkpoint} is of {said['license']}"
+            f"checkpoint must be of the license of {name}, {cfg.license}, {checkpoint} is of {said['license']}"
         )
     model: Any = create_model(name, num_classes=cfg.num_classes)
     load_checkpoint(model, checkpoint)

@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 
-from adderzoo.card import model_card
+from adderzoo.catalogue import Accuracy, Quality, SetQuality, read_results
 from adderzoo.cli import main
-from adderzoo.hub import Accuracy, Quality, SetQuality, read_results
 from adderzoo.models import _builder
-from adderzoo.publishing import add_baseline, add_weights
+from adderzoo.publish.card import model_card
+from adderzoo.publish.weights import add_baseline, add_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

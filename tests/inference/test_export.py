@@ -1,4 +1,4 @@
-"""adderzoo.export: networks as files."""
+"""adderzoo.inference.export: networks as files."""
 
 import copy
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import adderzoo
-from adderzoo import export, quantization
-from adderzoo.export import describe, export_network
+from adderzoo.inference import export, quantization
+from adderzoo.inference.export import describe, export_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +60,7 @@ def edsr() -> nn.Module:
     return timm.create_model("adder_edsr_baseline_x2", blocks=1, width=4).eval()
 
 
-def quantised(model: nn.Module, size: int) -> nn.Module:
+def quantized(model: nn.Module, size: int) -> nn.Module:
     images = torch.rand(4, *export.input_size(model, size), generator=torch.Generator().manual_seed(1))
     return quantization.quantize(quantization.calibrate(model, [images]))
 
@@ -70,10 +70,10 @@ def quantised(model: nn.Module, size: int) -> nn.Module:
     ("make", "size"),
     [
         (lenet, 32),
-        (lambda: quantised(lenet(), 32), 32),
-        (lambda: quantised(resnet(), 32), 32),
+        (lambda: quantized(lenet(), 32), 32),
+        (lambda: quantized(resnet(), 32), 32),
         (edsr, 8),
-        (lambda: quantised(edsr(), 8), 8),
+        (lambda: quantized(edsr(), 8), 8),
         (lambda: resnet(conv_layer="binary", layers=(1, 1, 1, 1)), 32),
         (lambda: resnet(conv_layer="shiftadd", layers=(1, 1, 1, 1)), 32),
     ],
@@ -97,7 +97,7 @@ def test_files_give_the_networks_results_for_any_batch(
 
 @torch.no_grad()
 def test_a_compiled_package_gives_the_networks_results_for_any_batch(tmp_path: Path) -> None:
-    model, path = quantised(edsr(), 8), tmp_path / "network.pt2"
+    model, path = quantized(edsr(), 8), tmp_path / "network.pt2"
     assert export_network(model, path, "aoti", 8, dynamic_batch=True) < 1e-3
     x = torch.rand(5, 3, 8, 8)
     torch.testing.assert_close(opened(path, "aoti")(x), model(x), rtol=1e-3, atol=1e-3)

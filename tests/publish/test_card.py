@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from adderzoo.card import model_card
-from adderzoo.hub import task
+from adderzoo.catalogue import task
 from adderzoo.layers import Adder2d
+from adderzoo.publish.card import model_card
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "adderzoo" / "weights"
 NAMES = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
@@ -94,7 +94,7 @@ def test_front_matter_is_yaml_that_says_what_the_registry_says(name: str) -> Non
     assert {"image-classification", "timm"} <= set(front["tags"])
     assert ("adder-network" in front["tags"]) == name.startswith("adder_")
     with safe_open(WEIGHTS / f"{name}.safetensors", "pt") as file:
-        assert section(committed(name), "Licence").strip() == file.metadata()["license"]
+        assert section(committed(name), "License").strip() == file.metadata()["license"]
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -194,10 +194,10 @@ def test_a_data_set_of_the_hub_is_named_as_there(
     assert ("https://huggingface.co/datasets/" in card) == (dataset is not None)
 
 
-def test_weights_of_other_classes_and_colour_have_counts_and_usage_of_their_own(
+def test_weights_of_other_classes_and_color_have_counts_and_usage_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "adder_resnet20.colours"
+    name = "adder_resnet20.colors"
     file = tmp_path / f"{name}.safetensors"
     add_tag(monkeypatch, name, file=str(file), url=None, num_classes=3, label_names=None, license="mit")
     publish(tmp_path, name, num_classes=3)
@@ -208,8 +208,8 @@ def test_weights_of_other_classes_and_colour_have_counts_and_usage_of_their_own(
         assert cells["multiply-adds of convolutions and linear layers"][column] == f"{counts['conv']:,}"
         assert cells[r"elements `\|x - w\|` of adder layers"][column] == f"{counts['adder']:,}"
         assert cells["parameters"][column] == f"{trained_elements(file):,}"
-    assert cells["bytes of the file with tag `colours`"] == [f"{file.stat().st_size:,}", "-"]
-    assert cells["top-1 % with tag `colours`"] == ["80.00 ± 2.00", "-"]
+    assert cells["bytes of the file with tag `colors`"] == [f"{file.stat().st_size:,}", "-"]
+    assert cells["top-1 % with tag `colors`"] == ["80.00 ± 2.00", "-"]
     assert front_matter(card)["license"] == "mit"
     exec(code(card, "python"), {})
     assert {line.split(" % ")[1] for line in capsys.readouterr().out.splitlines()} == {"0", "1", "2"}
@@ -239,7 +239,7 @@ def test_weights_from_somebody_elses_file_were_only_measured_here(tmp_path: Path
     card = model_card(name, tmp_path)
     assert "\nMeasured by this command" in card
     assert front_matter(card)["license"] == "bsd-3-clause"
-    assert section(card, "Licence").strip() == "BSD-3-Clause"
+    assert section(card, "License").strip() == "BSD-3-Clause"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Laplace, Normal
 
-from adderzoo._files import write_atomically
+from adderzoo.analysis.costs import Profile
+from adderzoo.files.output import write_atomically
 from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.layers.fake_quantized import Observer
-from adderzoo.profile import Profile
 
-# Told apart by colour-blind readers (M. Okabe and K. Ito, "Color Universal Design"), and by their hatches in print.
-_BLUE, _VERMILION, _GREEN, _ORANGE, _GREY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#8c8c8c"
+# Told apart by color-blind readers (M. Okabe and K. Ito, "Color Universal Design"), and by their hatches in print.
+_BLUE, _VERMILION, _GREEN, _ORANGE, _GRAY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#8c8c8c"
 _OPERATIONS = {
     "mul": ("multiplications", _VERMILION, "////"),
     "add": ("additions", _BLUE, ""),
@@ -225,7 +225,7 @@ def _filters(models: Mapping[str, nn.Module], layers: Sequence[str]) -> Any:
 def draw_first_layer(models: Mapping[str, nn.Module], path: Path) -> None:
     """The filters that see the image, side by side for each network: the AdderNet paper's Figure 2.
 
-    Those of three channels are shown in colour, others as the mean over their channels; 64 at most. All of a network
+    Those of three channels are shown in color, others as the mean over their channels; 64 at most. All of a network
     have one scale, from its least number, black, to its greatest.
 
     Args:

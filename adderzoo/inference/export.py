@@ -10,8 +10,8 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from adderzoo._files import in_memory, write_atomically
-from adderzoo.fusion import copy_of, fuse
+from adderzoo.files.output import in_memory, write_atomically
+from adderzoo.inference.fusion import copy_of, fuse
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
 
@@ -38,7 +38,7 @@ def export_network(
     Before the file gets its name, it is opened again and run beside the network, on random images.
 
     Formats, of which the first three call the compiled operators (`import adderzoo` in Python, the library
-    `adderzoo/_C.*so` in C++) and run a network that :func:`adderzoo.fuse` has made, unless it is quantised:
+    `adderzoo/_C.*so` in C++) and run a network that :func:`adderzoo.fuse` has made, unless it is quantized:
 
     - "pt2": a `torch.export` program, for `torch.export.load`.
     - "aoti": the same compiled by AOTInductor for this kind of processor, for `torch._inductor.aoti_load_package` and
@@ -47,8 +47,8 @@ def export_network(
     - "onnx": standard operators alone, for any ONNX runtime; slow, since none of them is an adder layer.
 
     Args:
-        model: The network, of float32 and not fused, or quantised (:mod:`adderzoo.quantization`), on the CPU. It is
-            left as it is.
+        model: The network, of float32 and not fused, or quantized (:mod:`adderzoo.inference.quantization`), on the CPU.
+            It is left as it is.
         path: File to write, .pt2, .pt for TorchScript or .onnx.
         format: One of the above.
         image_size: Height and width of the input; None for the classifier's own.

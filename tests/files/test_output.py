@@ -1,4 +1,4 @@
-"""What `adderzoo._files` promises of files that are written."""
+"""What `adderzoo.files.output` promises of files that are written."""
 
 import io
 import os
@@ -17,8 +17,8 @@ import pytest
 from fork_server import CONTEXT
 from PIL import Image
 
-from adderzoo import _files
-from adderzoo._files import (
+from adderzoo.files import output
+from adderzoo.files.output import (
     check_image_output,
     check_output,
     check_output_folder,
@@ -162,7 +162,7 @@ print("behind")
 @pytest.mark.parametrize("redirected", [True, False])
 def test_dev_stdout_is_the_standard_output_wherever_that_goes(tmp_path: Path, redirected: bool) -> None:
     expected = "before\ncontent\nbehind\n"
-    command = [sys.executable, "-c", _TO_STDOUT, _files.__file__]
+    command = [sys.executable, "-c", _TO_STDOUT, output.__file__]
     if redirected:
         with (tmp_path / "log").open("w") as file:
             subprocess.run(command, stdout=file, check=True)

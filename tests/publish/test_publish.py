@@ -17,8 +17,8 @@ from hub_server import Fault, HubServer, environment
 from huggingface_hub import constants
 from timm.data import resolve_model_data_config
 
-from adderzoo.card import model_card
 from adderzoo.models import WEIGHTS, _builder
+from adderzoo.publish.card import model_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adderzoo import _foreign
+from adderzoo.files import foreign
 
 
 def test_json_has_no_numbers_that_json_does_not_know() -> None:
@@ -15,7 +15,7 @@ def test_json_has_no_numbers_that_json_does_not_know() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    text = _foreign.to_json(value, indent=2)
+    text = foreign.to_json(value, indent=2)
     assert json.loads(text, parse_constant=refuse) == {
         "psnr": None, "loss": [None, None, 1.5], "n": 3, "row": [{"x": None}]
     }  # fmt: skip
@@ -34,14 +34,14 @@ def test_json_has_no_numbers_that_json_does_not_know() -> None:
 )
 def test_what_is_no_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _foreign.parse_json(text)
+        foreign.parse_json(text)
 
 
 GOOD = {"input_size": [3, 32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2], "interpolation": "bicubic", "crop_pct": 0.9}
 
 
 def test_a_good_data_config_is_taken_without_what_is_none_of_it() -> None:
-    config = _foreign.check_data_config(GOOD | {"crop_mode": "center", "file": "/etc/passwd", "classifier": "fc"})
+    config = foreign.check_data_config(GOOD | {"crop_mode": "center", "file": "/etc/passwd", "classifier": "fc"})
     assert config == {
         "input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2,),
         "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center",
@@ -62,29 +62,29 @@ def test_a_good_data_config_is_taken_without_what_is_none_of_it() -> None:
 )
 def test_a_data_config_that_is_none_is_refused_by_the_name_of_the_key(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{key} must be .*, got "):
-        _foreign.check_data_config(GOOD | {key: value})
+        foreign.check_data_config(GOOD | {key: value})
 
 
 @pytest.mark.parametrize(
     ("check", "value", "message"),
     [
-        (_foreign.check_data_config, [], "must be an object"),
-        (_foreign.check_classes, {"a": 0}, "must be a list of names"),
-        (_foreign.check_classes, ["a", 3], "must be a list of names"),
-        (_foreign.check_classes, ["a\x1b[2J"], "without control characters"),
-        (_foreign.check_classes, ["\ud800"], "without control characters"),
-        (_foreign.check_num_classes, "9" * 5000, "from 0 to 1000000"),
-        (_foreign.check_num_classes, "-1", "from 0 to 1000000"),
-        (_foreign.check_num_classes, "٣", "from 0 to 1000000"),
-        (_foreign.check_num_classes, True, "from 0 to 1000000"),
-        (_foreign.check_model_args, [["pretrained", True]], "must be an object"),
-        (_foreign.check_model_args, {"checkpoint_path": "x"}, "would read other files: checkpoint_path"),
-        (_foreign.check_model_args, {"layers": [1, [10**9]]}, "numbers must be from -1048576 to 1048576"),
-        (_foreign.check_ranges, {"bits": 10**9, "quantizers": {}}, "bits must be an integer from 4 to 8"),
-        (_foreign.check_ranges, {"bits": 8}, "quantizers must be an object"),
-        (_foreign.check_ranges, {"bits": 8, "quantizers": {"a": [0.1]}}, "quantizers must be an object"),
-        (_foreign.check_ranges, {"bits": 8, "quantizers": {"a": [0.1, 256]}}, "zero points of 8 bits"),
-        (_foreign.check_ranges, {"bits": 8, "quantizers": {"a": [-0.1, 3]}}, "scales, above 0"),
+        (foreign.check_data_config, [], "must be an object"),
+        (foreign.check_classes, {"a": 0}, "must be a list of names"),
+        (foreign.check_classes, ["a", 3], "must be a list of names"),
+        (foreign.check_classes, ["a\x1b[2J"], "without control characters"),
+        (foreign.check_classes, ["\ud800"], "without control characters"),
+        (foreign.check_num_classes, "9" * 5000, "from 0 to 1000000"),
+        (foreign.check_num_classes, "-1", "from 0 to 1000000"),
+        (foreign.check_num_classes, "٣", "from 0 to 1000000"),
+        (foreign.check_num_classes, True, "from 0 to 1000000"),
+        (foreign.check_model_args, [["pretrained", True]], "must be an object"),
+        (foreign.check_model_args, {"checkpoint_path": "x"}, "would read other files: checkpoint_path"),
+        (foreign.check_model_args, {"layers": [1, [10**9]]}, "numbers must be from -1048576 to 1048576"),
+        (foreign.check_ranges, {"bits": 10**9, "quantizers": {}}, "bits must be an integer from 4 to 8"),
+        (foreign.check_ranges, {"bits": 8}, "quantizers must be an object"),
+        (foreign.check_ranges, {"bits": 8, "quantizers": {"a": [0.1]}}, "quantizers must be an object"),
+        (foreign.check_ranges, {"bits": 8, "quantizers": {"a": [0.1, 256]}}, "zero points of 8 bits"),
+        (foreign.check_ranges, {"bits": 8, "quantizers": {"a": [-0.1, 3]}}, "scales, above 0"),
     ],
 )
 def test_what_is_said_of_a_network_is_checked(check: Callable[[Any], Any], value: Any, message: str) -> None:
@@ -95,7 +95,7 @@ def test_what_is_said_of_a_network_is_checked(check: Callable[[Any], Any], value
 
 
 def test_what_is_said_of_a_network_is_taken() -> None:
-    assert _foreign.check_classes(("crane", "crane", "näht")) == ["crane", "crane", "näht"]  # as in ImageNet
-    assert _foreign.check_num_classes("0") == 0
-    assert _foreign.check_model_args({"drop_rate": 0.1, "norm": False, "layers": [3, 3], "name": None})
-    assert _foreign.check_ranges({"bits": 4, "quantizers": {"a": [0.1, 15]}})
+    assert foreign.check_classes(("crane", "crane", "näht")) == ["crane", "crane", "näht"]  # as in ImageNet
+    assert foreign.check_num_classes("0") == 0
+    assert foreign.check_model_args({"drop_rate": 0.1, "norm": False, "layers": [3, 3], "name": None})
+    assert foreign.check_ranges({"bits": 4, "quantizers": {"a": [0.1, 15]}})

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d, BinaryConv2d, ShiftConv2d
-from adderzoo.plots import (
+from adderzoo.analysis.costs import Layer, Profile, profile
+from adderzoo.analysis.plots import (
     Fit,
     Range,
     draw_filters,
@@ -23,7 +23,7 @@ from adderzoo.plots import (
     filters,
     ranges,
 )
-from adderzoo.profile import Layer, Profile, profile
+from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d, BinaryConv2d, ShiftConv2d
 
 BLUE, VERMILION, GREEN, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73), (0xE6, 0x9F, 0x00)
 
@@ -68,7 +68,7 @@ def test_bars_are_as_long_as_what_they_show(tmp_path: Path) -> None:
     ("products", "colors"),
     [("adder", {BLUE}), ("conv", {BLUE, VERMILION}), ("binary", {BLUE, GREEN}), ("shift", {BLUE, ORANGE})],
 )
-def test_operations_that_there_are_have_their_colours(
+def test_operations_that_there_are_have_their_colors(
     products: str, colors: set[tuple[int, int, int]], tmp_path: Path
 ) -> None:
     draw_operations({"a network": whole(**{products: 5}), "nothing": whole()}, tmp_path / "o.png")
@@ -137,18 +137,18 @@ def test_figure_4_of_the_paper(lenets: dict[str, nn.Module], tmp_path: Path) -> 
 
 
 def test_first_layers_are_shown_filter_by_filter(tmp_path: Path) -> None:
-    grey, colour = nn.Conv2d(1, 2, 2), nn.Conv2d(3, 2, 1, bias=False)
+    gray, color = nn.Conv2d(1, 2, 2), nn.Conv2d(3, 2, 1, bias=False)
     with torch.no_grad():
-        grey.weight.copy_(torch.tensor([[0, 1], [2, 3], [4, 5], [6, 8.0]]).view(2, 1, 2, 2) - 3)
-    draw_first_layer({"grey": nn.Sequential(grey)}, tmp_path / "new" / "f.png")
+        gray.weight.copy_(torch.tensor([[0, 1], [2, 3], [4, 5], [6, 8.0]]).view(2, 1, 2, 2) - 3)
+    draw_first_layer({"gray": nn.Sequential(gray)}, tmp_path / "new" / "f.png")
     colors = {tuple(map(int, color)) for color in pixels(tmp_path / "new" / "f.png").reshape(-1, 3)[::7]}
     shades = [round(255 * value / 8) for value in (0, 1, 2, 3, 4, 5, 6, 8)]
     assert all(any(abs(shade - red) <= 1 and red == green == blue for red, green, blue in colors) for shade in shades)
 
-    colour = nn.Conv2d(3, 1, 2)
+    color = nn.Conv2d(3, 1, 2)
     with torch.no_grad():
-        colour.weight.copy_(torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1.0]]).view(1, 3, 2, 2))
-    draw_first_layer({"colour": nn.Sequential(colour)}, tmp_path / "f.png")
+        color.weight.copy_(torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1.0]]).view(1, 3, 2, 2))
+    draw_first_layer({"color": nn.Sequential(color)}, tmp_path / "f.png")
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):
         assert count(tmp_path / "f.png", color) > 1000
 

@@ -2,7 +2,7 @@
 
 The pass has three parts: `trace` records the network as a graph, `find_patterns` looks for adder layers with what
 follows them, and `replace_patterns` puts modules in their place, which a target makes. :func:`fuse` has the float
-target, :mod:`adderzoo.quantization` that of bytes.
+target, :mod:`adderzoo.inference.quantization` that of bytes.
 """
 
 import copy
@@ -557,7 +557,7 @@ def fuse(model: nn.Module) -> nn.Module:
     ReLU behind a pooling layer too, and BatchNorm behind a binary or shift layer, of whose weights it would make other
     numbers than two values or powers of two. Results are the same but for rounding, in the same dtype.
 
-    A module with hooks (forward, backward, those of torch.nn.utils.prune ...) or parametrisations stays as it is, with
+    A module with hooks (forward, backward, those of torch.nn.utils.prune ...) or parametrizations stays as it is, with
     all that is in it, and takes no part in a pattern: its hooks go on to act as they do in the network. The network
     itself, and all modules at once (`register_module_forward_hook`), must have none.
 

@@ -126,7 +126,7 @@ def test_batch_norm_of_every_kind_becomes_part_of_the_layer(name: str, bias: boo
     assert fused.get_submodule("0").relu == has_relu
 
 
-def test_synchronised_batch_norm_becomes_part_of_the_layer() -> None:
+def test_synchronized_batch_norm_becomes_part_of_the_layer() -> None:
     """It runs on the CPU in evaluation mode alone."""
     plain = settled(nn.Sequential(adder(), nn.BatchNorm2d(CHANNELS)))
     for kind in (nn.SyncBatchNorm, SyncBatchNormAct):
@@ -673,7 +673,7 @@ def test_convolutional_twin_and_networks_without_anything_to_fuse() -> None:
 @pytest.mark.parametrize("before", [False, True], ids=["fused, then half", "half, then fused"])
 @torch.no_grad()
 def test_half_precision_network_keeps_filters_and_statistics_in_float32(dtype: torch.dtype, before: bool) -> None:
-    """Outputs of the layer before the pooling lie near -80 and nothing centres them before BatchNorm does."""
+    """Outputs of the layer before the pooling lie near -80 and nothing centers them before BatchNorm does."""
     network = settled(Residual())
     expected = network(images(32))
     half = adderzoo.fuse(network.to(dtype)) if before else adderzoo.fuse(network).to(dtype)

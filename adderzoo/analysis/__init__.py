@@ -1,0 +1,1 @@
+"""What a network costs, and pictures of its filters and outputs."""
