@@ -215,8 +215,8 @@ def check_photo(photo: Photo, path: Path, scale: int = 1) -> None:
         scale: How many times as large it will be.
 
     Raises:
-        ValueError: as :func:`adderzoo.files.output.check_image_output`; if the format has no frames, no pages or no timing
-            of frames, and the image has.
+        ValueError: as :func:`adderzoo.files.output.check_image_output`; if the format has no frames, no pages or no
+            timing of frames, and the image has.
         OSError: as :func:`adderzoo.files.output.check_image_output`.
     """
     height, width = (scale * side for side in photo.color.shape[1:])
