@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim
     from adderzoo.catalogue import list_models
-    from adderzoo.checkpoints import create_model
+    from adderzoo.checkpoints import create_model, load, save
     from adderzoo.inference.export import export_network as export
     from adderzoo.inference.fusion import fuse
-    from adderzoo.inference.quantization import calibrate, load, quantize
+    from adderzoo.inference.quantization import calibrate, quantize
 
 __all__ = [
     "analysis",
@@ -34,6 +34,7 @@ __all__ = [
     "ops",
     "optim",
     "quantize",
+    "save",
 ]
 __version__ = "0.1.0.dev0"
 
@@ -44,8 +45,9 @@ _FUNCTIONS = {
     "export": "inference.export.export_network",
     "fuse": "inference.fusion.fuse",
     "list_models": "catalogue.list_models",
-    "load": "inference.quantization.load",
+    "load": "checkpoints.load",
     "quantize": "inference.quantization.quantize",
+    "save": "checkpoints.save",
 }
 
 

@@ -1,212 +1,149 @@
-"""Checkpoint files: the AdderNet authors' format and safetensors."""
+"""The one door for files: networks, whose they are and whichever the format, are opened and written here."""
 
 import hashlib
-import pickle
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Set
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from timm.data import resolve_model_data_config
 from timm.models import parse_model_name
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from adderzoo.files import foreign
-from adderzoo.files.foreign import plain, shown, why
-from adderzoo.files.output import in_memory, write_atomically
+from adderzoo.files.foreign import shown, to_json, weights_in, why
+from adderzoo.files.output import in_memory, temporary_folder, write_atomically
+from adderzoo.files.weights import (
+    compact,
+    is_quantized,
+    read_classes,
+    read_data_config,
+    read_metadata,
+    read_model_args,
+    read_num_classes,
+    read_state_dict,
+    save_weights,
+    write_weights,
+)
 from adderzoo.hub import from_hub
-from adderzoo.layers import Adder2d
-from adderzoo.models._builder import COUNTERS, FOREIGN_SHA256, own_names, read_network, to_original
+from adderzoo.inference.quantization import quantize, simulate
+from adderzoo.models._builder import FOREIGN_SHA256
+from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
+from adderzoo.models._state_dict import (
+    ARGUMENT_ERRORS,
+    check_input,
+    fit,
+    is_finite,
+    refuse,
+    take_description,
+    to_original,
+)
 
 # SHA-256 of files whose origin is known.
 _KNOWN_LICENSES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
 
 
-def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a PyTorch checkpoint, which is read without running any code in it.
-
-    A state dict may lie in dictionaries, whatever their keys, as training scripts store it ("state_dict", "model",
-    "params_ema" ...). Of timm's two, "state_dict_ema" comes before "state_dict", as in timm.
-
-    Args:
-        path: The file.
-        key: Which of several state dicts: the keys that lead to it, with dots between, and behind them what the names
-            of its tensors begin with, if there are others beside it.
-
-    Raises:
-        ValueError: if the file is missing, damaged, no checkpoint, a pickle that would run code, or has several state
-            dicts, or none under `key`; the message says which.
-    """
-    found = _state_dicts(path)
-    if key is None:
-        if found.keys() == {"state_dict", "state_dict_ema"}:
-            return found["state_dict_ema"]
-        if len(found) > 1:
-            raise ValueError(
-                f"{path} has several state dicts, under {_some([*found], 12)}: which one? `adderzoo convert --key` "
-                "takes one of them"
-            )
-        return next(iter(found.values()))
-    for where, state_dict in found.items():
-        if where == key:
-            return state_dict
-        prefix = f"{key}.".removeprefix(f"{where}." if where else "")
-        if f"{key}.".startswith(where) and (some := _beneath(state_dict, prefix)):
-            return some
-    raise ValueError(f"{path} has no state dict under the key {key!r}, but under {_some([*found], 12)}")
+# ------------------------------------------------------------------------------------------------------------- opening
 
 
-def _beneath(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+def load(
+    path: Path | str,
+    model: str | nn.Module | None = None,
+    num_classes: int | None = None,
+    *,
+    other_classes: bool = False,
+    **arguments: Any,
+) -> nn.Module:
+    """The network of a file that this package or the AdderNet authors have written.
 
-
-def _state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Those in a file, at least one, by the keys that lead to them."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    if path.suffix == ".safetensors":
-        try:
-            return {"": load_file(path)}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about the pickle's version: the error says enough
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling bytes that are no checkpoint raises nearly anything
-        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
-            raise ValueError(f"{path} is refused, since reading it could run code: {why(error)}") from error
-        raise ValueError(f"{path} is not a PyTorch checkpoint, or is damaged: {why(error)}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds no state dict, but an object of type {type(content).__name__}")
-    if found := dict(_find_state_dicts(content, (), set())):
-        return found
-    keys = _some([shown(key) for key in content])
-    raise ValueError(f"{path} holds no state dict, but other things under {len(content)} keys: {keys}")
-
-
-def _find_state_dicts(
-    content: Mapping[Any, Any], keys: tuple[str, ...], seen: set[int]
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Dictionaries of tensors in one, but for an optimizer's; each once, should they contain themselves."""
-    seen.add(id(content))
-    if content and all(isinstance(key, str) and _is_plain(value) for key, value in content.items()):
-        yield ".".join(keys), dict(content)
-        return
-    for key, value in content.items():
-        if not isinstance(key, str) or "optim" in key.lower() or len(keys) == 8:
-            continue
-        if isinstance(value, Mapping) and id(value) not in seen:
-            yield from _find_state_dicts(value, (*keys, key), seen)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; nothing for other files.
-
-    Raises:
-        ValueError: if a safetensors file is missing or damaged.
-    """
-    if path.suffix != ".safetensors":
-        return {}
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
-
-
-def read_num_classes(path: Path) -> int | None:
-    """The number of classes that a safetensors file has in its metadata (`num_classes`), if it has.
-
-    Raises:
-        ValueError: as :func:`read_metadata`, or if it is no number.
-    """
-    return _read(path, "num_classes", str, foreign.check_num_classes)
-
-
-def read_classes(path: Path) -> list[str] | None:
-    """The class names that a safetensors file has in its metadata (`classes`, a JSON list), if it has.
-
-    Raises:
-        ValueError: as :func:`read_metadata`, or if they are no list of names.
-    """
-    return _read(path, "classes", foreign.parse_json, foreign.check_classes)
-
-
-def read_data_config(path: Path) -> dict[str, Any]:
-    """How images become input, as a safetensors file has it in its metadata (`data_config`, JSON); else nothing.
-
-    Raises:
-        ValueError: as :func:`read_metadata`, or naming what is no such thing.
-    """
-    return _read(path, "data_config", foreign.parse_json, foreign.check_data_config) or {}
-
-
-def read_model_args(path: Path) -> dict[str, Any]:
-    """Arguments of `timm.create_model`, as a safetensors file has them in its metadata (`model_args`, JSON).
-
-    Raises:
-        ValueError: as :func:`read_metadata`, or if they are no JSON object, or would read other files.
-    """
-    return _read(path, "model_args", foreign.parse_json, foreign.check_model_args) or {}
-
-
-def read_ranges(path: Path, key: str = "ranges") -> dict[str, Any] | None:
-    """What bytes stand for, as a safetensors file has it in its metadata (JSON), if it has.
+    That is the float weights of a training, in a file or its folder; a quantized network, which gives the same bits as
+    the one that was saved; or a PyTorch checkpoint, the authors' or another one's, which is read without running any
+    code in it (see :func:`load_checkpoint`). The network's `pretrained_cfg` has the preprocessing and the `label_names`
+    that the file has.
 
     Args:
-        path: The file.
-        key: "ranges" of float weights that were trained with those, "quantization" of a quantized network.
+        path: The file, or a folder with model.safetensors.
+        model: The network, where the file does not name it, or has to be of this one: its name, as `timm.create_model`
+            takes it; or a network like it, with any weights. One for float weights gets them, and is returned; one for
+            a quantized network is left as it is. `pretrained_cfg` of a name with a tag is that of the tag.
+        num_classes: Of a network by name; else what the file says, else the network's default.
+        other_classes: Take float weights for another number of classes too, all of them but the classifier.
+        arguments: Further ones of `timm.create_model` of a network by name, before those that the file has.
+
+    Returns:
+        The network, in training mode as `timm.create_model` makes it; a quantized one in evaluation mode.
 
     Raises:
-        ValueError: as :func:`read_metadata`, or naming what is no such thing.
+        ValueError: if the file is missing, damaged, of another network, or names none and `model` is None; if its
+            tensors do not fit exactly, listing which; if `num_classes` is less than 1; if `arguments` are none of the
+            network, or there are some for a quantized network or one that is made already.
     """
-    return _read(path, key, foreign.parse_json, foreign.check_ranges)
+    path = weights_in(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if num_classes is not None:
+        check_num_classes(num_classes)
+        arguments["num_classes"] = num_classes
+    if isinstance(model, nn.Module) and arguments:
+        raise ValueError(f"arguments are for a network by name, got {shown(arguments)} and a {type(model).__name__}")
+    if is_quantized(path) and not other_classes:
+        return _load_quantized(path, model, arguments)
+    if isinstance(model, nn.Module):
+        network = model
+        load_checkpoint(network, path, other_classes)
+    else:
+        said = read_num_classes(path)
+        arguments = read_model_args(path) | ({} if said is None else {"num_classes": said}) | arguments
+        content = read_state_dict(path)
+        network, weights = _open_for(path, model or _name_of(path), arguments, content, other_classes)
+        network.load_state_dict(weights)
+    take_description(network, path)
+    return network
 
 
-def _read(path: Path, key: str, parse: Callable[[str], Any], check: Callable[[Any], Any]) -> Any:
-    """What the metadata of a file say under a key, checked; None if they say nothing."""
-    text = read_metadata(path).get(key)
-    if text is None:
-        return None
-    try:
-        return check(parse(text))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used, its metadata {key} is wrong: {error}") from error
-
-
-def read_origin(path: Path) -> dict[str, str]:
-    """What has to be said of weights that are trained on from a checkpoint: `license`, if known, and `trained_from`.
+def check_num_classes(num_classes: int) -> None:
+    """Refuse a number of classes that no classifier has.
 
     Raises:
-        ValueError: as :func:`read_metadata`.
+        ValueError: if it is less than 1.
     """
-    said, digest = read_metadata(path), hashlib.sha256(path.read_bytes()).hexdigest()
-    origin = f"{said.get('source', path.name)} (SHA-256 {said.get('source_sha256', digest)})"
-    if "trained_from" in said:
-        origin += f", which was trained from {said['trained_from']}"
-    license = said.get("license") or _KNOWN_LICENSES.get(digest)
-    return {"trained_from": origin} | ({"license": license} if license else {})
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+def _name_of(path: Path) -> str:
+    """The name of the network that a file is of, with its tag if it is a published one.
+
+    Raises:
+        ValueError: if it does not say, or there is no such network.
+    """
+    said = read_metadata(path)
+    name = said.get("architecture", "").partition(".")[0]
+    if not name:
+        raise ValueError(f"{path} does not say which network it is of: pass its name, or a network like it, as `model`")
+    if not timm.is_model(name):  # a file of somebody is not to send for others
+        raise ValueError(f"{path} is of {shown(name)}, which is no registered network: pass one like it as `model`")
+    return with_tag(name, said.get("tag"))
 
 
-def network_name(model: nn.Module) -> str:
-    """What a network is called in messages: its registered name, if it has one."""
-    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-
-
-def checkpoint_filter(model: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    """The `checkpoint_filter_fn` of the family that a network belongs to."""
-    family = sys.modules[type(model).__module__]
-    return getattr(family, "checkpoint_filter_fn", own_names)
+def _load_quantized(path: Path, model: str | nn.Module | None, arguments: dict[str, Any]) -> fx.GraphModule:
+    if not isinstance(model, str):
+        if arguments:
+            raise ValueError(f"{path} is a quantized network, which takes no arguments, got {shown(arguments)}")
+        return load_quantized(path, model)
+    num_classes = arguments.pop("num_classes", None) or read_num_classes(path)
+    if arguments:
+        raise ValueError(f"{path} is a quantized network, which takes no arguments, got {shown(arguments)}")
+    network: Any = load_quantized_as(path, model.partition(".")[0], num_classes)
+    if "." in model:  # else the file's own tag
+        with torch.device("meta"):
+            tagged: Any = create_model(model)
+        network.pretrained_cfg.clear()
+        network.pretrained_cfg.update(tagged.pretrained_cfg)
+        take_description(network, path)
+    return network
 
 
 def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -> None:
@@ -221,122 +158,9 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
         other_classes: Take a checkpoint for another number of classes too, all of it but the classifier.
 
     Raises:
-        ValueError: as :func:`read_state_dict`, or listing the keys that do not fit.
+        ValueError: as :func:`adderzoo.files.weights.read_state_dict`, or listing the keys that do not fit.
     """
     model.load_state_dict(fit(read_state_dict(path), model, path, other_classes))
-
-
-def fit(content: dict[str, Tensor], model: nn.Module, path: Path, other_classes: bool = False) -> dict[str, Tensor]:
-    """The state dict of a network, which may be on the meta device, from the tensors of a file.
-
-    Raises:
-        ValueError: as :func:`load_checkpoint`.
-    """
-    check_architecture(path, model, content)
-    try:
-        named, state_dict = own_names(content, model), checkpoint_filter(model)(content, model)
-    except ValueError as error:
-        raise ValueError(f"{path} is not taken: {error}") from error
-    dropped = model.state_dict().keys() & named.keys() - state_dict.keys()  # the BatchNorm on other logits
-    if other_classes:
-        state_dict |= _own_classifier(state_dict, model, dropped)
-    else:
-        state_dict |= {key: named[key] for key in dropped}
-    check_fits(state_dict, model, path)
-    return state_dict
-
-
-def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """What the names of the classifier's tensors begin with, as far as a network says."""
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-
-
-def _own_classifier(state_dict: Mapping[str, Tensor], model: Any, dropped: Set[str]) -> dict[str, Tensor]:
-    """The tensors of a network that stand in for those of a classifier for other classes."""
-    prefixes = classifier_prefixes(model)
-    return {
-        key: value
-        for key, value in model.state_dict().items()
-        if key in dropped
-        or (key.startswith(prefixes) and key in state_dict and state_dict[key].shape[:1] != value.shape[:1])
-    }
-
-
-def check_architecture(path: Path, model: nn.Module, content: Mapping[str, Tensor]) -> None:
-    """Refuse a file that says it is another network's: an adder network and its CNN twin have the same shapes.
-
-    Args:
-        path: The file.
-        model: The network.
-        content: The tensors of the file.
-
-    Raises:
-        ValueError: naming both networks; or if the file is a quantized network.
-    """
-    metadata = read_metadata(path)
-    if "quantization" in metadata:
-        raise ValueError(f"{path} is a quantized network, not the weights of a float one: adderzoo.load opens it")
-    said = metadata.get("architecture", "").partition(".")[0]
-    name = getattr(model, "pretrained_cfg", {}).get("architecture")
-    if said and name and said != name:
-        raise ValueError(f"{path} is a checkpoint of another network than {name}: its metadata says {plain(said)}")
-    has_filters = any(isinstance(module, Adder2d) for module in model.modules())
-    if not has_filters and any(key.endswith(".adder") for key in content):
-        name = network_name(model)
-        raise ValueError(f"{path} is a checkpoint of another network than {name}: it has the filters of adder layers")
-
-
-def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
-    """Refuse tensors that are not exactly those of a network, or are no numbers to compute with.
-
-    Raises:
-        ValueError: listing what is missing or unknown, has another shape or kind of numbers, or has NaN or infinity.
-    """
-    expected = model.state_dict()
-    problems = {
-        "missing": [key for key in expected if key not in state_dict],
-        "unknown": [key for key in state_dict if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
-            for key, value in state_dict.items()
-            if key in expected and value.shape != expected[key].shape
-        ],
-    }
-    _refuse(f"{path} is a checkpoint of another network than {network_name(model)}", problems)
-    weights = {key: value for key, value in state_dict.items() if not key.endswith(COUNTERS)}
-    _refuse(
-        f"{path} has no weights of {network_name(model)}",
-        {
-            "of another kind of numbers": [
-                f"{key} {value.dtype} for {expected[key].dtype}"
-                for key, value in weights.items()
-                if _kind(value) != _kind(expected[key])
-            ],
-            "with NaN or infinity": [key for key, value in weights.items() if not is_finite(value)],
-        },
-    )
-
-
-def _refuse(what: str, problems: Mapping[str, list[str]]) -> None:
-    if any(problems.values()):
-        details = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(f"{what}: {details}")
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether it has neither NaN nor infinity; of the meta device, where there are no numbers, it has none."""
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    return bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all())
-
-
-def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(map(plain, keys[:most])) + (", ..." if len(keys) > most else "")
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -359,7 +183,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise ValueError(f"model {name!r} cannot be created: {why(error)}") from error
     if arguments.get("pretrained"):
         wrong = [key for key, value in model.state_dict().items() if not is_finite(value)]
-        _refuse(f"the weights of {name!r} cannot be used", {"with NaN or infinity": wrong})
+        refuse(f"the weights of {name!r} cannot be used", {"with NaN or infinity": wrong})
     return model
 
 
@@ -381,54 +205,25 @@ def _check_source(name: str, cache_dir: Any) -> None:
         raise ValueError(f"its {path.name} is wrong: {error}") from error
 
 
-# What arguments that are none of a network make it raise.
-ARGUMENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError)
-
-
 def _open_for(
-    path: Path, name: str, arguments: dict[str, Any], content: dict[str, Tensor]
+    path: Path, name: str, arguments: dict[str, Any], content: dict[str, Tensor], other_classes: bool = False
 ) -> tuple[Any, dict[str, Tensor]]:
     """A network for a file, with arguments that this may have, and its state dict from the tensors in it.
 
     What does not fit shows on the meta device first, before there is memory for it.
 
     Raises:
-        ValueError: as :func:`_create_with`, :func:`check_input` and :func:`fit`.
+        ValueError: as :func:`create_with`, :func:`check_input` and :func:`fit`.
     """
     with torch.device("meta"):
-        trial = _create_with(name, arguments)
-    check_input(path, trial, read_data_config(path))
-    fit(content, trial, path)
-    model = _create_with(name, arguments)
-    return model, fit(content, model, path)
+        trial = create_with(name, arguments)
+    check_input(path, trial)
+    fit(content, trial, path, other_classes)
+    model = create_with(name, arguments)
+    return model, fit(content, model, path, other_classes)
 
 
-def check_input(checkpoint: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Refuse a data configuration whose images a network, on the meta device, cannot take.
-
-    Raises:
-        ValueError: naming the file that has it.
-    """
-    if "input_size" not in config:
-        return
-    size, name = config["input_size"], network_name(model)
-    channels = getattr(model, "in_chans", size[0])
-    if size[0] != channels:
-        raise ValueError(
-            f"{checkpoint} says input_size {size} in its metadata data_config, {name} has {channels} channels"
-        )
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *size, device="meta"))
-    except (RuntimeError, ValueError, *ARGUMENT_ERRORS) as error:
-        raise ValueError(
-            f"{checkpoint} says input_size {size} in its metadata, but {name} does not take that: {error}"
-        ) from error
-    model.train(training)
-
-
-def _create_with(name: str, arguments: dict[str, Any]) -> Any:
+def create_with(name: str, arguments: dict[str, Any]) -> Any:
     """:func:`create_model`, for arguments that the user or a file gives."""
     try:
         return create_model(name, **arguments)
@@ -439,50 +234,129 @@ def _create_with(name: str, arguments: dict[str, Any]) -> Any:
         raise ValueError(f"model {name!r} cannot be created with the arguments {shown(given)}: {error}") from error
 
 
-def open_network(
-    name: str,
-    pretrained: bool = False,
-    checkpoint: Path | None = None,
-    num_classes: int | None = None,
-    **arguments: Any,
-) -> nn.Module:
-    """A network, with published weights, those of a checkpoint, or random ones.
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None, **model_args: Any) -> None:
+    """Write a network as safetensors, for :func:`load`, completely or not at all.
+
+    The file names the network's architecture and tag if `timm.create_model` makes it, with `model_args`; else
+    :func:`load` has to be given one like it.
 
     Args:
-        name: As `timm.create_model` takes it.
-        pretrained: With the published weights of its tag.
-        checkpoint: With these weights, which have to fit exactly; or a quantized network, whose `pretrained_cfg` is
-            that of the tag in `name`, or else its file's, with its own preprocessing.
-        num_classes: Of the network; else what the checkpoint's metadata says, else the network's default.
-        arguments: Further ones of `timm.create_model`, before those that the checkpoint's metadata has.
+        network: A float network, or what :func:`adderzoo.quantize` has made.
+        path: File to write.
+        metadata: What else the file is to say, such as "classes" and "data_config", as `adderzoo train` has them.
+        model_args: Arguments of `timm.create_model` that made the float network, beside its number of classes and of
+            input channels.
 
     Raises:
-        ValueError: as :func:`create_model`, :func:`load_checkpoint`, :func:`read_model_args` and
-            :func:`read_num_classes`, if `num_classes` is less than 1, or `arguments` are none of the network, or for a
-            quantized one.
+        ValueError: if it is a network that was fused, or calibrated and not quantized; if the file's name does not end
+            in .safetensors.
+        OSError: if the file cannot be written.
     """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if num_classes is None and checkpoint:
-        num_classes = read_num_classes(checkpoint)
-    if checkpoint and (network := read_network(checkpoint, name.partition(".")[0], num_classes)) is not None:
-        if arguments:
-            raise ValueError(f"{checkpoint} is a quantized network, which takes no arguments, got {arguments}")
-        if "." in name:  # else the file's own tag
-            with torch.device("meta"):
-                tagged: Any = create_model(name)
-            network.pretrained_cfg = tagged.pretrained_cfg | read_data_config(checkpoint)
-        return network
-    if checkpoint:
-        arguments = read_model_args(checkpoint) | arguments
-    if num_classes is not None:
-        arguments["num_classes"] = num_classes
-    if checkpoint is None:
-        return _create_with(name, {"pretrained": pretrained, **arguments})
-    model, weights = _open_for(checkpoint, name, arguments, read_state_dict(checkpoint))
-    model.load_state_dict(weights)
-    model.pretrained_cfg.update(read_data_config(checkpoint))  # where timm's resolve_model_data_config looks
-    return model
+    path = Path(path)
+    quantization = getattr(network, "quantization", None)
+    if quantization is None and isinstance(network, fx.GraphModule):
+        raise ValueError(
+            f"the network must be a float one or one that quantize() has made, got {type(network).__name__}, which was "
+            "fused, or calibrated and not quantized"
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    said = {} if quantization is None else {"quantization": to_json(quantization)}
+    config = getattr(network, "pretrained_cfg", {})
+    architecture, tag = config.get("architecture"), config.get("tag")
+    model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
+    if hasattr(network, "in_chans"):
+        model_args = {"in_chans": network.in_chans, **model_args}
+    if architecture and _makes(with_tag(architecture, tag), model_args, network):
+        said |= {
+            "architecture": architecture,
+            "model_args": to_json(model_args),
+            "data_config": to_json(resolve_model_data_config(network)),
+        }
+        if tag:
+            said["tag"] = tag
+        if network.num_classes:
+            said["num_classes"] = str(network.num_classes)
+    save_weights(network, path, {**said, **(metadata or {})})
+
+
+def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:
+    """Whether `timm.create_model` makes a network like this one, quantized or not."""
+    try:
+        again = float_network(architecture, arguments)
+        if not hasattr(network, "quantization"):
+            own = network.state_dict()
+            return {key: value.shape for key, value in again.state_dict().items()} == {
+                key: value.shape for key, value in own.items()
+            }
+        again = quantize(simulate(again, network.quantization))
+    except ValueError:
+        return False
+    return repr(again) == repr(network) and again.code == network.code
+
+
+# What the registry says of a network, whatever its weights are for.
+_ARCHITECTURE = (
+    *("input_size", "min_input_size", "fixed_input_size", "pool_size", "first_conv", "classifier"),
+    *("interpolation", "crop_pct", "crop_mode", "mean", "std"),
+)
+
+
+def write_local_dir(folder: Path, weights: Path) -> None:
+    """Make a folder one that timm opens as `local-dir:`, with weights that lie in it.
+
+    config.json says what the weights' metadata say, and model.safetensors is a link to them; a copy, where the file
+    system has no links. Nothing is written of weights that name no registered network.
+
+    Args:
+        folder: Of the weights.
+        weights: A file of safetensors with an architecture in its metadata, as `adderzoo train` writes it.
+
+    Raises:
+        ValueError: if the metadata are none.
+        OSError: if a file cannot be written.
+    """
+    said = read_metadata(weights)
+    name = said.get("architecture", "")
+    if not timm.is_model(name):
+        return
+    known = timm.get_pretrained_cfg(name).to_dict()
+    config = {key: known[key] for key in _ARCHITECTURE if key in known} | read_data_config(weights)
+    if "license" in said:
+        config["license"] = said["license"]
+    whole: dict[str, Any] = {
+        "architecture": name,
+        "num_classes": read_num_classes(weights),
+        "label_names": read_classes(weights),
+        "model_args": read_model_args(weights),
+        "pretrained_cfg": config,
+    }
+    text = to_json({key: value for key, value in whole.items() if value not in (None, {})}, indent=2) + "\n"
+    write_atomically(folder / "config.json", lambda path: path.write_text(text))
+    link = weights_in(folder)
+    try:
+        with temporary_folder(folder) as temporary:
+            (temporary / link.name).symlink_to(weights.name)
+            (temporary / link.name).replace(link)
+    except OSError:
+        write_atomically(link, lambda path: shutil.copyfile(weights, path))
+
+
+def read_origin(path: Path) -> dict[str, str]:
+    """What has to be said of weights that are trained on from a checkpoint: `license`, if known, and `trained_from`.
+
+    Raises:
+        ValueError: as :func:`read_metadata`.
+    """
+    said, digest = read_metadata(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    origin = f"{said.get('source', path.name)} (SHA-256 {said.get('source_sha256', digest)})"
+    if "trained_from" in said:
+        origin += f", which was trained from {said['trained_from']}"
+    license = said.get("license") or _KNOWN_LICENSES.get(digest)
+    return {"trained_from": origin} | ({"license": license} if license else {})
 
 
 def convert(
@@ -521,8 +395,7 @@ def convert(
     num_classes = num_classes or read_num_classes(source)
     arguments = read_model_args(source) | ({"num_classes": num_classes} if num_classes else {})
     model, state_dict = _open_for(source, model_name, arguments, read_state_dict(source, key))
-    # safetensors takes neither views nor strides, and PyTorch would write all that a view is cut from.
-    state_dict = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()}
+    state_dict = compact(state_dict)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     metadata = {
         "license": _KNOWN_LICENSES.get(digest, "unknown"),
@@ -536,22 +409,5 @@ def convert(
     if original:
         write_atomically(destination, in_memory(lambda file: torch.save(to_original(state_dict, model), file)))
     else:
-        _write(destination, state_dict, metadata)
+        write_weights(destination, state_dict, metadata)
     return metadata
-
-
-def save_weights(model: nn.Module, destination: Path, metadata: Mapping[str, str]) -> None:
-    """Write the weights of a network as safetensors, completely or not at all.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    # safetensors takes neither views nor strides.
-    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    _write(destination, weights, {"format": "pt", **metadata})
-
-
-def _write(destination: Path, weights: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
-    # Names of files may be no text, and safetensors has text alone.
-    said = {key: value.encode(errors="backslashreplace").decode() for key, value in metadata.items()}
-    write_atomically(destination, lambda path: path.write_bytes(save(weights, said)))

@@ -9,7 +9,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from adderzoo.checkpoints import create_model, load_checkpoint, read_data_config, read_model_args
+from adderzoo.checkpoints import create_model, load
+from adderzoo.files.foreign import weights_in
+from adderzoo.files.weights import read_model_args
 
 __all__ = ["BackboneWithFPN", "fcos", "fpn_backbone"]
 
@@ -71,17 +73,16 @@ def fpn_backbone(
         raise ValueError(f"checkpoint must be None with pretrained=True, got {checkpoint}")
     if out_channels < 1:
         raise ValueError(f"out_channels must be at least 1, got {out_channels}")
-    if checkpoint:
-        checkpoint = Path(checkpoint)
-        arguments = read_model_args(checkpoint) | arguments
-    body: Any = create_model(name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1), **arguments)
+    classifier: Any = None
     if checkpoint:
         # By way of the classifier, since timm loads features without a word on keys that do not fit.
-        classifier = create_model(name, **arguments)
-        load_checkpoint(classifier, checkpoint, other_classes=True)
+        classifier = load(checkpoint, name, other_classes=True, **arguments)
+        arguments = read_model_args(weights_in(checkpoint)) | arguments
+    body: Any = create_model(name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1), **arguments)
+    if classifier is not None:
         weights = classifier.state_dict()
         body.load_state_dict({key: weights[key] for key in body.state_dict()})
-        body.pretrained_cfg.update(read_data_config(checkpoint))
+        body.pretrained_cfg.update(classifier.pretrained_cfg)
     return BackboneWithFPN(body, out_channels)
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from adderzoo.checkpoints import save_weights
+from adderzoo.files.weights import save_weights
 
 
 def write_trained(path: Path, name: str, seed: int, said: Mapping[str, str | None], **arguments: Any) -> Path:

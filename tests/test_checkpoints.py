@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adderzoo import checkpoints
-from adderzoo.checkpoints import convert, create_model, load_checkpoint, read_state_dict
+from adderzoo.checkpoints import convert, create_model, load_checkpoint
+from adderzoo.files.weights import read_state_dict
 
 AUTHORS_FILE = SHARED / "checkpoints" / "ResNet20-AdderNet.pth"
 NETWORKS = ["adder_lenet5", "adder_resnet20", "cnn_resnet20"]

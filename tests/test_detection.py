@@ -13,8 +13,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from adderzoo.checkpoints import save_weights
 from adderzoo.detection import BackboneWithFPN, fcos, fpn_backbone
+from adderzoo.files.weights import save_weights
 from adderzoo.layers import Adder2d
 from adderzoo.optim import adaptive_lr
 

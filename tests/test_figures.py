@@ -13,7 +13,7 @@ import pytest
 import timm
 from PIL import Image
 
-from adderzoo.checkpoints import save_weights
+from adderzoo.files.weights import save_weights
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "reproduce" / "figures.py"
 

@@ -5,13 +5,13 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo.files.foreign import shown
+from adderzoo.files.foreign import shown, weights_in
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,9 @@ def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True
     parser.add_argument("--model", metavar="NAME", required=required, help="network, as timm.create_model takes it")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
-    weights.add_argument("--checkpoint", metavar="FILE", type=Path, help="with these weights, in either format")
+    weights.add_argument(
+        "--checkpoint", metavar="FILE", type=weights_in, help="with these weights, in either format; or their folder"
+    )
     parser.add_argument(
         "--num-classes",
         metavar="N",
@@ -53,19 +55,43 @@ def key_and_value(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def load_or_create(
+    name: str,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    **arguments: Any,
+) -> Any:
+    """A network with the weights of a checkpoint, with published ones, or random ones.
+
+    Raises:
+        ValueError: as :func:`adderzoo.load`, or if there is no such network, with these arguments.
+    """
+    from adderzoo.checkpoints import check_num_classes, create_with, load
+
+    if checkpoint:
+        if taken := {"path", "model", "other_classes"} & arguments.keys():
+            raise ValueError(f"model-kwargs must be arguments of the network, got {', '.join(sorted(taken))}")
+        return load(checkpoint, name, num_classes, **arguments)
+    if num_classes is not None:
+        check_num_classes(num_classes)
+        arguments["num_classes"] = num_classes
+    return create_with(name, {"pretrained": pretrained, **arguments})
+
+
 def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool = False) -> Any:
     """The network that the arguments ask for; weights that stay random are said to be, unless `quiet`.
 
     Raises:
-        ValueError: as :func:`adderzoo.checkpoints.open_network`, or if it is no classifier, unless `any_task`.
+        ValueError: as :func:`load_or_create`, or if it is no classifier, unless `any_task`.
     """
-    from adderzoo.checkpoints import open_network
     from adderzoo.models import check_classifier
 
     for key in ("num_classes", "pretrained"):
         if key in dict(args.model_kwargs):
             raise ValueError(f"model-kwargs must not have {key}: there is --{key.replace('_', '-')}")
-    model: Any = open_network(args.model, args.pretrained, args.checkpoint, args.num_classes, **dict(args.model_kwargs))
+    arguments = dict(args.model_kwargs)
+    model = load_or_create(args.model, args.pretrained, args.checkpoint, args.num_classes, **arguments)
     if not any_task:
         check_classifier(model, args.model)
     if quiet or args.checkpoint or not any(True for _ in model.parameters()):
@@ -104,16 +130,12 @@ def known_classes(model: Any, args: argparse.Namespace, dataset: Any) -> list[st
     """The names of a network's classes in its order, as folders have them: of the checkpoint's metadata, or of its tag.
 
     Those of a tag are taken if the data set has no others; else for folders alone, and if the user names the tag.
-
-    Raises:
-        ValueError: if the checkpoint has names of another number of classes.
     """
-    from adderzoo.checkpoints import read_classes
     from adderzoo.data import class_names, is_folder, match_names
+    from adderzoo.files.weights import read_classes
 
     names = read_classes(args.checkpoint) if args.checkpoint else None
     if names is not None:
-        check_names(names, model, str(args.checkpoint))
         return names
     info = published_classes(model)
     names = info and [info.index_to_label_name(index) for index in range(model.num_classes)]
@@ -121,16 +143,6 @@ def known_classes(model: Any, args: argparse.Namespace, dataset: Any) -> list[st
         return names
     found = class_names(dataset)
     return names if len(match_names(found, names)) == len(found) else None
-
-
-def check_names(names: Sequence[str], model: Any, source: str) -> None:
-    """Refuse names of another number of classes than a network has.
-
-    Raises:
-        ValueError: naming both numbers.
-    """
-    if len(names) != model.num_classes:
-        raise ValueError(f"{source} has {len(names)} class names, the network {model.num_classes} classes")
 
 
 def check_channels(config: dict[str, Any], args: argparse.Namespace) -> None:

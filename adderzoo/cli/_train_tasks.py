@@ -30,8 +30,8 @@ class Classification:
     def __init__(self, args: argparse.Namespace, network: Any) -> None:
         from timm.data import resolve_model_data_config
 
-        from adderzoo.checkpoints import read_classes, read_data_config
         from adderzoo.data import class_indices, open_training_data
+        from adderzoo.files.weights import read_classes, read_data_config
         from adderzoo.models import check_classifier
 
         check_classifier(network, args.model)  # the name alone (`hf-hub:...`) may not tell

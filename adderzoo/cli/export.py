@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _name_network(args: argparse.Namespace) -> None:
     """Turns NETWORK into what the other arguments say of a network."""
-    from adderzoo.checkpoints import read_metadata
+    from adderzoo.files.weights import read_metadata
 
     if args.network is None:
         if args.model is None:
@@ -145,7 +145,7 @@ def _check_c(args: argparse.Namespace) -> None:
 def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
     import torch
 
-    from adderzoo.checkpoints import read_metadata
+    from adderzoo.files.weights import read_metadata
     from adderzoo.inference.quantization import calibrate, quantize
     from adderzoo.microcontroller import integer_network, observe, write_c
 

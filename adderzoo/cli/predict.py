@@ -9,7 +9,6 @@ from adderzoo.files.foreign import to_json
 from ._network import (
     add_network_arguments,
     check_channels,
-    check_names,
     names_its_tag,
     open_device,
     open_network,
@@ -92,7 +91,8 @@ def class_names(model: Any, args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: if the names that the user gives, or the checkpoint has, are not as many as the network's classes.
     """
-    from adderzoo.checkpoints import read_classes
+    from adderzoo.files.weights import read_classes
+    from adderzoo.models._state_dict import check_names
 
     names, source = None, ""
     if args.class_names:

@@ -114,7 +114,8 @@ def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | 
     import torch
 
     from adderzoo.catalogue import twin
-    from adderzoo.checkpoints import create_model, read_model_args
+    from adderzoo.checkpoints import create_model
+    from adderzoo.files.weights import read_model_args
 
     other = twin(name)
     if other is None:

@@ -59,9 +59,10 @@ def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import read_metadata, read_model_args, read_ranges
+    from adderzoo.checkpoints import save
     from adderzoo.files.output import check_output
-    from adderzoo.inference.quantization import quantize, save, simulate
+    from adderzoo.files.weights import read_metadata, read_model_args, read_ranges
+    from adderzoo.inference.quantization import quantize, simulate
     from adderzoo.microcontroller import observe
 
     check_some_images(args)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adderzoo.cli._signals import Stopped
 from adderzoo.files.foreign import plain, shown, to_json
 
-from ._network import Group, open_group
+from ._network import Group, load_or_create, open_group
 from ._train_arguments import MAY_CHANGE, add_arguments, changed_options, check, default_arguments, fill_defaults
 from ._train_tasks import Classification, SuperResolution
 
@@ -206,10 +206,10 @@ def _open_teacher(
     """A trained network for the student's classes, fused: a teacher is for inference alone."""
     import torch
 
-    from adderzoo.checkpoints import open_network, read_classes
+    from adderzoo.files.weights import read_classes
     from adderzoo.inference.fusion import fuse
 
-    teacher: Any = open_network(name, pretrained=not file, checkpoint=file)
+    teacher = load_or_create(name, pretrained=not file, checkpoint=file)
     if teacher.num_classes != num_classes:
         raise ValueError(f"kd-model-name must be a network of {num_classes} classes, {name} has {teacher.num_classes}")
     channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
@@ -429,8 +429,8 @@ def _check_classes(args: argparse.Namespace, folder: Path, data: Classification 
     Raises:
         ValueError: naming both.
     """
-    from adderzoo.checkpoints import read_classes
     from adderzoo.data.folders import some_of
+    from adderzoo.files.weights import read_classes
 
     last = folder / "last.safetensors"
     if not (args.resume and last.is_file() and isinstance(data, Classification)):

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_model_kwargs, open_device, say
+from adderzoo.files.foreign import weights_in
+
+from ._network import add_model_kwargs, load_or_create, open_device, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="network (the first adder network with published weights that were measured at this scale)",
     )
-    parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="its weights (those that are published)")
+    parser.add_argument("--checkpoint", metavar="FILE", type=weights_in, help="its weights (those that are published)")
     add_model_kwargs(parser)
     parser.add_argument(
         "--tile",
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="upper left corner of that part (where most details are)",
     )
-    parser.add_argument("--twin-checkpoint", metavar="FILE", type=Path, help="weights of the twin, for --compare")
+    parser.add_argument("--twin-checkpoint", metavar="FILE", type=weights_in, help="weights of the twin, for --compare")
     parser.epilog = (
         "Gray images stay gray; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, color profile and "
         "resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An alpha channel is "
@@ -182,11 +184,11 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
     """The network's name and the network, in evaluation mode.
 
     Raises:
-        ValueError: as :func:`adderzoo.checkpoints.open_network`, if there are no weights for it, if it is for another
+        ValueError: as :func:`load_or_create`, if there are no weights for it, if it is for another
             task or scale.
     """
     from adderzoo.catalogue import Quality, list_models
-    from adderzoo.checkpoints import open_network, read_metadata
+    from adderzoo.files.weights import is_quantized
     from adderzoo.models import is_super_resolution
 
     name, scale = args.model, args.scale
@@ -208,11 +210,11 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
             )
         name = published[0]
     arguments = dict(args.model_kwargs)
-    quantized = args.checkpoint and "quantization" in read_metadata(args.checkpoint)
+    quantized = args.checkpoint and is_quantized(args.checkpoint)
     if scale is not None and not quantized:
         arguments["scale"] = scale
     pretrained = args.checkpoint is None and name.partition(".")[0] != "bicubic"
-    model: Any = open_network(name, pretrained, args.checkpoint, **arguments)
+    model: Any = load_or_create(name, pretrained, args.checkpoint, **arguments)
     if not is_super_resolution(model):
         raise ValueError(f"model must be a network for super-resolution, got {name!r}, which is a classifier")
     if scale not in (None, model.scale):
@@ -322,7 +324,6 @@ def _most_detailed(y: "Tensor") -> tuple[int, int]:
 def _open_twin(args: argparse.Namespace, name: str, model: Any) -> dict[str, Any]:
     """The CNN twin by its name, if there are weights for it."""
     from adderzoo.catalogue import twin
-    from adderzoo.checkpoints import open_network
 
     network, _, tag = name.partition(".")
     other = twin(network)
@@ -337,7 +338,7 @@ def _open_twin(args: argparse.Namespace, name: str, model: Any) -> dict[str, Any
             return {}
         other = wanted
     arguments = {**dict(args.model_kwargs), "scale": model.scale}
-    cnn = open_network(other, args.twin_checkpoint is None, args.twin_checkpoint, **arguments)
+    cnn = load_or_create(other, args.twin_checkpoint is None, args.twin_checkpoint, **arguments)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     return {other: _for_inference(cnn.eval(), device)}
 

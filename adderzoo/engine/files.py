@@ -17,9 +17,10 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
-from adderzoo.checkpoints import save_weights
+from adderzoo.checkpoints import write_local_dir
 from adderzoo.files.foreign import why
 from adderzoo.files.output import in_memory, write_atomically
+from adderzoo.files.weights import save_weights
 
 from .group import from_first, is_first
 from .training import Epoch, Training
@@ -29,6 +30,9 @@ STATE = "state.pt"
 
 def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -> None:
     """Write what the last epoch leaves: last.safetensors, best.safetensors, summary.csv and state.pt.
+
+    model.safetensors is a link to the best or, without validation, the last, and config.json what timm's `local-dir:`
+    wants beside it.
 
     The best epoch has the highest top-1 accuracy on the validation images and among equals the lowest loss, or in
     super-resolution the highest PSNR; without validation there is none. Weights are the averaged ones where there is
@@ -51,6 +55,7 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
     save_weights(training.best_network, folder / "last.safetensors", metadata)
     if best_epoch(training.history) is epoch:
         save_weights(training.best_network, folder / "best.safetensors", metadata)
+    write_local_dir(folder, folder / ("best.safetensors" if best_epoch(training.history) else "last.safetensors"))
     write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
     write_atomically(folder / STATE, in_memory(lambda file: torch.save(_state(training), file)))
 

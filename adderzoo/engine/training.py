@@ -27,8 +27,8 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from adderzoo.checkpoints import classifier_prefixes
 from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
+from adderzoo.models._state_dict import classifier_prefixes
 from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
 from .evaluation import Result

@@ -5,7 +5,8 @@ import math
 import pickle
 import reprlib
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 # Of a network's input: what no image is beyond, and a batch of them would have no room for.
@@ -30,6 +31,11 @@ def plain(value: Any) -> str:
     return value if _is_text(value) and len(value) < 200 else shown(value)
 
 
+def some_of(names: Sequence[Any], most: int = 4) -> str:
+    """The first of some names."""
+    return ", ".join(map(plain, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def why(error: Exception) -> str:
     """One line of an error of PyTorch's reader: its own complaint, never its advice to trust the file."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -39,6 +45,12 @@ def why(error: Exception) -> str:
         reason = "it is no checkpoint"
     speaks = isinstance(error, OSError | RuntimeError | ValueError | pickle.UnpicklingError)
     return reason if speaks else f"{type(error).__name__} {reason}"
+
+
+def weights_in(path: Path | str) -> Path:
+    """The file of weights in a folder, such as that of a training, as timm names it; of a file, this itself."""
+    path = Path(path)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def parse_json(text: str) -> Any:

@@ -11,7 +11,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from adderzoo.files.output import in_memory, write_atomically
-from adderzoo.inference.fusion import copy_of, fuse
+from adderzoo.inference.fusion import fuse
+from adderzoo.inference.tracing import copy_of
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
 

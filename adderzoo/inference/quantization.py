@@ -2,8 +2,8 @@
 
     simulation = calibrate(model, loader, bits=8)   # float, with what bytes can hold; it can be trained
     network = quantize(simulation)                  # bytes
-    save(network, "network.safetensors")
-    network = load("network.safetensors")
+    adderzoo.save(network, "network.safetensors")
+    network = adderzoo.load("network.safetensors")
 
 For x in [low, high] and any w, ``|x - w| = |x - clip(w, low, high)| + |w - clip(w, low, high)|``: filters are clipped
 to the range of their layer's input without any loss, and the second term is a constant of the filter, which becomes
@@ -16,29 +16,14 @@ The pass over the network is that of :func:`adderzoo.fuse`, with another target.
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from adderzoo.checkpoints import (
-    ARGUMENT_ERRORS,
-    check_fits,
-    check_input,
-    read_data_config,
-    read_metadata,
-    read_model_args,
-    read_num_classes,
-    read_ranges,
-    save_weights,
-)
-from adderzoo.files.foreign import shown, to_json, why
-from adderzoo.inference import fusion
+from adderzoo.files.foreign import shown
+from adderzoo.inference import fusion, tracing
 from adderzoo.inference.fusion import Pattern
 from adderzoo.layers.fake_quantized import (
     FakeQuantize,
@@ -58,9 +43,8 @@ from adderzoo.layers.quantized import (
     QuantizedLinear,
     Quantizer,
 )
-from adderzoo.models._builder import READERS
 
-__all__ = ["calibrate", "load", "quantize", "ranges", "save", "simulate"]
+__all__ = ["calibrate", "quantize", "ranges", "simulate"]
 
 _BYTE_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     FakeQuantizedAdder2d: QuantizedAdder2d,
@@ -178,9 +162,9 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
 def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.GraphModule:
     """The network with what `make` makes of a name behind every tensor that will be bytes."""
     if type(model) in fusion.ADDERS:
-        fusion.check_hooks(model)
+        tracing.check_hooks(model)
         model = nn.Sequential(model)
-    network = fusion.trace(model, "Quantized").float()
+    network = tracing.trace(model, "Quantized").float()
     patterns = fusion.find_patterns(network)
     _check_all_found(network, patterns)
     if not patterns:
@@ -192,20 +176,20 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     for tensor, users in _byte_tensors(patterns).items():
         current: fx.Node | None = None
         for user, name in users:
-            if current is None or fusion.may_change(network, tensor, current, user):
-                name = fusion.free_name(network, name)
+            if current is None or tracing.may_change(network, tensor, current, user):
+                name = tracing.free_name(network, name)
                 network.add_submodule(name, make(name))
                 with network.graph.inserting_before(user):
                     current = network.graph.call_module(name, (tensor,))
             user.replace_input_with(tensor, current)
     made: dict[tuple[nn.Module, nn.Module], str] = {}
     for pattern in patterns:
-        layer = fusion.called_module(network, pattern.layer)
-        quantizer = fusion.called_module(network, pattern.operands[0])
+        layer = tracing.called_module(network, pattern.layer)
+        quantizer = tracing.called_module(network, pattern.operands[0])
         assert layer is not None
         assert isinstance(quantizer, FakeQuantize)
         if (layer, quantizer) not in made:
-            made[layer, quantizer] = fusion.place_module(network, pattern.layer, fake_quantized(layer, quantizer))
+            made[layer, quantizer] = tracing.place_module(network, pattern.layer, fake_quantized(layer, quantizer))
         pattern.layer.target = made[layer, quantizer]
     for name, layer in _int8_layers(network, patterns[-1].layer):
         network.set_submodule(name, fake_quantized(layer))
@@ -216,8 +200,8 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
 
 
 def _check_all_found(network: fx.GraphModule, patterns: list[Pattern]) -> None:
-    found = {fusion.called_module(network, pattern.layer) for pattern in patterns}
-    seen = dict(fusion.seen_modules(network))
+    found = {tracing.called_module(network, pattern.layer) for pattern in patterns}
+    seen = dict(tracing.seen_modules(network))
     for name, module in network.named_modules():
         if type(module) not in fusion.ADDERS or module in found:
             continue
@@ -228,7 +212,7 @@ def _check_all_found(network: fx.GraphModule, patterns: list[Pattern]) -> None:
             owner = owner.rpartition(".")[0]
         raise ValueError(
             f"model has the adder layer {name} in a module with hooks, and cannot be quantized: {owner} has "
-            f"{fusion.hook_of(network.get_submodule(owner))}, remove it first (torch.nn.utils.prune.remove ...)"
+            f"{tracing.hook_of(network.get_submodule(owner))}, remove it first (torch.nn.utils.prune.remove ...)"
         )
 
 
@@ -253,7 +237,7 @@ def _byte_tensors(patterns: list[Pattern]) -> dict[fx.Node, list[tuple[fx.Node, 
 
 def _int8_layers(network: fx.GraphModule, last: fx.Node) -> list[tuple[str, nn.Module]]:
     """Convolutions and linear layers behind the last adder layer, whose weights will be int8."""
-    calls = list(fusion.module_calls(network, (nn.Linear, nn.Conv2d)))
+    calls = list(tracing.module_calls(network, (nn.Linear, nn.Conv2d)))
     earlier = {module for node, module in calls if node < last}
     return [
         (str(node.target), module)
@@ -285,7 +269,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
 
     The result is a :class:`torch.fx.GraphModule`, which is pickled, compiled, exported and scripted like any network.
     It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients. Its state dict alone says
-    nothing of the ranges: :func:`save` does. A NaN in the images is a byte like any other.
+    nothing of the ranges: :func:`adderzoo.save` does. A NaN in the images is a byte like any other.
 
     Args:
         calibrated: The simulation, which is left as it is.
@@ -300,17 +284,17 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             "the network must be one that adderzoo.inference.quantization.calibrate has made, got "
             f"{type(calibrated).__name__}, which was never calibrated"
         )
-    fusion.check_hooks(calibrated)
+    tracing.check_hooks(calibrated)
     for name, module in calibrated.named_modules():
         if isinstance(module, fusion.NORMS) and module.training:
             raise ValueError(f"{name} is in training mode: call eval() before quantize()")
-        if type(module) in (FakeQuantize, *_BYTE_LAYERS, *_INT8_LAYERS) and (hook := fusion.hook_of(module)):
+        if type(module) in (FakeQuantize, *_BYTE_LAYERS, *_INT8_LAYERS) and (hook := tracing.hook_of(module)):
             raise ValueError(f"{name} has {hook}, which bytes cannot go through: remove it before quantize()")
     for name, tensor in calibrated.state_dict().items():
         if not tensor.is_meta and not tensor.isfinite().all():
             raise ValueError(f"{name} must be finite to be quantized, got NaN or infinity")
     with torch.no_grad():
-        network: Any = fusion.copy_of(calibrated).float()
+        network: Any = tracing.copy_of(calibrated).float()
         int8 = [name for name, module in network.named_modules() if type(module) in _INT8_LAYERS]
         for name in int8:  # plain ones again, which BatchNorm can be folded into
             layer: Any = network.get_submodule(name)
@@ -326,9 +310,9 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             return _quantizer_of(network, input), outputs.get(pattern.calls[-1]), _quantizer_of(network, addend)
 
         fusion.replace_patterns(network, patterns, _quantized_adder, context)
-        for node, module in fusion.module_calls(network, (FakeQuantize,)):
+        for node, module in tracing.module_calls(network, (FakeQuantize,)):
             if node in written:
-                fusion.replace_calls([node], node.all_input_nodes[0])
+                tracing.replace_calls([node], node.all_input_nodes[0])
             else:
                 network.set_submodule(str(node.target), Quantize(quantizers[module.name]))  # type: ignore[index, arg-type]
         for name in int8:
@@ -341,7 +325,7 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         network.delete_all_unused_submodules()
         network.graph.lint()
         network.recompile()
-    fusion.keep_attributes(network, calibrated, quantization=ranges(calibrated))
+    tracing.keep_attributes(network, calibrated, quantization=ranges(calibrated))
     return network.eval().requires_grad_(False)
 
 
@@ -352,7 +336,7 @@ def _check_readers(network: fx.GraphModule, patterns: list[Pattern]) -> None:
         for pattern in patterns
         for reader in zip(pattern.operands, (pattern.layer, pattern.addition), strict=False)
     }
-    for node, quantizer in fusion.module_calls(network, (FakeQuantize,)):
+    for node, quantizer in tracing.module_calls(network, (FakeQuantize,)):
         for user in node.users:
             if (node, user) not in readers:
                 behind = " and ".join(str(other.target) for other in user.all_input_nodes if other is not node)
@@ -365,14 +349,14 @@ def _check_readers(network: fx.GraphModule, patterns: list[Pattern]) -> None:
 
 def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
     """What the bytes of a tensor stand for, if it is to be bytes."""
-    module = None if node is None else fusion.called_module(network, node)
+    module = None if node is None else tracing.called_module(network, node)
     return module.quantizer if isinstance(module, FakeQuantize) else None
 
 
 def _written_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> dict[fx.Node, fx.Node]:
     """Calls that turn into bytes what an adder layer makes for them alone, and the ends of these layers' patterns."""
     makers = {pattern.calls[-1] for pattern in patterns}
-    sources = {node: node.all_input_nodes[0] for node, _ in fusion.module_calls(network, (FakeQuantize,))}
+    sources = {node: node.all_input_nodes[0] for node, _ in tracing.module_calls(network, (FakeQuantize,))}
     return {node: source for node, source in sources.items() if source in makers and len(source.users) == 1}
 
 
@@ -407,121 +391,3 @@ def _quantized_adder(
     if isinstance(layer, FakeQuantizedAdderLinear):
         return QuantizedAdderLinear(layer, scale, shift, relu, input, output)
     return _BYTE_LAYERS[type(layer)](layer, scale, shift, relu, input, output, addend_scale)
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | None = None, **model_args: Any) -> None:
-    """Write an integer network as safetensors, for :func:`load`, completely or not at all.
-
-    The file names the network's architecture and tag if `timm.create_model` makes it, with `model_args`; else
-    :func:`load` has to be given one like it.
-
-    Args:
-        network: What :func:`quantize` has made.
-        path: File to write.
-        metadata: What else the file is to say, such as "classes" and "data_config", as `adderzoo train` has them.
-        model_args: Arguments of `timm.create_model` that made the float network, beside its number of classes and of
-            input channels.
-
-    Raises:
-        ValueError: if it is no integer network, or the file's name does not end in .safetensors.
-        OSError: if the file cannot be written.
-    """
-    path = Path(path)
-    quantization = getattr(network, "quantization", None)
-    if quantization is None:
-        raise ValueError(f"the network must be one that quantize() has made, got {type(network).__name__}")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
-    said = {"quantization": to_json(quantization)}
-    config = getattr(network, "pretrained_cfg", {})
-    architecture, tag = config.get("architecture"), config.get("tag")
-    model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
-    if hasattr(network, "in_chans"):
-        model_args = {"in_chans": network.in_chans, **model_args}
-    if architecture and _makes(_with_tag(architecture, tag), model_args, network):
-        said |= {
-            "architecture": architecture,
-            "model_args": to_json(model_args),
-            "data_config": to_json(resolve_model_data_config(network)),
-        }
-        if tag:
-            said["tag"] = tag
-        if network.num_classes:
-            said["num_classes"] = str(network.num_classes)
-    save_weights(network, path, {**said, **(metadata or {})})
-
-
-def _with_tag(architecture: str, tag: str | None) -> str:
-    """The network's name with this tag, which has its class names, if the registry knows it; else without."""
-    name = f"{architecture}.{tag}"
-    return name if name in timm.list_models(architecture, include_tags=True) else architecture
-
-
-def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:
-    """Whether `timm.create_model` makes a network that is quantized to one like this."""
-    try:
-        again = quantize(simulate(_float_network(architecture, arguments), network.quantization))
-    except ValueError:
-        return False
-    return repr(again) == repr(network) and again.code == network.code
-
-
-def load(path: Path | str, model: nn.Module | None = None) -> fx.GraphModule:
-    """The integer network of a file that :func:`save` or `adderzoo quantize` has written; it gives the same bits.
-
-    Args:
-        path: The file.
-        model: A float network of the same architecture, with any weights, if it is none that `timm.create_model` makes.
-
-    Raises:
-        ValueError: if the file is missing, damaged, no quantized network, or of another network than `model`.
-    """
-    path = Path(path)
-    said = read_metadata(path)
-    if "quantization" not in said:
-        raise ValueError(f"{path} is no quantized network: its metadata has no quantization")
-    try:
-        if model is None:
-            if "architecture" not in said:
-                raise ValueError("it names no network that timm.create_model makes: pass one like it as `model`")
-            arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
-            made = _float_network(_with_tag(said["architecture"], said.get("tag")), arguments)
-            check_input(path, made, read_data_config(path))
-            made.pretrained_cfg.update(read_data_config(path))  # where timm's resolve_model_data_config looks
-            model = made
-        assert model is not None
-        quantization = read_ranges(path, "quantization")
-        assert quantization is not None
-        network = quantize(simulate(model, quantization))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
-    state_dict = load_file(path)
-    check_fits(state_dict, network, path)
-    for key, value in network.state_dict().items():
-        if state_dict[key].dtype != value.dtype or not state_dict[key].isfinite().all():
-            raise ValueError(f"{path} is damaged: {key} must be finite and {value.dtype}, got {state_dict[key].dtype}")
-    network.load_state_dict(state_dict, assign=True)
-    return network
-
-
-def _float_network(architecture: str, arguments: Mapping[str, Any]) -> Any:
-    """An architecture on the meta device: without weights."""
-    if not timm.is_model(architecture):
-        raise ValueError(f"there is no registered network {shown(architecture)}: pass one like it as `model`")
-    try:
-        with torch.device("meta"):
-            return timm.create_model(architecture, **arguments)
-    except (AssertionError, RuntimeError, *ARGUMENT_ERRORS) as error:
-        raise ValueError(
-            f"{architecture} cannot be made with the arguments {shown(dict(arguments))}: {why(error)}"
-        ) from error
-
-
-def _read(path: Path) -> nn.Module | None:
-    return load(path) if path.is_file() and "quantization" in read_metadata(path) else None
-
-
-READERS.append(_read)

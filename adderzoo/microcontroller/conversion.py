@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, fx, nn
 
-from adderzoo.inference import fusion
+from adderzoo.inference import fusion, tracing
 from adderzoo.layers.quantized import (
     Quantize,
     QuantizedAdder2d,
@@ -52,7 +52,7 @@ class _Observer(fx.Interpreter):
             low, high = (float(value) for value in torch.aminmax(result))
             known = self.ranges.get(n.name, (low, high))
             self.ranges[n.name] = min(low, known[0]), max(high, known[1])
-        module = fusion.called_module(self.module, n)  # type: ignore[arg-type]
+        module = tracing.called_module(self.module, n)  # type: ignore[arg-type]
         if isinstance(module, _QuantizedAdder):
             args, _ = self.fetch_args_kwargs_from_env(n)
             distances = _distances(module, args[0])
@@ -190,7 +190,7 @@ class _Converter:
     # ------------------------------------------------------------------------------------------------------ the graph
 
     def _value(self, node: fx.Node) -> "_Value | Plane":
-        module = fusion.called_module(self.network, node)
+        module = tracing.called_module(self.network, node)
         if node.op == "placeholder":
             return _Value(node, self.size, lambda *_: self._refuse(node, "an image that no layer reads"))
         input = self.values.get(node.all_input_nodes[0]) if node.all_input_nodes else None
@@ -205,7 +205,7 @@ class _Converter:
             return input.emit(quantizer)
         if isinstance(module, _CONVS):
             return self._conv(node, module, input)
-        if fusion._is_relu(self.network, node):
+        if fusion.is_relu(self.network, node):
             return _Value(node, input.shape, lambda q, relu=True, norm=None: input.emit(q, True), input.flat)
         if type(module) in fusion.NORMS:
             return self._norm(node, module, input)
@@ -227,7 +227,7 @@ class _Converter:
     def _quantizer(self, value: _Value) -> Quantizer:
         """What the bytes of a tensor in float stand for: what some adder layer reads, else what was seen."""
         for user in value.node.users:
-            module = fusion.called_module(self.network, user)
+            module = tracing.called_module(self.network, user)
             if isinstance(module, Quantize):
                 return Quantizer(1 / module.inverse, module.zero_point, module.top)
         name = value.node.name

@@ -1,20 +1,16 @@
-"""What the families share: building through timm, with checked weights, and the authors' checkpoint format."""
+"""Building a network through timm, with weights that are checked."""
 
 import pickle
-import warnings
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from adderzoo.files.foreign import why
+from adderzoo.files.weights import is_quantized
 from adderzoo.hub import HUB_ORGANIZATION, from_hub, from_url, hub_id, sha256
-from adderzoo.layers import Adder2d
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,37 +21,6 @@ SHIFTADDNET = {"paper_ids": "arXiv:2010.12785", "paper_name": "ShiftAddNet: A Ha
 
 # SHA-256 of the weights that others publish, by file name.
 FOREIGN_SHA256 = {"ResNet20-AdderNet.pth": "fe3ad7c15573d34cddd9b3ec2eed12d9c2c818e59cd7d0797a954d6f76ea375b"}
-
-# What reads files that are more than weights: of such a file the network, of any other None. Rooms above this one add
-# to it, since imports run downwards.
-READERS: list[Callable[[Path], nn.Module | None]] = []
-
-
-def read_network(path: Path, architecture: str, num_classes: int | None = None) -> nn.Module | None:
-    """The network of a file that is more than weights, such as a quantized one; None for any other file.
-
-    Args:
-        path: The file.
-        architecture: What the network has to be, by its registered name.
-        num_classes: What it has to have, if that matters.
-
-    Raises:
-        ValueError: if it is another network, or the file is damaged.
-    """
-    network: Any = None
-    for read in READERS:
-        network = network or read(path)
-    if network is None:
-        return None
-    said = network.pretrained_cfg["architecture"]
-    if said != architecture:
-        raise ValueError(f"{path} is a checkpoint of another network than {architecture}: its metadata says {said}")
-    if num_classes not in (None, network.num_classes):
-        raise ValueError(
-            f"num_classes must be that of the network in {path}, {network.num_classes}, which cannot be changed any "
-            f"more, got {num_classes}"
-        )
-    return network
 
 
 def weights_file(tag: str) -> str:
@@ -84,18 +49,26 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
         if file is not None:  # "source" would send timm to the Hub again
             overlay = kwargs.get("pretrained_cfg_overlay") or {}
             kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file), "source": None}
-        elif cfg.file and (other := read_network(Path(cfg.file), variant, kwargs.get("num_classes"))) is not None:
-            if kwargs.get("features_only"):
-                raise ValueError(f"{cfg.file} is a quantized network, which gives no features")
-            channels: Any = getattr(other, "in_chans", None)
-            if kwargs.get("in_chans") not in (None, channels):
-                raise ValueError(f"in_chans must be that of {cfg.file}, {channels}, got {kwargs['in_chans']}")
-            return cast(Network, other)
+        elif cfg.file and Path(cfg.file).is_file() and is_quantized(Path(cfg.file)):
+            return cast(Network, _quantized(Path(cfg.file), variant, kwargs))
     try:
         return build_model_with_cfg(network, variant, pretrained, **kwargs)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         where = (kwargs.get("pretrained_cfg_overlay") or {}).get("file") or f"the file of {variant}"
         raise OSError(f"{where} is no checkpoint, or is damaged: {why(error)}") from error
+
+
+def _quantized(path: Path, variant: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network of a quantized one's file, of which nothing can be changed any more."""
+    from ._quantized import load_quantized_as
+
+    if arguments.get("features_only"):
+        raise ValueError(f"{path} is a quantized network, which gives no features")
+    network = load_quantized_as(path, variant, arguments.get("num_classes"))
+    channels: Any = getattr(network, "in_chans", None)
+    if arguments.get("in_chans") not in (None, channels):
+        raise ValueError(f"in_chans must be that of {path}, {channels}, got {arguments['in_chans']}")
+    return network
 
 
 def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | None:
@@ -133,98 +106,3 @@ def _check_sha256(path: Path, published: str | None, remedy: str) -> None:
         raise OSError(f"{path} is missing: {remedy}")
     if (got := sha256(path)) != published:
         raise OSError(f"{path} is damaged: its SHA-256 is {got}, published is {published}; {remedy}")
-
-
-# What the names of BatchNorm's counters end with. None of the networks needs them, and some files do without.
-COUNTERS = "num_batches_tracked"
-
-
-def own_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict as a network names its tensors, without the prefix that wrappers have put before their names.
-
-    The AdderNet authors' checkpoints have `module.` there, of DataParallel, and filters named `adder`; `torch.compile`
-    makes it `_orig_mod.`, Lightning's modules `model.` or `net.`, and one may be inside another. A prefix is known by
-    the network's names behind it, all or at least most of them. Counters of BatchNorm that are missing are 0.
-
-    Raises:
-        ValueError: if behind several prefixes there are all names of the network.
-    """
-    renamed = {_rename(key, "adder", "weight"): value for key, value in state_dict.items()}
-    own = model.state_dict()
-    fitting = without_prefix(renamed, {key for key in own if not key.endswith(COUNTERS)})
-    for key in own:
-        if key.endswith(COUNTERS) and key.removesuffix(COUNTERS) + "running_mean" in fitting:
-            fitting.setdefault(key, torch.tensor(0))
-    return fitting
-
-
-def without_prefix(state_dict: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """The tensors behind the prefix that these names have in a state dict; all, if most have none.
-
-    Raises:
-        ValueError: if behind several prefixes there are all names.
-    """
-    counts: Counter[str] = Counter()
-    for key in state_dict:
-        parts = key.split(".")
-        for start in range(len(parts)):
-            if ".".join(parts[start:]) in names:
-                counts["".join(f"{part}." for part in parts[:start])] += 1
-    fitting = [prefix for prefix, count in counts.items() if count == len(names)]
-    if len(fitting) > 1 and "" not in fitting:
-        raise ValueError(
-            f"all names of the network are there several times, behind {', '.join(fitting)}: which ones? `adderzoo "
-            "convert --key` takes one of these"
-        )
-    prefix, count = counts.most_common(1)[0] if counts else ("", 0)
-    if not prefix or counts[""] == count or 2 * count <= len(names):
-        return state_dict
-    others = [key for key in state_dict if not key.startswith(prefix)]
-    if others:
-        warnings.warn(
-            f"{len(others)} tensors are left out of the checkpoint, since the network's names are behind {prefix!r}: "
-            f"{', '.join(others[:4])}{', ...' if len(others) > 4 else ''}",
-            stacklevel=2,
-        )
-    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
-def to_original(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """As the AdderNet authors' checkpoints have it: `module.` in front, and filters named `adder`."""
-    filters = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Adder2d)}
-    return {
-        "module." + (_rename(key, "weight", "adder") if key in filters else key): value
-        for key, value in state_dict.items()
-    }
-
-
-def _rename(key: str, old: str, new: str) -> str:
-    return key.removesuffix(old) + new if key.endswith("." + old) else key
-
-
-def drop_other_classes(state_dict: dict[str, Tensor], model: nn.Module, logits_norm: str) -> dict[str, Tensor]:
-    """Without the BatchNorm on the logits, if `model` has another number of classes.
-
-    timm drops the classifier's own weight and bias in this case, but does not know of what follows it.
-    """
-    weight = state_dict.get(f"{logits_norm}.weight")
-    if weight is None or weight.shape[0] == model.num_classes:
-        return state_dict
-    return {key: value for key, value in state_dict.items() if not key.startswith(f"{logits_norm}.")}
-
-
-def repeat_input_channels(state_dict: dict[str, Tensor], layer: str, norm: str, in_chans: int) -> dict[str, Tensor]:
-    """With the filters of an adder layer repeated for `in_chans` channels, and the BatchNorm behind it to match.
-
-    n copies of a channel are n times as far from n copies of a filter. (timm's rule, filters divided by n, is a
-    convolution's.)
-    """
-    weight = state_dict.get(f"{layer}.weight")
-    if weight is None or weight.shape[1] == in_chans:
-        return state_dict
-    times = in_chans / weight.shape[1]
-    return state_dict | {
-        f"{layer}.weight": weight[:, torch.arange(in_chans) % weight.shape[1]],
-        f"{norm}.running_mean": state_dict[f"{norm}.running_mean"] * times,
-        f"{norm}.running_var": state_dict[f"{norm}.running_var"] * times**2,
-    }

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 
-from ._builder import own_names, weights_file, without_prefix
+from ._builder import weights_file
+from ._state_dict import own_names, without_prefix
 from ._super_resolution import (
     SuperResolutionNet,
     additions,

@@ -16,7 +16,8 @@ from adderzoo.hub import hub_id
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import build_model, drop_other_classes, own_names, repeat_input_channels, weights_file
+from ._builder import build_model, weights_file
+from ._state_dict import drop_other_classes, own_names, repeat_input_channels
 
 __all__ = ["LeNet5", "LeNetPlusPlus"]
 

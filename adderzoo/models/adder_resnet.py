@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import build_model, drop_other_classes, own_names
+from ._builder import build_model
+from ._state_dict import drop_other_classes, own_names
 
 __all__ = ["ResNet"]
 

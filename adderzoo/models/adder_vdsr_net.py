@@ -14,7 +14,8 @@ from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
-from ._builder import own_names, weights_file
+from ._builder import weights_file
+from ._state_dict import own_names
 from ._super_resolution import (
     SuperResolutionNet,
     additions,

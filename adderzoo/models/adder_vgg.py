@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
 from ._base import ConvNet
-from ._builder import SHIFTADDNET, build_model, own_names
+from ._builder import SHIFTADDNET, build_model
+from ._state_dict import own_names
 
 __all__ = ["VGGSmall"]
 

@@ -31,17 +31,17 @@ from adderzoo.catalogue import (
     twin,
     write_result,
 )
-from adderzoo.checkpoints import (
-    create_model,
-    load_checkpoint,
+from adderzoo.checkpoints import create_model, load_checkpoint
+from adderzoo.files.foreign import to_json
+from adderzoo.files.output import write_atomically
+from adderzoo.files.weights import (
+    compact,
     read_classes,
     read_data_config,
     read_metadata,
     read_model_args,
     read_num_classes,
 )
-from adderzoo.files.foreign import to_json
-from adderzoo.files.output import write_atomically
 from adderzoo.publish.card import model_card
 
 # As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
@@ -284,8 +284,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
     }
     if classes or cfg.label_names:
         metadata["classes"] = to_json(classes or cfg.label_names)
-    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    return _in_order(save(weights, metadata))
+    return _in_order(save(compact(model.state_dict()), metadata))
 
 
 def _some(names: Iterable[str]) -> str:

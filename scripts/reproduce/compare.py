@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from timm.data import resolve_model_data_config
 
-from adderzoo.checkpoints import open_network, read_metadata
+from adderzoo.checkpoints import load
 from adderzoo.data import open_dataset, open_loader
 
 
 def right(checkpoint: Path, folder: Path) -> torch.Tensor:
     """Which images of a folder (in the order of their names) a network is right on, as float64 0 and 1."""
-    model = open_network(read_metadata(checkpoint)["architecture"], checkpoint=checkpoint).eval()
+    model = load(checkpoint).eval()
     config = resolve_model_data_config(model)
     dataset = open_dataset("", str(folder), "", config["input_size"][0])
     loader = open_loader(dataset, config, 250, 0, torch.device("cpu"))

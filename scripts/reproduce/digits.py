@@ -23,9 +23,9 @@ from tqdm import trange
 
 import adderzoo.models
 from adderzoo.catalogue import Accuracy
-from adderzoo.checkpoints import save_weights
 from adderzoo.data import class_indices, open_dataset, open_loader, write_digits
 from adderzoo.engine import evaluate
+from adderzoo.files.weights import save_weights
 from adderzoo.optim import adaptive_lr
 from adderzoo.publish.weights import add_weights
 

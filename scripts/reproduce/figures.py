@@ -25,7 +25,7 @@ from matplotlib.patheffects import withStroke
 from timm.data import resolve_model_data_config
 
 from adderzoo.analysis.plots import draw_filters, draw_first_layer
-from adderzoo.checkpoints import open_network
+from adderzoo.checkpoints import load
 from adderzoo.cli import main as adderzoo
 from adderzoo.data import open_dataset, open_loader
 from adderzoo.files.output import write_atomically
@@ -81,7 +81,7 @@ def train(args: argparse.Namespace, name: str, model: str, epochs: int, options:
 
 def features_of(name: str, checkpoint: Path, data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the test images, (N, 2), and their labels, (N)."""
-    model: Any = open_network(name, checkpoint=checkpoint).eval()
+    model: Any = load(checkpoint, name).eval()
     images = open_dataset("torch/mnist", data, "test", channels=1)
     found = []
     with torch.inference_mode():

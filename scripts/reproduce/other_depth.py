@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import create_model, open_network, read_origin, save_weights
+from adderzoo.checkpoints import create_model, load, read_origin
+from adderzoo.files.weights import save_weights
 
 
 def weights(source: nn.Module, network: nn.Module) -> dict[str, Tensor]:
@@ -48,7 +49,9 @@ def main() -> None:
     try:
         if args.source.partition("_")[0] != args.network.partition("_")[0]:
             raise ValueError(f"NETWORK must be of the kind of {args.source}, got {args.network}")
-        source: Any = open_network(args.source, pretrained=not args.checkpoint, checkpoint=args.checkpoint)
+        source: Any = (
+            load(args.checkpoint, args.source) if args.checkpoint else create_model(args.source, pretrained=True)
+        )
         network = create_model(args.network, num_classes=source.num_classes)
         network.load_state_dict(weights(source, network))
     except ValueError as error:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from trainings import QUICK, metadata, write_classes
 
-from adderzoo.checkpoints import save_weights
+from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adderzoo as package
-from adderzoo import checkpoints
+from adderzoo.files.weights import read_metadata, save_weights
 
 Command = Callable[..., Done]
 NAME = "adder_lenet5"
@@ -66,9 +66,9 @@ def test_there_and_back_again(adderzoo: Command, tmp_path: Path, checkpoint: Pat
 def test_what_a_source_says_of_itself_stays(adderzoo: Command, tmp_path: Path) -> None:
     said = {"classes": '["a", "b"]', "data_config": '{"mean": [0.5]}', "license": "mit"}
     model = timm.create_model(NAME, num_classes=2)
-    checkpoints.save_weights(model, tmp_path / "a.safetensors", said | {"architecture": NAME, "num_classes": "2"})
+    save_weights(model, tmp_path / "a.safetensors", said | {"architecture": NAME, "num_classes": "2"})
     assert adderzoo("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--model", NAME).status == 0
-    got = checkpoints.read_metadata(tmp_path / "b.safetensors")
+    got = read_metadata(tmp_path / "b.safetensors")
     assert said.items() <= got.items()
     assert (got["source"], got["num_classes"]) == ("a.safetensors", "2")
 

@@ -20,8 +20,8 @@ import torch
 from fork_server import CONTEXT
 from PIL import Image
 
-from adderzoo.checkpoints import save_weights
 from adderzoo.cli import main
+from adderzoo.files.weights import save_weights
 from adderzoo.inference.export import FORMATS
 
 CLASSIFIER = ("--model", "adder_lenet5.digits", "--pretrained")

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adderzoo as package
-from adderzoo.checkpoints import open_network, save_weights
+from adderzoo.checkpoints import load
 from adderzoo.data import ImagePairs, as_float, open_dataset, open_loader, write_digits
+from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
 LENET = ("--model", "adder_lenet5.digits", "--pretrained", "--workers", 0)
@@ -105,7 +106,7 @@ def test_a_tag_that_is_named_gives_a_quantized_network_its_class_names(
             source = ("--model", "adder_lenet5", "--checkpoint", tmp_path / "a.pth")
         done = adderzoo("quantize", *source, "--workers", 0, "--data-dir", digits, "--images", 20, path)
         assert done.status == 0, done
-        opened: Any = open_network(name, checkpoint=path)
+        opened: Any = load(path, name)
         names = list(timm.get_pretrained_cfg(name).label_names)
         assert list(opened.pretrained_cfg["label_names"]) == names
         assert list(opened.pretrained_cfg["mean"]) == json.loads(metadata(path)["data_config"])["mean"]

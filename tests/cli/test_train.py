@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from trainings import QUICK, metadata, rows, write_classes
 
-from adderzoo.checkpoints import load_checkpoint, save_weights
+from adderzoo.checkpoints import load_checkpoint
+from adderzoo.files.weights import save_weights
 from adderzoo.inference.quantization import calibrate, ranges
 
 Command = Callable[..., Done]

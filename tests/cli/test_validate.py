@@ -35,8 +35,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adderzoo import engine
-from adderzoo.checkpoints import save_weights
 from adderzoo.cli import validate
+from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
 

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 
 import adderzoo
-from adderzoo.checkpoints import read_metadata
-from adderzoo.inference.quantization import calibrate, load, quantize, ranges, save, simulate
+from adderzoo import load, save
+from adderzoo.files.weights import read_metadata
+from adderzoo.inference.quantization import calibrate, quantize, ranges, simulate
 from adderzoo.layers import Adder2d, AdderLinear, replace_conv
 from adderzoo.layers.quantized import (
     Quantize,
@@ -882,16 +883,14 @@ def test_network_of_ones_own_comes_back_into_a_model_like_it(network: nn.Module,
         load(path, wider)
 
 
-def test_what_is_no_quantized_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
+def test_what_is_neither_a_float_nor_a_quantized_network_is_not_saved(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "network.safetensors"
-    with pytest.raises(ValueError, match=r"must be one that quantize\(\) has made, got Residual"):
-        save(network, path)
+    for other in (calibrate(network, [images()]), adderzoo.fuse(network)):
+        with pytest.raises(ValueError, match=r"must be a float one or one that quantize\(\) has made, got \w+Residual"):
+            save(other, path)
     with pytest.raises(ValueError, match=r"^path must end in .safetensors, got"):
         save(quantized(network), tmp_path / "network.pth")
     assert list(tmp_path.iterdir()) == []
-    adderzoo.checkpoints.save_weights(network, path, {})
-    with pytest.raises(ValueError, match="is no quantized network: its metadata has no quantization"):
-        load(path, network)
     with pytest.raises(ValueError, match="is not a file"):
         load(tmp_path / "missing.safetensors")
 

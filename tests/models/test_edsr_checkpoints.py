@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderzoo.checkpoints import convert, load_checkpoint, open_network
+from adderzoo.checkpoints import convert, load, load_checkpoint
 from adderzoo.models.adder_edsr import DIV2K_MEAN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,7 +112,7 @@ def test_their_weights_give_their_images(tmp_path: Path, kind: str, scale: int, 
     torch.save(wrapped, tmp_path / "edsr.pt")
     name = f"cnn_edsr_baseline_x{scale}"
     arguments = {"blocks": 2, "width": 8, "res_scale": res_scale}
-    ours = open_network(name, checkpoint=tmp_path / "edsr.pt", **arguments)
+    ours = load(tmp_path / "edsr.pt", name, **arguments)
     image = torch.rand(1, 3, 9, 7)
     expected = theirs(image)
     assert expected.std() > 0.05
@@ -129,7 +129,7 @@ def test_the_names_of_the_whole_networks_are_theirs(tmp_path: Path) -> None:
     assert "body.16.weight" in theirs.state_dict
     torch.save({"model": {f"module.{key}": value for key, value in theirs.state_dict.items()}}, tmp_path / "a.pt")
     convert(tmp_path / "a.pt", tmp_path / "a.safetensors", "cnn_edsr_baseline_x2")
-    model: Any = open_network("cnn_edsr_baseline_x2", checkpoint=tmp_path / "a.safetensors")
+    model: Any = load(tmp_path / "a.safetensors", "cnn_edsr_baseline_x2")
     assert torch.equal(model.blocks[15].unit2.conv.weight, theirs.state_dict["body.15.body.2.weight"])
     torch.testing.assert_close(model.mean.flatten(), torch.tensor(MEAN))
 

@@ -14,7 +14,8 @@ from networks import SUPER_RESOLUTION, twin
 from torch import Tensor, nn
 
 import adderzoo
-from adderzoo.checkpoints import open_network, save_weights
+from adderzoo.checkpoints import load
+from adderzoo.files.weights import save_weights
 from adderzoo.inference import quantization
 from adderzoo.layers import Adder2d, BatchNorm2d, PowerActivation
 from adderzoo.layers.image import BicubicUpsample
@@ -302,7 +303,7 @@ def test_quantized_networks_are_near_and_come_back_from_their_file(name: str, tm
     integer = quantization.quantize(quantization.calibrate(network, [x]))
     y = integer(x)
     assert (y - network(x)).abs().mean() < 0.1 * (network(x) - F.interpolate(x, scale_factor=2)).abs().mean()
-    quantization.save(integer, tmp_path / "network.safetensors", **small(name))
+    adderzoo.save(integer, tmp_path / "network.safetensors", **small(name))
     again = adderzoo.load(tmp_path / "network.safetensors")
     assert torch.equal(again(x), y)
     assert again.scale == 2
@@ -314,12 +315,12 @@ def test_weights_of_vdsr_serve_every_scale(tmp_path: Path) -> None:
     about = {"architecture": "adder_vdsr", "model_args": json.dumps({**small("adder_vdsr"), "scale": 2})}
     save_weights(network, file, about)
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
-    for other in (open_network("adder_vdsr", checkpoint=file, scale=3), build("adder_vdsr", scale=3, **overlay)):
+    for other in (load(file, "adder_vdsr", scale=3), build("adder_vdsr", scale=3, **overlay)):
         other.eval()
         large = other.bicubic(images())
         expected = large + network.gain * network.conv2(network.forward_features(large))
         torch.testing.assert_close(other(images()), expected)
-    assert open_network("adder_vdsr", checkpoint=file).scale == 2
+    assert load(file, "adder_vdsr").scale == 2
 
 
 # ---------------------------------------------------------------------------------------------------------- refusal

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adderzoo.models
-from adderzoo.checkpoints import read_state_dict
 from adderzoo.cli import main
+from adderzoo.files.weights import read_state_dict
 from adderzoo.models import _builder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

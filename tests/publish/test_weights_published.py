@@ -26,9 +26,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 
+import adderzoo
 from adderzoo.catalogue import Accuracy, Measurement, read_results
-from adderzoo.checkpoints import convert, save_weights
+from adderzoo.checkpoints import convert
 from adderzoo.cli import main
+from adderzoo.files.weights import save_weights
 from adderzoo.inference import quantization
 from adderzoo.models import _builder
 from adderzoo.publish import weights as publishing
@@ -278,7 +280,7 @@ def test_files_that_are_no_float_checkpoint_are_refused(folder: Path, tmp_path: 
     torch.save(timm.create_model("adder_lenet5").state_dict(), tmp_path / "a.pth")
     assert_refused("an architecture in its metadata", NAME, tmp_path / "a.pth", MEASURED, folder)
     simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)])
-    quantization.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
+    adderzoo.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
     assert_refused("is a quantized network", NAME, tmp_path / "u8.safetensors", MEASURED, folder)
 
 
