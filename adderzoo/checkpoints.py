@@ -99,7 +99,7 @@ def load(
         content = read_state_dict(path)
         network, weights = _open_for(path, model or _name_of(path), arguments, content, other_classes)
         network.load_state_dict(weights)
-    take_description(network, path)
+    take_description(network, path, other_classes)
     return network
 
 

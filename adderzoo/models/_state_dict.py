@@ -260,8 +260,13 @@ def check_input(checkpoint: Path, model: nn.Module) -> None:
     model.train(training)
 
 
-def take_description(model: Any, path: Path) -> None:
+def take_description(model: Any, path: Path, other_classes: bool = False) -> None:
     """Give a network's `pretrained_cfg`, where timm looks, what a file says: preprocessing and names of classes.
+
+    Args:
+        model: The network.
+        path: The file.
+        other_classes: Leave the names out if they are of another number of classes.
 
     Raises:
         ValueError: if the names are of another number of classes.
@@ -271,7 +276,7 @@ def take_description(model: Any, path: Path) -> None:
         return
     config.update(read_data_config(path))
     classes = read_classes(path)
-    if classes is not None:
+    if classes is not None and not (other_classes and len(classes) != model.num_classes):
         check_names(classes, model, str(path))
         config.pop("label_descriptions", None)
         config.update(num_classes=model.num_classes, label_names=tuple(classes))
