@@ -374,7 +374,7 @@ def _quantized_adder(
     BatchNorm. All numbers are computed in float64 and rounded to float32 once.
     """
     filters = layer.weight.double()
-    beyond = (filters - filters.clamp(input.low, input.high)).abs().flatten(1).sum(1)
+    beyond = input.beyond(filters)
     scale, shift = torch.ones_like(beyond), torch.zeros_like(beyond)
     if norm is not None:
         scale, shift = fusion.affine_map(norm)

@@ -26,6 +26,11 @@ class _AdderFilter(nn.Module):
     somebody looks for its parameters: FSDP and parametrizations put theirs into a module without a word.
     """
 
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)  # type: ignore[arg-type]
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
         self._mark()
@@ -133,17 +138,15 @@ class Adder2d(_AdderFilter, _ConvNd):
         self.pad_first = padding_mode != "zeros" or left != right or top != bottom
         self.operator_padding = (0, 0) if self.pad_first else (top, left)
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
     def forward(self, input: Tensor) -> Tensor:
-        batch = batched(input, self.in_channels)
-        if self.pad_first:
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            batch = F.pad(batch, self._reversed_padding_repeated_twice, mode=mode)
+        batch = self._pad(batched(input, self.in_channels))
         return unbatched(self._adder_forward(batch), input)
+
+    def _pad(self, batch: Tensor) -> Tensor:
+        if not self.pad_first:
+            return batch
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(batch, self._reversed_padding_repeated_twice, mode=mode)
 
     def _adder_forward(self, input: Tensor) -> Tensor:
         """The layer behind its padding."""
@@ -205,11 +208,6 @@ class AdderLinear(_AdderFilter):
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         output = torch.ops.adderzoo.adder2d(rows(input, self.in_features), self.weight[:, :, None, None])

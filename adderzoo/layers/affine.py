@@ -1,31 +1,22 @@
 """Adder layers for inference, with what follows them: what `adderzoo.fuse` makes of adder layers."""
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
-from timm.layers import pad_same
-from torch import Tensor, nn
+from torch import Tensor
 
 from adderzoo.ops import pack_filters
+from adderzoo.ops.geometry import output_size
 
 from ._float32 import keep_float32
-from ._input import batched, rows, unbatched
+from ._inference import PackedAdder2d, PackedFilters, SamePadding, fitting
+from ._input import rows
 from .adder import Adder2d, AdderLinear
 
-torch.fx.wrap("batched")
 torch.fx.wrap("rows")
-torch.fx.wrap("unbatched")
 
 
-class _Affine(nn.Module):
-    """Packed filters, scale and shift: buffers, because nothing trains them."""
-
-    weight: Tensor
-    scale: Tensor
-    shift: Tensor
-
+class _Affine(PackedFilters):
     def __init__(self, filters: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> None:
         super().__init__()
         with torch.no_grad():
@@ -40,19 +31,11 @@ class _Affine(nn.Module):
             if shift is not None:
                 self.shift.copy_(shift)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        taps_and_channels = self.weight.shape[1:4]
-        self.weight = self.weight.flatten(1, 3)  # of five dimensions, to(memory_format=...) would change the order
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self.weight = self.weight.unflatten(1, taps_and_channels)
+    def _keep_types(self, before: Mapping[str, Tensor | None]) -> None:
         keep_float32(self, ("weight", "scale", "shift"), before)
-        return self
 
 
-class AdderAffine2d(_Affine):
+class AdderAffine2d(_Affine, PackedAdder2d):
     """An adder layer and what follows it in a trained network, in one operator: relu(scale * adder + shift + addend).
 
     :func:`adderzoo.fuse` makes it, for inference: it has no gradients. Filters (packed, see
@@ -82,51 +65,26 @@ class AdderAffine2d(_Affine):
         in_place: bool = False,
     ) -> None:
         super().__init__(layer.weight, layer.bias, scale, shift)
-        self.kernel_size, self.stride, self.dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
-        self.in_channels, self.groups = layer.in_channels, layer.groups
-        self.operator_padding = list(layer.operator_padding)
-        self.pad_first = layer.pad_first
-        self.sides = layer._reversed_padding_repeated_twice
-        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self._take_geometry(layer)
         self.relu = relu
         self.float_output, self.in_place = float_output, in_place
         self.description = layer.extra_repr().replace(", bias=False", "")
 
-    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        batch = batched(input, self.in_channels)
-        if self.pad_first:
-            batch = F.pad(batch, self.sides, mode=self.padding_mode)
-        return unbatched(self._affine_forward(batch, addend), input, addend)
-
-    def _affine_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
-        """The layer behind its padding."""
+    def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         if self.float_output:
             input = input.to(self.scale.dtype)
-        if addend is not None:
-            return _add(
-                input,
-                self.weight,
-                self.scale,
-                self.shift,
-                addend,
-                self.stride,
-                self.operator_padding,
-                self.dilation,
-                self.groups,
-                self.relu,
-                self.in_place,
-            )
-        return torch.ops.adderzoo.adder2d_affine(
+        return _affine(
             input,
             self.weight,
             self.scale,
             self.shift,
-            None,
+            addend,
             self.stride,
             self.operator_padding,
             self.dilation,
             self.groups,
             self.relu,
+            self.in_place,
         )
 
     def extra_repr(self) -> str:
@@ -140,12 +98,8 @@ class AdderAffine2d(_Affine):
         return text
 
 
-class AdderAffine2dSame(AdderAffine2d):
+class AdderAffine2dSame(SamePadding, AdderAffine2d):
     """Of an adder layer that pads for each input as TensorFlow does."""
-
-    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        padded = _pad_same(batched(input, self.in_channels), self.kernel_size, self.stride, self.dilation)
-        return unbatched(self._affine_forward(padded, addend), input, addend)
 
 
 class AdderAffineLinear(_Affine):
@@ -173,30 +127,14 @@ class AdderAffineLinear(_Affine):
         return self.description + (", relu=True" if self.relu else "")
 
 
-@torch.fx.wrap  # one node of a traced graph: what it pads depends on a size
-def _pad_same(
-    input: Tensor, kernel_size: list[int], stride: list[int], dilation: list[int], value: float = 0.0
-) -> Tensor:
-    return pad_same(input, kernel_size, stride, dilation, value)
-
-
-def output_size(
-    input: Tensor, scale: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> list[int]:
-    """(N, O, H', W') of a layer with a `scale` for each of its O filters."""
-    height = (input.shape[2] + 2 * padding[0] - dilation[0] * (kernel_size[0] - 1) - 1) // stride[0] + 1
-    width = (input.shape[3] + 2 * padding[1] - dilation[1] * (kernel_size[1] - 1) - 1) // stride[1] + 1
-    return [input.shape[0], scale.shape[0], height, width]
-
-
-@torch.fx.wrap  # the same: what it does depends on sizes and dtypes,
+@torch.fx.wrap  # one node of a traced graph: what it does depends on sizes and dtypes,
 @torch.jit.script_if_tracing  # which a trace is to look at again when it runs
-def _add(
+def _affine(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor,
+    addend: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -204,18 +142,21 @@ def _add(
     relu: bool,
     in_place: bool,
 ) -> Tensor:
-    """With an addend: in the operator if it is as large as the output, else as PyTorch adds what it broadcasts."""
-    if len(addend.shape) == 3:
-        addend = addend.unsqueeze(0)
-    if addend.dtype == torch.float32 and weight.dtype == torch.float32 and not in_place:
-        input = input.float()
-    shape = output_size(input, scale, list(weight.shape[1:3]), stride, padding, dilation)
-    if list(addend.shape) == shape and (addend.dtype == input.dtype or addend.dtype == torch.float32):
-        return torch.ops.adderzoo.adder2d_affine(
-            input, weight, scale, shift, addend, stride, padding, dilation, groups, relu
-        )
+    """An addend is added in the operator if it can be expanded to the output, else as PyTorch adds what it expands."""
+    fused = addend
+    if addend is not None:
+        if addend.dtype == torch.float32 and weight.dtype == torch.float32 and not in_place:
+            input = input.float()
+        patches = output_size(list(input.shape[2:]), list(weight.shape[1:3]), stride, padding, dilation)
+        if addend.dtype == input.dtype or addend.dtype == torch.float32:
+            fused = fitting(addend, [input.shape[0], scale.shape[0]] + patches)  # noqa: RUF005 - TorchScript
+        else:
+            fused = None
+    apart = addend is not None and fused is None
     output = torch.ops.adderzoo.adder2d_affine(
-        input, weight, scale, shift, None, stride, padding, dilation, groups, False
+        input, weight, scale, shift, fused, stride, padding, dilation, groups, relu and not apart
     )
+    if addend is None or fused is not None:
+        return output
     output = (output + addend).to(output.dtype) if in_place else output + addend
     return output.relu() if relu else output

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._input import rows
 from .adder import Adder2d, AdderLinear
-from .quantized import Quantizer, int8_weight
+from .quantized import Quantizer, int8_weight, of_filters
 from .replace import Adder2dSame
 
 # Of the histogram of a tensor's values: a quantile is exact to a four-thousandth of the range, or better.
@@ -195,7 +195,7 @@ def _rounded(input: Tensor, weight: Tensor, bias: Tensor | None, quantize: FakeQ
     quantizer = quantize.quantizer
     assert quantizer is not None
     filters = quantize.quantized(weight.float())
-    beyond = (weight - weight.clamp(quantizer.low, quantizer.high)).abs().sum((1, 2, 3))
+    beyond = quantizer.beyond(weight)
     steps = [(tensor / quantizer.scale).round_() for tensor in (input, filters)]
     shift = -beyond if bias is None else bias - beyond
     return torch.ops.adderzoo.adder2d(*steps, *geometry) * quantizer.scale + shift[:, None, None]
@@ -205,7 +205,7 @@ def _fake_int8(weight: Tensor) -> Tensor:
     """What a weight in int8 stands for; the gradient passes straight through."""
     with torch.no_grad():
         steps, scale = int8_weight(weight)
-        rounding = steps * scale.view(-1, *[1] * (weight.dim() - 1)) - weight
+        rounding = steps * of_filters(scale, weight) - weight
     return weight + rounding
 
 

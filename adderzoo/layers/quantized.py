@@ -1,6 +1,6 @@
 """Layers on bytes, for integer inference: what `adderzoo.inference.quantization` makes of a network's layers."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderzoo.ops import pack_byte_filters
+from adderzoo.ops.geometry import output_size
 
-from ._input import batched, rows, unbatched
+from ._inference import PackedAdder2d, PackedFilters, SamePadding, fitting
+from ._input import rows
 from .adder import Adder2d, AdderLinear
-from .affine import _pad_same, output_size
 
-torch.fx.wrap("batched")
 torch.fx.wrap("rows")
-torch.fx.wrap("unbatched")
-torch.fx.wrap("_pad_same")
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,10 @@ class Quantizer:
         """1 / scale, as float32 has it."""
         return float(1 / torch.tensor(self.scale, dtype=torch.float32, device="cpu"))
 
+    def beyond(self, filters: Tensor) -> Tensor:
+        """(O,): how far the elements of each filter lie outside of the range, in sum."""
+        return (filters - filters.clamp(self.low, self.high)).abs().flatten(1).sum(1)
+
     def bytes_of(self, x: Tensor) -> Tensor:
         """The nearest bytes, of the shape of `x` in uint8; halves go to the even neighbor."""
         return _steps(x, self.inverse, self.zero_point, self.top).to(torch.uint8)
@@ -87,12 +89,12 @@ def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
 
 @torch.fx.wrap  # the same: on dtypes and sizes,
 @torch.jit.script_if_tracing  # which a trace is to look at again when it runs
-def _add(
+def _adder(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor,
+    addend: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
@@ -103,15 +105,15 @@ def _add(
     out_max: int,
     addend_scale: float,
 ) -> Tensor:
-    """With an addend: in the operator if it can be expanded to the output, else as PyTorch adds what it broadcasts."""
-    addend = addend if addend.dtype == torch.uint8 else addend.float()
-    size = output_size(input, scale, list(weight.shape[1:3]), stride, padding, dilation)
-    fits = addend.dim() <= 4
-    for own, wanted in zip(addend.shape[::-1], size[::-1]):  # noqa: B905 - TorchScript
-        fits = fits and (own == wanted or own == 1)
-    if fits:
+    """An addend is added in the operator if it can be expanded to the output, else as PyTorch adds what it expands."""
+    fused = addend
+    if addend is not None:
+        addend = addend if addend.dtype == torch.uint8 else addend.float()
+        patches = output_size(list(input.shape[2:]), list(weight.shape[1:3]), stride, padding, dilation)
+        fused = fitting(addend, [input.shape[0], scale.shape[0]] + patches)  # noqa: RUF005 - TorchScript
+    if addend is None or fused is not None:
         return torch.ops.adderzoo.adder2d_u8(
-            input, weight, scale, shift, addend.expand(size), stride, padding, dilation, groups, relu,
+            input, weight, scale, shift, fused, stride, padding, dilation, groups, relu,
             zero_point, out_zero_point, out_max, addend_scale,
         )  # fmt: skip
     output = torch.ops.adderzoo.adder2d_u8(
@@ -145,12 +147,9 @@ class Quantize(nn.Module):
         return f"scale={1 / self.inverse:.4g}, zero_point={self.zero_point}, top={self.top}"
 
 
-class _QuantizedAdder(nn.Module):
-    """Packed filters in bytes, scale and shift in float32: buffers, of which nothing changes the type."""
+class _QuantizedAdder(PackedFilters):
+    """Filters in bytes, scale and shift in float32, whatever the network is turned into."""
 
-    weight: Tensor
-    scale: Tensor
-    shift: Tensor
     out_zero_point: int | None
 
     def __init__(
@@ -173,19 +172,11 @@ class _QuantizedAdder(nn.Module):
         self.out_zero_point = None if output is None else output.zero_point
         self.out_max = 255 if output is None else output.top
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        shape = self.weight.shape
-        self.weight = self.weight.flatten(1)  # of more dimensions, to(memory_format=...) might change the order
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self.weight = self.weight.view(shape)
+    def _keep_types(self, before: Mapping[str, Tensor | None]) -> None:
         for name, dtype in (("weight", torch.uint8), ("scale", torch.float32), ("shift", torch.float32)):
             now, then = getattr(self, name), before[name]
             if now.dtype != dtype and then is not None:
                 setattr(self, name, then.to(now.device))
-        return self
 
     def _describe(self, description: str) -> str:
         text = description.replace(", bias=False", "") + (", relu=True" if self.relu else "")
@@ -194,7 +185,7 @@ class _QuantizedAdder(nn.Module):
         return text + f", zero_point={self.zero_point}"
 
 
-class QuantizedAdder2d(_QuantizedAdder):
+class QuantizedAdder2d(_QuantizedAdder, PackedAdder2d):
     """An integer adder layer and what follows it in a quantized network, in one operator.
 
     :func:`adderzoo.inference.quantization.quantize` makes it. Filters (packed bytes, see
@@ -226,48 +217,17 @@ class QuantizedAdder2d(_QuantizedAdder):
         addend_scale: float = 1.0,
     ) -> None:
         super().__init__(layer.weight, layer.groups, scale, shift, relu, input, output)
-        self.kernel_size, self.stride, self.dilation = list(layer.kernel_size), list(layer.stride), list(layer.dilation)
-        self.in_channels, self.groups = layer.in_channels, layer.groups
-        self.operator_padding = list(layer.operator_padding)
-        self.pad_first = layer.pad_first
-        self.sides = layer._reversed_padding_repeated_twice
-        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self._take_geometry(layer, self.zero_point)
         self.addend_scale = _float32(addend_scale)
         self.description = layer.extra_repr()
 
-    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        batch = batched(input, self.in_channels)
-        if self.pad_first and self.padding_mode == "constant":
-            batch = F.pad(batch, self.sides, value=float(self.zero_point))
-        elif self.pad_first:  # PyTorch does not pad bytes in all of these modes
-            batch = F.pad(batch.float(), self.sides, mode=self.padding_mode).to(torch.uint8)
-        return unbatched(self._adder_forward(batch, addend), input, addend)
-
     def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
-        """The layer behind its padding."""
-        if addend is not None:
-            return _add(
-                input,
-                self.weight,
-                self.scale,
-                self.shift,
-                addend,
-                self.stride,
-                self.operator_padding,
-                self.dilation,
-                self.groups,
-                self.relu,
-                self.zero_point,
-                self.out_zero_point,
-                self.out_max,
-                self.addend_scale,
-            )
-        return torch.ops.adderzoo.adder2d_u8(
+        return _adder(
             input,
             self.weight,
             self.scale,
             self.shift,
-            None,
+            addend,
             self.stride,
             self.operator_padding,
             self.dilation,
@@ -276,19 +236,15 @@ class QuantizedAdder2d(_QuantizedAdder):
             self.zero_point,
             self.out_zero_point,
             self.out_max,
+            self.addend_scale,
         )
 
     def extra_repr(self) -> str:
         return self._describe(self.description)
 
 
-class QuantizedAdder2dSame(QuantizedAdder2d):
+class QuantizedAdder2dSame(SamePadding, QuantizedAdder2d):
     """Of an adder layer that pads for each input as TensorFlow does."""
-
-    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:
-        batch = batched(input, self.in_channels)
-        padded = _pad_same(batch, self.kernel_size, self.stride, self.dilation, float(self.zero_point))
-        return unbatched(self._adder_forward(padded, addend), input, addend)
 
 
 class QuantizedAdderLinear(_QuantizedAdder):
@@ -362,7 +318,12 @@ def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = weight.float().abs().flatten(1).amax(1) / 127
     scale = torch.where(scale > 0, scale, 1)
-    return (weight.float() / scale.view(-1, *[1] * (weight.dim() - 1))).round(), scale
+    return (weight.float() / of_filters(scale, weight)).round(), scale
+
+
+def of_filters(scale: Tensor, weight: Tensor) -> Tensor:
+    """(O,) as (O, 1, 1 ...), for each filter of (O, ...)."""
+    return scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 class QuantizedConv2d(_Int8Weight):

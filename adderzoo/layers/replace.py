@@ -8,12 +8,9 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, fx, nn
 from torchvision.ops import DeformConv2d, SqueezeExcitation
 
-from ._input import batched, unbatched
 from .adder import Adder2d, AdderLinear
 
-fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
-fx.wrap("pad_same")
-fx.wrap("unbatched")
+fx.wrap("pad_same")  # what it does depends on sizes: a node of a traced graph
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -27,10 +24,8 @@ _SPECIAL = (CondConv2d, DeformConv2d)
 class Adder2dSame(Adder2d):
     """Adder layer that pads for each input as TensorFlow does: timm's `Conv2dSame`, with L1 distances."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        batch = batched(input, self.in_channels)
-        padded = pad_same(batch, self.kernel_size, self.stride, self.dilation)
-        return unbatched(self._adder_forward(padded), input)
+    def _pad(self, batch: Tensor) -> Tensor:
+        return pad_same(batch, self.kernel_size, self.stride, self.dilation)
 
 
 def replace_conv(

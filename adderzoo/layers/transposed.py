@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ._input import batched, unbatched
@@ -90,11 +90,6 @@ class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
                     f"output_padding must be smaller than stride or dilation, got {output_padding} with "
                     f"stride {stride} and dilation {dilation}"
                 )
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """`output_size`, (H', W') or the whole output's, is what sets `output_padding` for this call."""

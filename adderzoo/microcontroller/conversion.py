@@ -1,6 +1,5 @@
 """From a quantized network to one of integers alone: the third target beside float and bytes."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
+from timm.layers import get_same_padding
 from torch import Tensor, fx, nn
 
 from adderzoo.inference import fusion, tracing
@@ -23,6 +23,7 @@ from adderzoo.layers.quantized import (
     _QuantizedAdder,
     int8_weight,
 )
+from adderzoo.ops.geometry import output_size
 from adderzoo.ops.packing import unpack_byte_filters
 
 from .integer import Affine, AveragePool, Image, IntegerNetwork, Layer, MaxPool, Plane, Step
@@ -375,10 +376,7 @@ class _Converter:
             return self._refuse(node, f"padding_mode {layer.padding_mode!r}")
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         if isinstance(layer, QuantizedAdder2dSame) or type(layer).__name__ == "Conv2dSame":
-            sides = [
-                max((math.ceil(size / s) - 1) * s + r - size, 0)
-                for size, s, r in zip(shape[1:], stride, reach, strict=True)
-            ]
+            sides = [get_same_padding(*each) for each in zip(shape[1:], kernel, stride, dilation, strict=True)]
             padding = (sides[0] // 2, sides[1] // 2, sides[0] - sides[0] // 2, sides[1] - sides[1] // 2)
         elif isinstance(layer, QuantizedAdder2d):
             left, right, top, bottom = layer.sides
@@ -461,7 +459,7 @@ class _Converter:
             kernel, stride = _pair(pool.kernel_size), _pair(pool.stride)
             if _pair(pool.padding) != (0, 0) or pool.ceil_mode or pool.divisor_override:
                 return self._refuse(node, "an average pooling with padding")
-            rows, columns = ((s - k) // d + 1 for s, k, d in zip((height, width), kernel, stride, strict=True))
+            rows, columns = output_size([height, width], list(kernel), list(stride), [0, 0], [1, 1])
         if kernel == (1, 1) and stride == (1, 1):
             return _Value(node, value.shape, value.emit, value.flat, value.takes_norm)
         shape = channels, rows, columns
@@ -565,6 +563,6 @@ def _output_shape(
 ) -> tuple[int, int, int]:
     stride, dilation = geometry.get("stride", (1, 1)), geometry.get("dilation", (1, 1))
     top, left, bottom, right = geometry.get("padding", (0, 0, 0, 0))
-    rows = (shape[1] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
-    columns = (shape[2] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    padded = [shape[1] + top + bottom, shape[2] + left + right]
+    rows, columns = output_size(padded, list(kernel), list(stride), [0, 0], list(dilation))
     return channels, rows, columns

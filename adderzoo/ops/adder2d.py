@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
-from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like, output_size
+from .geometry import output_size
+from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like
 
 # Of the operator's dimensions that are mapped and its arguments: the outputs, and their mapped dimension.
 _VmapRule = Callable[..., tuple[Tensor, int]]
@@ -80,7 +81,7 @@ def _(
 ) -> Tensor:
     check_modes(input_grad, weight_grad)
     check(input, weight, stride, padding, dilation, groups)
-    size = [input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation)]
+    size = [input.shape[0], weight.shape[0], *output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)]
     dtype = accumulation_dtype(input.dtype)
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ._inference import register_inference
 from ._library import LIBRARY
 from .adder2d import pair
-from .reference import check_affine, memory_format_like, patches_of
+from .geometry import output_size
+from .reference import check_affine, memory_format_like
 
 
 def adder2d_affine(
@@ -72,7 +73,7 @@ def _(
     relu: bool = False,
 ) -> Tensor:
     check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups)
-    size = [input.shape[0], scale.shape[0], *patches_of(input, weight.shape[1:3], stride, padding, dilation)]
+    size = [input.shape[0], scale.shape[0], *output_size(input.shape[2:], weight.shape[1:3], stride, padding, dilation)]
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
 
 

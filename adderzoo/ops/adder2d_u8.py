@@ -10,7 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ._inference import register_inference
 from ._library import LIBRARY
 from .adder2d import pair
-from .reference import check_u8, memory_format_like, patches_of
+from .geometry import output_size
+from .reference import check_u8, memory_format_like
 
 
 def adder2d_u8(
@@ -105,7 +106,7 @@ def _(
     check_u8(
         input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point, out_zero_point, out_max
     )
-    size = [input.shape[0], scale.shape[0], *patches_of(input, weight.shape[1:3], stride, padding, dilation)]
+    size = [input.shape[0], scale.shape[0], *output_size(input.shape[2:], weight.shape[1:3], stride, padding, dilation)]
     dtype = torch.float32 if out_zero_point is None else torch.uint8
     return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .geometry import output_size
 from .packing import LANES, bytes_of_lane, unpack_byte_filters, unpack_filters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -39,18 +40,6 @@ def memory_format_like(input: Tensor) -> torch.memory_format:
     if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
-
-
-def output_size(input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
-    """(OH, OW) of the output, of filters (O, C / groups, kH, kW)."""
-    return patches_of(input, weight.shape[2:], stride, padding, dilation)
-
-
-def patches_of(
-    input: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> list[int]:
-    """How many patches of the size of a kernel (kH, kW) an image has, vertically and horizontally."""
-    return [(input.shape[2 + d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
 
 
 def check(
@@ -108,7 +97,7 @@ def check_affine(
     _check_channels(name, input, weight, w[3], groups)
     _check_geometry(name, input, weight, filters, w[1:3], stride, padding, dilation, groups)
     if addend is not None:
-        shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
+        shape = (input.shape[0], filters, *output_size(input.shape[2:], w[1:3], stride, padding, dilation))
         _check_addend(name, addend, input, shape)
 
 
@@ -160,7 +149,7 @@ def check_u8(
         _check_byte("out_zero_point", out_zero_point, out_max)
     _check_geometry(name, input, weight, filters, w[1:3], stride, padding, dilation, groups)
     if addend is not None:
-        shape = (input.shape[0], filters, *patches_of(input, w[1:3], stride, padding, dilation))
+        shape = (input.shape[0], filters, *output_size(input.shape[2:], w[1:3], stride, padding, dilation))
         _check_addend(name, addend, input, shape)
 
 
@@ -168,7 +157,11 @@ def check_grad(
     grad: Tensor, input: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> None:
     """What the private operators for the gradients check beside the arguments of `adder2d`."""
-    shape = (input.shape[0], weight.shape[0], *output_size(input, weight, stride, padding, dilation))
+    shape = (
+        input.shape[0],
+        weight.shape[0],
+        *output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation),
+    )
     torch._check(
         tuple(grad.shape) == shape,
         lambda: f"adder2d: grad must have the shape of the output, {shape}, got {tuple(grad.shape)}",
@@ -269,7 +262,7 @@ def _check_geometry(
         ),
     )
     torch._check(
-        _fits([x[0], filters, *patches_of(input, kernel, stride, padding, dilation)]),
+        _fits([x[0], filters, *output_size(input.shape[2:], kernel, stride, padding, dilation)]),
         lambda: (
             f"{operator}: the output must have at most {MOST_ELEMENTS} elements, got input {x}, weight {w}, "
             f"stride {tuple(stride)} and padding {tuple(padding)}"
@@ -365,7 +358,7 @@ class _Patches:
         self.dtype = accumulation_dtype(input.dtype)
         self.padded = F.pad(input.to(self.dtype), (padding[1], padding[1], padding[0], padding[0]))
         self.stride, self.dilation, self.groups = stride, dilation, groups
-        self.size = output_size(input, weight, stride, padding, dilation)
+        self.size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
         self.kernel = tuple(weight.shape[2:])
         # (taps, G, O / G, C / G)
         filters = weight.to(self.dtype).permute(2, 3, 0, 1)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adderzoo.layers import Adder2d
-
-from .layers import output_size
+from adderzoo.ops.geometry import output_size
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,9 +50,7 @@ class Authors(nn.Module):
 
     def _size(self, x: Tensor) -> list[int]:
         """Rows and columns of the output."""
-        layer = self.geometry
-        sizes = zip(x.shape[2:], self.kernel_size, layer["stride"], layer["padding"], layer["dilation"], strict=True)
-        return [output_size(*size) for size in sizes]
+        return output_size(x.shape[2:], self.kernel_size, **self.geometry)
 
     def forward(self, x: Tensor) -> Tensor:
         patches = F.unfold(x, self.kernel_size, **self.geometry)  # (N, K, L)

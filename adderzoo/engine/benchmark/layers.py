@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
 from adderzoo.ops.adder2d import full_weight_gradient
+from adderzoo.ops.geometry import output_size
 
 from .devices import is_gpu, leave, runner
 from .timing import Local, Timing, interleave
@@ -35,11 +36,6 @@ CEILINGS = {
 _CEILING_SECONDS = 0.01
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Of the output, in one dimension."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
 @dataclass(frozen=True)
 class Layer:
     """One call of `adder2d`: shapes of its input and filters, and its geometry."""
@@ -57,8 +53,8 @@ class Layer:
 
     @property
     def output(self) -> tuple[int, ...]:
-        sizes = zip(self.input[2:], self.weight[2:], self.stride, self.padding, self.dilation, strict=True)
-        return self.input[0], self.weight[0], *(output_size(*size) for size in sizes)
+        rows_and_columns = output_size(self.input[2:], self.weight[2:], *self.geometry[:3])
+        return self.input[0], self.weight[0], *rows_and_columns
 
     @property
     def elements(self) -> int:
