@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from adderzoo.ops._pytorch import foreach_clamp_min_, foreach_div_, foreach_norm
+
 __all__ = ["adaptive_lr"]
 
 # Optimizers whose step grows in proportion to the gradient. All others of torch and timm divide its size out, ...
@@ -222,8 +224,8 @@ def _scale_to_rms(grads: list[Tensor], eta: float, grad_scale: Tensor | None) ->
             # A root mean square of grad_scale * eta leaves no room below 65504. Unfused, GradScaler refuses these too.
             raise RuntimeError("a fused step under GradScaler needs the gradients of adder filters in float32")
         norms = [norm / grad_scale.to(norm.device, non_blocking=True) for norm in norms]
-    torch._foreach_clamp_min_(norms, 1e-12)
-    torch._foreach_div_(norms, [eta * math.sqrt(grad.numel()) for grad in grads])
+    foreach_clamp_min_(norms, 1e-12)
+    foreach_div_(norms, [eta * math.sqrt(grad.numel()) for grad in grads])
     for grad, divisor in zip(map(_shard, grads), norms, strict=True):
         if grad.dtype in (torch.float16, torch.bfloat16):
             # In place, a GPU would first round the divisor to the type of the gradient: in float16 often to zero.
@@ -235,7 +237,7 @@ def _scale_to_rms(grads: list[Tensor], eta: float, grad_scale: Tensor | None) ->
 def _norms(grads: list[Any], dtype: torch.dtype) -> list[Tensor]:
     """Those of whole filters, where a gradient is sharded too: a DTensor, of fully_shard or tensor parallelism."""
     if not any(hasattr(grad, "full_tensor") for grad in grads):
-        return list(torch._foreach_norm(grads, 2, dtype))
+        return list(foreach_norm(grads, 2, dtype))
     norms: list[Any] = [torch.linalg.vector_norm(grad, dtype=dtype) for grad in grads]
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
 

@@ -21,6 +21,7 @@ from adderzoo.layers import (
     ShiftConv2d,
 )
 from adderzoo.layers.quantized import QuantizedConv2d, QuantizedLinear
+from adderzoo.ops._pytorch import BATCH_NORMS
 
 # Picojoules of an operation on a 45 nm chip, the figures that papers on adder networks count with: M. Horowitz,
 # "Computing's Energy Problem" (ISSCC 2014), and for shifts of 32 and 8 bits H. You et al., "ShiftAddNet" (NeurIPS
@@ -265,8 +266,7 @@ _SCALING = dict.fromkeys(
         _OPERATORS.adder2d_affine,
         _OPERATORS.adder2d_u8,
         torch.ops.aten.native_batch_norm,
-        torch.ops.aten._native_batch_norm_legit,
-        torch.ops.aten._native_batch_norm_legit_no_training,
+        *BATCH_NORMS,
         torch.ops.aten.native_group_norm,
         torch.ops.aten.native_layer_norm,
     ),

@@ -15,6 +15,7 @@ from adderzoo.inference.fusion import fuse
 from adderzoo.inference.tracing import copy_of
 from adderzoo.models import is_super_resolution
 from adderzoo.ops import onnx as operators
+from adderzoo.ops._pytorch import aot_inductor
 
 # Formats, and how the names of their files end.
 FORMATS = {"pt2": ".pt2", "aoti": ".pt2", "torchscript": ".pt", "onnx": ".onnx"}
@@ -182,7 +183,7 @@ def _write_pt2(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata
 
 def _write_aoti(network: nn.Module, images: Tensor, dynamic_batch: bool, metadata: dict[str, str], path: Path) -> None:
     program, configs = _program(network, images, dynamic_batch), {"aot_inductor.metadata": metadata}
-    compile = torch._inductor.aoti_compile_and_package
+    compile = aot_inductor().aoti_compile_and_package
     in_memory(lambda file: compile(program, package_path=file, inductor_configs=configs))(path)
 
 
@@ -239,7 +240,7 @@ def _open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
 
 _READERS: dict[str, Callable[[Path], Callable[[Tensor], Tensor]]] = {
     "pt2": _open_pt2,
-    "aoti": lambda path: torch._inductor.aoti_load_package(str(path)),
+    "aoti": lambda path: aot_inductor().aoti_load_package(str(path)),
     "torchscript": _open_torchscript,
     "onnx": _open_onnx,
 }

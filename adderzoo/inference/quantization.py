@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from adderzoo.files.foreign import shown
 from adderzoo.inference import fusion, tracing
@@ -43,6 +42,7 @@ from adderzoo.layers.quantized import (
     QuantizedLinear,
     Quantizer,
 )
+from adderzoo.ops._pytorch import ConvNd
 
 __all__ = ["calibrate", "quantize", "ranges", "simulate"]
 
@@ -168,7 +168,7 @@ def _simulation(model: nn.Module, make: Callable[[str], FakeQuantize]) -> fx.Gra
     patterns = fusion.find_patterns(network)
     _check_all_found(network, patterns)
     if not patterns:
-        kinds = {type(module).__name__ for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)}
+        kinds = {type(module).__name__ for module in model.modules() if isinstance(module, ConvNd | nn.Linear)}
         raise ValueError(
             f"model must have adder layers (Adder2d, AdderLinear), got {type(model).__name__} with "
             f"{', '.join(sorted(kinds)) or 'none'}; a network that was fused or quantized has none left"

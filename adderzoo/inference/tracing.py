@@ -10,13 +10,10 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.ops.stochastic_depth import stochastic_depth
 
@@ -24,6 +21,7 @@ from adderzoo.layers import AdderLinear
 from adderzoo.layers.affine import AdderAffine2d, AdderAffineLinear
 from adderzoo.layers.fake_quantized import FakeQuantize
 from adderzoo.layers.quantized import Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear
+from adderzoo.ops._pytorch import ConvNd, NormBase, has_global_hook
 
 # Of a network's attributes, what timm and this package ask a network for.
 _ATTRIBUTES = (
@@ -37,9 +35,9 @@ _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv)
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
-_ADDERS = (AdderLinear, AdderAffine2d, AdderAffineLinear)  # Adder2d is a _ConvNd
+_ADDERS = (AdderLinear, AdderAffine2d, AdderAffineLinear)  # Adder2d is a ConvNd
 _BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear)
-_LAYERS = (_ConvNd, _NormBase, FrozenBatchNorm2d, *NORM_ACTS, nn.Linear, *_ADDERS, *_BYTE_LAYERS)
+_LAYERS = (ConvNd, NormBase, FrozenBatchNorm2d, *NORM_ACTS, nn.Linear, *_ADDERS, *_BYTE_LAYERS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
@@ -63,7 +61,7 @@ def check_hooks(model: nn.Module) -> None:
     Raises:
         ValueError: if the network itself has hooks, or all modules have.
     """
-    if torch.nn.modules.module._has_any_global_hook():
+    if has_global_hook():
         raise ValueError(
             "all modules have a hook (torch.nn.modules.module.register_module_forward_hook or its like), which would "
             "act on other modules than those of the network: remove it first"

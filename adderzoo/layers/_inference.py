@@ -51,7 +51,7 @@ class PackedAdder2d(PackedFilters):
         self.in_channels, self.groups = layer.in_channels, layer.groups
         self.operator_padding = list(layer.operator_padding)
         self.pad_first = layer.pad_first
-        self.sides = layer._reversed_padding_repeated_twice
+        self.sides = layer.sides
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         self.on_bytes, self.zero = zero is not None, float(zero or 0)
 

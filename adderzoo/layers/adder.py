@@ -6,8 +6,9 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
+
+from adderzoo.ops._pytorch import ConvNd
 
 from ._input import batched, rows, unbatched
 
@@ -63,7 +64,7 @@ class _AdderFilter(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Adder2d(_AdderFilter, _ConvNd):
+class Adder2d(_AdderFilter, ConvNd):
     """Two-dimensional adder layer ("AdderNet", CVPR 2020, eq. 2): :class:`torch.nn.Conv2d`, with L1 distances.
 
     It takes the arguments of :class:`torch.nn.Conv2d` and can stand wherever one does. The output is never positive and
@@ -133,7 +134,8 @@ class Adder2d(_AdderFilter, _ConvNd):
         )
         self.input_grad = input_grad
         self.weight_grad = weight_grad
-        left, right, top, bottom = self._reversed_padding_repeated_twice
+        self.sides: list[int] = self._reversed_padding_repeated_twice
+        left, right, top, bottom = self.sides
         # What the operator cannot pad, unequal sides ("same" with an even kernel) and other modes, is padded before it.
         self.pad_first = padding_mode != "zeros" or left != right or top != bottom
         self.operator_padding = (0, 0) if self.pad_first else (top, left)
@@ -146,7 +148,7 @@ class Adder2d(_AdderFilter, _ConvNd):
         if not self.pad_first:
             return batch
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(batch, self._reversed_padding_repeated_twice, mode=mode)
+        return F.pad(batch, self.sides, mode=mode)
 
     def _adder_forward(self, input: Tensor) -> Tensor:
         """The layer behind its padding."""

@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
+
+from adderzoo.ops._pytorch import ConvTransposeNd
 
 from ._input import batched, unbatched
 from .adder import _AdderFilter, _check_sizes, _pair
@@ -12,7 +13,7 @@ torch.fx.wrap("batched")
 torch.fx.wrap("unbatched")
 
 
-class AdderTranspose2d(_AdderFilter, _ConvTransposeNd):
+class AdderTranspose2d(_AdderFilter, ConvTransposeNd):
     """Transposed adder layer: :class:`torch.nn.ConvTranspose2d`, with L1 distances.
 
     A transposed convolution of stride s is a convolution, with the filter turned around, of the input with s - 1 zeros

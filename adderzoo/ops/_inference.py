@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ._library import LIBRARY
+from ._pytorch import below_autograd, forward_mode_is_active, transforms_are_active
 from .adder2d import fold_into_batch, register_vmap
 
 # Input, weight, scale, shift and addend are the first arguments of all of them.
@@ -34,8 +34,8 @@ def register_inference(name: str, maker: str) -> None:
 
 
 def _autograd_of(operator: Any, refuse: Callable[[str], Any]) -> Callable[..., Tensor]:
-    def below_autograd(*arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+    def plain(*arguments: Any) -> Tensor:
+        with below_autograd():
             return operator.default(*arguments)
 
     class Inference(torch.autograd.Function):
@@ -43,7 +43,7 @@ def _autograd_of(operator: Any, refuse: Callable[[str], Any]) -> Callable[..., T
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Tensor:
-            output = below_autograd(*arguments)
+            output = plain(*arguments)
             if not output.is_floating_point():
                 ctx.mark_non_differentiable(output)
             return output
@@ -57,10 +57,10 @@ def _autograd_of(operator: Any, refuse: Callable[[str], Any]) -> Callable[..., T
             refuse("forward-mode differentiation")
 
     def autograd(*arguments: Any) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # vmap is none of them, it has a rule of its own
+        if transforms_are_active():
             refuse("torch.func's differentiation (grad, vjp, jvp ...)")
-        if forward_ad._current_level < 0 and not any(_requires_grad(argument) for argument in arguments[:_TENSORS]):
-            return below_autograd(*arguments)  # apply() costs microseconds, which a small network notices
+        if not forward_mode_is_active() and not any(_requires_grad(argument) for argument in arguments[:_TENSORS]):
+            return plain(*arguments)  # apply() costs microseconds, which a small network notices
         return Inference.apply(*arguments)
 
     return autograd

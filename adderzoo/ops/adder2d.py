@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
+from ._pytorch import below_autograd, transforms_are_active, without
 from .geometry import output_size
 from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like
 
@@ -118,7 +119,7 @@ class _Adder2d(torch.autograd.Function):
         *ctx.geometry, ctx.input_grad, ctx.weight_grad = _fill_defaults(arguments)
         ctx.num_arguments = len(arguments)
         ctx.save_for_backward(input, weight)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return torch.ops.adderzoo.adder2d(input, weight, *arguments)
 
     @staticmethod
@@ -178,7 +179,7 @@ def full_weight_gradient(
 
 
 def _autograd(*arguments: Any) -> Tensor:
-    if torch._C._are_functorch_transforms_active():  # vmap is none of them, it has a rule of its own
+    if transforms_are_active():
         _not_a_derivative("torch.func's differentiation (grad, vjp, jvp ...)")
     return _Adder2d.apply(*arguments)
 
@@ -194,7 +195,7 @@ def _register_autocast(key: str) -> None:
         return tensor.to(torch.get_autocast_dtype(tensor.device.type)) if eligible else tensor
 
     def kernel(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))):
+        with without(key):
             return torch.ops.adderzoo.adder2d(cast(input), cast(weight), *arguments)
 
     LIBRARY.impl("adder2d", kernel, key)

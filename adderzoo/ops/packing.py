@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._pytorch import check as torch_check
+
 # Filters of a panel: the lanes of one AVX-512 vector of float32, two of AVX2, four of NEON.
 LANES = 16
 
@@ -41,7 +43,7 @@ def unpack_filters(packed: Tensor, out_channels: int) -> Tensor:
         RuntimeError: if `packed` is not such a tensor, or not of `out_channels` filters.
     """
     shape = tuple(packed.shape)
-    torch._check(
+    torch_check(
         len(shape) == 5 and shape[4] == LANES,
         lambda: f"unpack_filters: packed must be (ceil(O / 16), kH, kW, C / groups, 16), got shape {shape}",
     )
@@ -78,8 +80,8 @@ def pack_byte_filters(weight: Tensor, groups: int = 1) -> Tensor:
         RuntimeError: if `weight` has not four dimensions of bytes, or `groups` does not divide the filters.
     """
     _check_weight("pack_byte_filters", weight)
-    torch._check(weight.dtype == torch.uint8, lambda: f"pack_byte_filters: weight must be uint8, got {weight.dtype}")
-    torch._check(
+    torch_check(weight.dtype == torch.uint8, lambda: f"pack_byte_filters: weight must be uint8, got {weight.dtype}")
+    torch_check(
         groups >= 1 and weight.shape[0] % groups == 0,
         lambda: f"pack_byte_filters: groups must divide the {weight.shape[0]} filters of weight, got {groups}",
     )
@@ -103,7 +105,7 @@ def unpack_byte_filters(packed: Tensor, out_channels: int, channels: int) -> Ten
         RuntimeError: if `packed` is not such a tensor, or not of so many filters and channels.
     """
     shape = tuple(packed.shape)
-    torch._check(
+    torch_check(
         len(shape) == 6 and shape[4] == LANES,
         lambda: (
             "unpack_byte_filters: packed must be (ceil(O / 16), kH, kW, ceil(C / groups / B), 16, B), "
@@ -117,7 +119,7 @@ def unpack_byte_filters(packed: Tensor, out_channels: int, channels: int) -> Ten
 
 
 def _check_weight(function: str, weight: Tensor) -> None:
-    torch._check(
+    torch_check(
         weight.dim() == 4,
         lambda: f"{function}: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {tuple(weight.shape)}",
     )
@@ -125,7 +127,7 @@ def _check_weight(function: str, weight: Tensor) -> None:
 
 def _check_number(function: str, name: str, number: int, together: int, rows: int) -> None:
     """Of what lies together in rows, the last of which may be shorter."""
-    torch._check(
+    torch_check(
         (rows - 1) * together < number <= rows * together,
         lambda: f"{function}: {name} must be from {(rows - 1) * together + 1} to {rows * together}, got {number}",
     )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._pytorch import check as torch_check
 from .geometry import output_size
 from .packing import LANES, bytes_of_lane, unpack_byte_filters, unpack_filters
 
@@ -48,18 +49,18 @@ def check(
     """What csrc/adder2d_checks.cpp checks, in the same words, and the devices."""
     w = tuple(weight.shape)
     _check_dimensions("adder2d", input)
-    torch._check(
+    torch_check(
         weight.dim() == 4, lambda: f"adder2d: weight must have 4 dimensions (O, C / groups, kH, kW), got shape {w}"
     )
     _check_dtype("adder2d", input)
-    torch._check(
+    torch_check(
         weight.dtype == input.dtype,
         lambda: f"adder2d: weight must have the dtype of input, {_name(input.dtype)}, got {_name(weight.dtype)}",
     )
     _check_device("adder2d", "weight", weight, input)
     _check_sizes("adder2d", "weight", weight)
     _check_pairs("adder2d", stride, padding, dilation)
-    torch._check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
+    torch_check(weight.numel() > 0, lambda: f"adder2d: weight must not be empty, got shape {w}")
     _check_groups("adder2d", input, w[0], groups)
     _check_channels("adder2d", input, weight, w[1], groups)
     _check_geometry("adder2d", input, weight, w[0], w[2:], stride, padding, dilation, groups)
@@ -80,7 +81,7 @@ def check_affine(
     name, w, filters = "adder2d_affine", tuple(weight.shape), scale.numel()
     _check_dimensions(name, input)
     _check_affine_map(name, scale, shift)
-    torch._check(
+    torch_check(
         weight.dim() == 5 and w[0] == -(-filters // LANES) and w[4] == LANES and weight.numel() > 0,
         lambda: (
             "adder2d_affine: weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), "
@@ -119,7 +120,7 @@ def check_u8(
     name, w, filters = "adder2d_u8", tuple(weight.shape), scale.numel()
     _check_dimensions(name, input)
     _check_affine_map(name, scale, shift)
-    torch._check(input.dtype == torch.uint8, lambda: f"{name}: input must be uint8, got {_name(input.dtype)}")
+    torch_check(input.dtype == torch.uint8, lambda: f"{name}: input must be uint8, got {_name(input.dtype)}")
     _check_parameter(name, "weight", weight, torch.uint8, input)
     _check_parameter(name, "scale", scale, torch.float32, input)
     _check_parameter(name, "shift", shift, torch.float32, input)
@@ -127,7 +128,7 @@ def check_u8(
     _check_pairs(name, stride, padding, dilation)
     _check_groups(name, input, filters, groups)
     channels, lane = input.shape[1] // groups, bytes_of_lane(filters, groups)
-    torch._check(
+    torch_check(
         weight.dim() == 6
         and (w[0], *w[3:]) == (-(-filters // LANES), -(-channels // lane), LANES, lane)
         and weight.numel() > 0,
@@ -136,7 +137,7 @@ def check_u8(
             f"{lane}) for {filters} filters of {channels} channels in {groups} groups, got shape {w}"
         ),
     )
-    torch._check(
+    torch_check(
         channels * w[1] * w[2] <= LARGEST_FILTER,
         lambda: (
             f"{name}: a filter of weight must have at most {LARGEST_FILTER} elements, got (C / groups, kH, kW) = "
@@ -162,7 +163,7 @@ def check_grad(
         weight.shape[0],
         *output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation),
     )
-    torch._check(
+    torch_check(
         tuple(grad.shape) == shape,
         lambda: f"adder2d: grad must have the shape of the output, {shape}, got {tuple(grad.shape)}",
     )
@@ -174,7 +175,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _check_dimensions(operator: str, input: Tensor) -> None:
-    torch._check(
+    torch_check(
         input.dim() == 4,
         lambda: f"{operator}: input must have 4 dimensions (N, C, H, W), got shape {tuple(input.shape)}",
     )
@@ -188,7 +189,7 @@ def _holds(condition: bool | torch.SymBool) -> bool:
 
 def _check_sizes(operator: str, name: str, tensor: Tensor, first: int = 0) -> None:
     """Of all dimensions from `first` on."""
-    torch._check(
+    torch_check(
         all(_holds(size <= LARGEST_SIZE) for size in tensor.shape[first:]),
         lambda: (
             f"{operator}: {name} must have sizes of at most {LARGEST_SIZE}{' behind the first' if first else ''}, "
@@ -203,14 +204,14 @@ def _fits(sizes: Iterable[int]) -> bool:
 
 
 def _check_dtype(operator: str, input: Tensor) -> None:
-    torch._check(
+    torch_check(
         input.dtype in DTYPES,
         lambda: f"{operator}: input must be float32, float64, bfloat16 or float16, got {_name(input.dtype)}",
     )
 
 
 def _check_device(operator: str, name: str, tensor: Tensor, input: Tensor) -> None:
-    torch._check(
+    torch_check(
         tensor.device == input.device,
         lambda: f"{operator}: {name} must be on the device of input, {input.device}, got {tensor.device}",
     )
@@ -223,7 +224,7 @@ def _check_pairs(operator: str, stride: list[int], padding: list[int], dilation:
 
 
 def _check_pair(operator: str, name: str, pair: list[int], least: int) -> None:
-    torch._check(
+    torch_check(
         len(pair) == 2 and all(least <= number <= LARGEST_SIZE for number in pair),
         lambda: f"{operator}: {name} must be two integers from {least} to {LARGEST_SIZE}, got {tuple(pair)}",
     )
@@ -243,25 +244,25 @@ def _check_geometry(
     """That the kernel fits, and that input, filters and output are not too large. The fake kernels ask for more."""
     x, w = tuple(input.shape), tuple(weight.shape)
     padded = [x[2 + d] + 2 * padding[d] for d in (0, 1)]
-    torch._check(
+    torch_check(
         all(_holds(size <= LARGEST_SIZE) for size in padded) and _fits([*x[:2], *padded]),
         lambda: (
             f"{operator}: padding must leave an input of at most {LARGEST_SIZE} rows and columns and {MOST_ELEMENTS} "
             f"elements, got input {x} and padding {tuple(padding)}"
         ),
     )
-    torch._check(
+    torch_check(
         _fits([filters, x[1] // groups, *kernel]),
         lambda: f"{operator}: weight must have at most {MOST_ELEMENTS} elements, got shape {w}",
     )
-    torch._check(
+    torch_check(
         all(padded[d] >= dilation[d] * (kernel[d] - 1) + 1 for d in (0, 1)),
         lambda: (
             f"{operator}: the dilated kernel must fit into the padded input, got input {x}, "
             f"weight {w}, padding {tuple(padding)} and dilation {tuple(dilation)}"
         ),
     )
-    torch._check(
+    torch_check(
         _fits([x[0], filters, *output_size(input.shape[2:], kernel, stride, padding, dilation)]),
         lambda: (
             f"{operator}: the output must have at most {MOST_ELEMENTS} elements, got input {x}, weight {w}, "
@@ -271,11 +272,11 @@ def _check_geometry(
 
 
 def _check_affine_map(operator: str, scale: Tensor, shift: Tensor) -> None:
-    torch._check(
+    torch_check(
         scale.dim() == 1 and scale.numel() > 0,
         lambda: f"{operator}: scale must have a value for each filter, (O,), got shape {tuple(scale.shape)}",
     )
-    torch._check(
+    torch_check(
         shift.shape == scale.shape,
         lambda: f"{operator}: shift must have the shape of scale, {tuple(scale.shape)}, got {tuple(shift.shape)}",
     )
@@ -283,7 +284,7 @@ def _check_affine_map(operator: str, scale: Tensor, shift: Tensor) -> None:
 
 
 def _check_groups(operator: str, input: Tensor, filters: int, groups: int) -> None:
-    torch._check(
+    torch_check(
         groups >= 1 and filters % groups == 0 and input.shape[1] % groups == 0,
         lambda: (
             f"{operator}: groups must divide the channels of input and the filters, got groups {groups}, "
@@ -294,7 +295,7 @@ def _check_groups(operator: str, input: Tensor, filters: int, groups: int) -> No
 
 def _check_channels(operator: str, input: Tensor, weight: Tensor, channels: int, groups: int) -> None:
     """`channels` are those of weight."""
-    torch._check(
+    torch_check(
         input.shape[1] // groups == channels,
         lambda: (
             f"{operator}: input must have groups times the channels of weight, {groups * channels}, got "
@@ -304,7 +305,7 @@ def _check_channels(operator: str, input: Tensor, weight: Tensor, channels: int,
 
 
 def _check_parameter(operator: str, name: str, tensor: Tensor, dtype: torch.dtype, input: Tensor) -> None:
-    torch._check(
+    torch_check(
         tensor.dtype == dtype,
         lambda: (
             f"{operator}: {name} must be {_name(dtype)} for an input of {_name(input.dtype)}, got {_name(tensor.dtype)}"
@@ -314,15 +315,15 @@ def _check_parameter(operator: str, name: str, tensor: Tensor, dtype: torch.dtyp
 
 
 def _check_byte(name: str, number: int, most: int) -> None:
-    torch._check(0 <= number <= most, lambda: f"adder2d_u8: {name} must be from 0 to {most}, got {number}")
+    torch_check(0 <= number <= most, lambda: f"adder2d_u8: {name} must be from 0 to {most}, got {number}")
 
 
 def _check_addend(operator: str, addend: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
-    torch._check(
+    torch_check(
         tuple(addend.shape) == shape,
         lambda: f"{operator}: addend must have the shape of the output, {shape}, got {tuple(addend.shape)}",
     )
-    torch._check(
+    torch_check(
         addend.dtype in (input.dtype, torch.float32),
         lambda: (
             f"{operator}: addend must have the dtype of input, {_name(input.dtype)}, or be float32, "
@@ -333,11 +334,11 @@ def _check_addend(operator: str, addend: Tensor, input: Tensor, shape: tuple[int
 
 
 def check_modes(input_grad: str = "hardtanh", weight_grad: str = "full") -> None:
-    torch._check(
+    torch_check(
         input_grad in ("hardtanh", "sign"),
         lambda: f"adder2d: input_grad must be 'hardtanh' or 'sign', got '{input_grad}'",
     )
-    torch._check(
+    torch_check(
         weight_grad in ("full", "sign"), lambda: f"adder2d: weight_grad must be 'full' or 'sign', got '{weight_grad}'"
     )
 

@@ -11,10 +11,10 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
+from adderzoo.ops._pytorch import TorchDispatchMode, defaults_of
 from adderzoo.ops.adder2d import full_weight_gradient
 from adderzoo.ops.geometry import output_size
 
@@ -78,7 +78,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.adderzoo.adder2d.default:
-            call: dict[str, Any] = {a.name: a.default_value for a in func._schema.arguments}
+            call = defaults_of(torch.ops.adderzoo.adder2d)
             call |= dict(zip(call, args, strict=False)) | (kwargs or {})
             stride, padding, dilation = (tuple(call[name]) for name in ("stride", "padding", "dilation"))
             shapes = tuple(call["input"].shape), tuple(call["weight"].shape)

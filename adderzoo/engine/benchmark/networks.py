@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from adderzoo.engine.training import create_optimizer
 from adderzoo.inference.fusion import fuse
 from adderzoo.inference.quantization import calibrate, quantize
+from adderzoo.ops._pytorch import has_vnni, inductor_config
 
 from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
@@ -257,8 +258,7 @@ def build(contender: Contender) -> _Built:
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
     called = model = model.to(device)
     if contender.compiled:
-        from torch._inductor import config  # slow to import
-
+        config = inductor_config()
         # As an option of torch.compile it comes too late: the parameters are no constants by then.
         config.freezing = contender.compiled == "freezing"
         config.compile_threads = 1  # several contenders are built at once
@@ -317,8 +317,7 @@ def _quantize_cnn(model: nn.Module, samples: Tensor) -> nn.Module:
     except ImportError as error:
         raise ImportError("a CNN in int8 needs torchao: pip install 'adderzoo[int8]'") from error
     # Without VNNI two products of a full byte are added up in 16 bits, and saturate.
-    has_vnni = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_vnni_supported()
-    config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni)
+    config = x86_inductor_quantizer.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer = x86_inductor_quantizer.X86InductorQuantizer().set_global(config)
     # Strictly, or torchao finds no convolutions in what PyTorch 2.11 exports, and says nothing.
     batch = {0: torch.export.Dim.AUTO}
