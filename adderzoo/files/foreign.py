@@ -14,6 +14,9 @@ _MOST_CHANNELS, _MOST_PIXELS = 1024, 4096
 _MOST_CLASSES = 1_000_000
 _MOST_PARTS, _MOST_DEPTH, _GREATEST = 1_000_000, 8, 2**20
 
+# Of the bytes of a quantized network.
+BITS = range(4, 9)
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
 
@@ -216,8 +219,8 @@ def check_ranges(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError(f"it must be an object, got {shown(value)}")
-    if not _is_integer(value.get("bits"), 4, 8):
-        raise ValueError(f"bits must be an integer from 4 to 8, got {shown(value.get('bits'))}")
+    if not _is_integer(value.get("bits"), BITS[0], BITS[-1]):
+        raise ValueError(f"bits must be an integer from {BITS[0]} to {BITS[-1]}, got {shown(value.get('bits'))}")
     quantizers = value.get("quantizers")
     if not (
         isinstance(quantizers, dict)

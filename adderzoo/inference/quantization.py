@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from adderzoo.files.foreign import shown
+from adderzoo.files.foreign import BITS, shown
 from adderzoo.inference import fusion, tracing
 from adderzoo.inference.fusion import Pattern
 from adderzoo.layers.fake_quantized import (
@@ -92,8 +92,8 @@ def calibrate(
             adder layer or the network itself has hooks, there are no images, or a tensor has a value that is not
             finite; the message names the layer.
     """
-    if bits not in range(4, 9):
-        raise ValueError(f"bits must be from 4 to 8, got {bits}")
+    if bits not in BITS:
+        raise ValueError(f"bits must be from {BITS[0]} to {BITS[-1]}, got {bits}")
     if quantile is None:
         quantile = 1.0 if bits >= 7 else 0.999
     if not 0.5 < quantile <= 1:  # not a NaN either
@@ -138,8 +138,8 @@ def simulate(model: nn.Module, ranges: Mapping[str, Any]) -> fx.GraphModule:
     """
     try:
         bits = ranges["bits"]
-        if bits not in range(4, 9):
-            raise ValueError("bits must be from 4 to 8")
+        if bits not in BITS:
+            raise ValueError(f"bits must be from {BITS[0]} to {BITS[-1]}")
         quantizers = {
             name: Quantizer(float(scale), zero_point, 2**bits - 1)
             for name, (scale, zero_point) in ranges["quantizers"].items()

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._library import LIBRARY
 from ._pytorch import below_autograd, transforms_are_active, without
-from .geometry import output_size
-from .reference import accumulation_dtype, check, check_grad, check_modes, memory_format_like
+from ._schema import fill_defaults, takes_arguments_of
+from .reference import accumulation_dtype, check, check_grad, check_modes, empty_output, memory_format_like
 
 # Of the operator's dimensions that are mapped and its arguments: the outputs, and their mapped dimension.
 _VmapRule = Callable[..., tuple[Tensor, int]]
@@ -70,21 +70,22 @@ def pair(value: int | tuple[int, int]) -> list[int]:
 
 
 @torch.library.register_fake("adderzoo::adder2d", lib=LIBRARY)
+@takes_arguments_of("adder2d")
 def _(
     input: Tensor,
     weight: Tensor,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    input_grad: str = "hardtanh",
-    weight_grad: str = "full",
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_grad: str,
+    weight_grad: str,
 ) -> Tensor:
     check_modes(input_grad, weight_grad)
     check(input, weight, stride, padding, dilation, groups)
-    size = [input.shape[0], weight.shape[0], *output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)]
-    dtype = accumulation_dtype(input.dtype)
-    return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
+    return empty_output(
+        input, weight.shape[0], weight.shape[2:], stride, padding, dilation, accumulation_dtype(input.dtype)
+    )
 
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_input", lib=LIBRARY)
@@ -116,7 +117,7 @@ class _Adder2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-        *ctx.geometry, ctx.input_grad, ctx.weight_grad = _fill_defaults(arguments)
+        _, _, *ctx.geometry, ctx.input_grad, ctx.weight_grad = fill_defaults("adder2d", (input, weight, *arguments))
         ctx.num_arguments = len(arguments)
         ctx.save_for_backward(input, weight)
         with below_autograd():
@@ -241,8 +242,8 @@ def _fold_into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 @register_vmap("adder2d")
-def _(info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-    stride, padding, dilation, groups, *modes = _fill_defaults(arguments)
+def _(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    input, weight, stride, padding, dilation, groups, *modes = fill_defaults("adder2d", arguments)
     size = info.batch_size
     if in_dims[1] is None:
         folded = fold_into_batch(input, in_dims[0], size)
@@ -280,12 +281,6 @@ def _(
     filters = fold_into_batch(weight, in_dims[2], size)
     output = torch.ops.adderzoo._adder2d_backward_weight(grad, input, filters, *geometry, size * groups)
     return output.unflatten(0, (size, -1)), 0
-
-
-def _fill_defaults(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The dispatcher drops trailing arguments that equal their defaults."""
-    defaults = ([1, 1], [0, 0], [1, 1], 1, "hardtanh", "full")
-    return arguments + defaults[len(arguments) :]
 
 
 @register_flop_formula(torch.ops.adderzoo.adder2d)

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._inference import register_inference
 from ._library import LIBRARY
+from ._schema import takes_arguments_of
 from .adder2d import pair
-from .geometry import output_size
-from .reference import check_affine, memory_format_like
+from .reference import check_affine, empty_output
 
 
 def adder2d_affine(
@@ -60,21 +60,21 @@ def adder2d_affine(
 
 
 @torch.library.register_fake("adderzoo::adder2d_affine", lib=LIBRARY)
+@takes_arguments_of("adder2d_affine")
 def _(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor | None = None,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    relu: bool = False,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
 ) -> Tensor:
     check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups)
-    size = [input.shape[0], scale.shape[0], *output_size(input.shape[2:], weight.shape[1:3], stride, padding, dilation)]
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
+    return empty_output(input, scale.shape[0], weight.shape[1:3], stride, padding, dilation, input.dtype)
 
 
 register_inference("adder2d_affine", "adderzoo.fuse")

@@ -9,9 +9,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._inference import register_inference
 from ._library import LIBRARY
+from ._schema import takes_arguments_of
 from .adder2d import pair
-from .geometry import output_size
-from .reference import check_u8, memory_format_like
+from .reference import check_u8, empty_output
 
 
 def adder2d_u8(
@@ -87,28 +87,28 @@ def adder2d_u8(
 
 
 @torch.library.register_fake("adderzoo::adder2d_u8", lib=LIBRARY)
+@takes_arguments_of("adder2d_u8")
 def _(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor | None = None,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    relu: bool = False,
-    zero_point: int = 0,
-    out_zero_point: int | None = None,
-    out_max: int = 255,
-    addend_scale: float = 1.0,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
+    zero_point: int,
+    out_zero_point: int | None,
+    out_max: int,
+    addend_scale: float,
 ) -> Tensor:
     check_u8(
         input, weight, scale, shift, addend, stride, padding, dilation, groups, zero_point, out_zero_point, out_max
     )
-    size = [input.shape[0], scale.shape[0], *output_size(input.shape[2:], weight.shape[1:3], stride, padding, dilation)]
     dtype = torch.float32 if out_zero_point is None else torch.uint8
-    return torch.empty(size, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
+    return empty_output(input, scale.shape[0], weight.shape[1:3], stride, padding, dilation, dtype)
 
 
 register_inference("adder2d_u8", "adderzoo.inference.quantization")

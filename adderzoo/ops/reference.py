@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._pytorch import check as torch_check
+from ._schema import takes_arguments_of
 from .geometry import output_size
 from .packing import LANES, bytes_of_lane, unpack_byte_filters, unpack_filters
 
@@ -41,6 +42,25 @@ def memory_format_like(input: Tensor) -> torch.memory_format:
     if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def _like(input: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Not written yet, on the device and in the memory format of an input."""
+    return torch.empty(list(size), dtype=dtype, device=input.device, memory_format=memory_format_like(input))
+
+
+def empty_output(
+    input: Tensor,
+    filters: int,
+    kernel: Sequence[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """(N, O, H', W'), not written yet, of O filters of the size of a kernel (kH, kW)."""
+    patches = output_size(input.shape[2:], kernel, stride, padding, dilation)
+    return _like(input, [input.shape[0], filters, *patches], dtype)
 
 
 def check(
@@ -390,15 +410,16 @@ def _sign(difference: Tensor) -> Tensor:
     return torch.where(difference.isnan(), difference, difference.sign())
 
 
+@takes_arguments_of("adder2d")
 def adder2d(
     input: Tensor,
     weight: Tensor,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    input_grad: str = "hardtanh",
-    weight_grad: str = "full",
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_grad: str,
+    weight_grad: str,
 ) -> Tensor:
     """Eq. 2, as L1 distances between the rows of two matrices, summed over the taps."""
     check_modes(input_grad, weight_grad)
@@ -412,17 +433,18 @@ def adder2d(
     return output.contiguous(memory_format=memory_format_like(input))
 
 
+@takes_arguments_of("adder2d_affine")
 def affine(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor | None = None,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    relu: bool = False,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
 ) -> Tensor:
     """`adder2d`, and what follows it in float32 or float64 up to the end."""
     check_affine(input, weight, scale, shift, addend, stride, padding, dilation, groups)
@@ -433,25 +455,25 @@ def affine(
         result = result + addend
     if relu:
         result = result.relu()
-    output = torch.empty(result.shape, dtype=input.dtype, device=input.device, memory_format=memory_format_like(input))
-    return output.copy_(result)
+    return _like(input, result.shape, input.dtype).copy_(result)
 
 
+@takes_arguments_of("adder2d_u8")
 def u8(
     input: Tensor,
     weight: Tensor,
     scale: Tensor,
     shift: Tensor,
-    addend: Tensor | None = None,
-    stride: list[int] = [1, 1],  # noqa: B006 - the operator's own defaults, never written
-    padding: list[int] = [0, 0],  # noqa: B006
-    dilation: list[int] = [1, 1],  # noqa: B006
-    groups: int = 1,
-    relu: bool = False,
-    zero_point: int = 0,
-    out_zero_point: int | None = None,
-    out_max: int = 255,
-    addend_scale: float = 1.0,
+    addend: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    relu: bool,
+    zero_point: int,
+    out_zero_point: int | None,
+    out_max: int,
+    addend_scale: float,
 ) -> Tensor:
     """`adder2d` of integers, which float64 adds up exactly, and what follows it in float32."""
     check_u8(
@@ -472,8 +494,7 @@ def u8(
         result = result.clamp(max=out_max - out_zero_point).round() + out_zero_point
     elif relu:
         result = result.relu()
-    output = torch.empty(result.shape, dtype=dtype, device=input.device, memory_format=memory_format_like(input))
-    return output.copy_(result)
+    return _like(input, result.shape, dtype).copy_(result)
 
 
 def backward_input(

@@ -4,10 +4,8 @@ import copy
 import io
 import itertools
 import operator
-import pickle
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import timm
@@ -15,11 +13,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from copies import ways
+from fused_networks import CHANNELS, Function, adder, assert_same, calls, images, kinds, settled
 from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
-from torch import Tensor, fx, nn
-from torch.nn.utils import prune
+from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -29,62 +27,6 @@ from adderzoo.layers.affine import AdderAffine2dSame
 from adderzoo.layers.replace import Adder2dSame
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CHANNELS = 4
-
-
-def settled(network: nn.Module, *shape: int) -> nn.Module:
-    """In float64 and evaluation mode, with BatchNorm statistics that fit, so that results have both signs."""
-    torch.manual_seed(0)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-        if norm.affine:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-    network = network.double().train()
-    with torch.no_grad():
-        network(torch.randn(8, *(shape or (CHANNELS, 9, 9)), dtype=torch.float64))
-    for norm in norms:
-        norm.momentum = 0.1
-    return network.eval()
-
-
-def images(batch: int = 2, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    shape = shape or (CHANNELS, 9, 9)
-    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-
-
-@torch.no_grad()
-def assert_same(fused: nn.Module, network: nn.Module, *shape: int) -> None:
-    """In float64, where all that rounds is far below what a mistake would change."""
-    x = images(2, *shape)
-    expected = network(x.clone())  # which a ReLU in place may change
-    assert expected.std() > 1e-3
-    torch.testing.assert_close(fused(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
-
-
-def kinds(network: nn.Module) -> dict[str, int]:
-    """How often a network has each kind of module that is called."""
-    names = [type(module).__name__ for module in network.modules() if not list(module.children())]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
-def calls(network: nn.Module) -> list[str]:
-    """What a fused network calls, in order: modules by their class, functions and methods by their name."""
-    assert isinstance(network, fx.GraphModule)
-    called = []
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            called.append(type(network.get_submodule(node.target)).__name__)
-        elif node.op in ("call_function", "call_method"):
-            called.append(getattr(node.target, "__name__", node.target))
-    return called
-
-
-def adder(**kwargs: Any) -> Adder2d:
-    return Adder2d(CHANNELS, CHANNELS, 3, padding=1, **{"bias": False} | kwargs)
-
 
 # --------------------------------------------------------------------------------------------- BatchNorm and what it is
 
@@ -225,18 +167,6 @@ def test_single_layer_becomes_its_module(make: Callable[[], nn.Module]) -> None:
 # --------------------------------------------------------------------------------------------------------------- ReLUs
 
 
-class Function(nn.Module):
-    """Adder layer, BatchNorm and a function of both and of the input."""
-
-    def __init__(self, function: Callable[..., Tensor], layer: nn.Module | None = None, **kwargs: Any) -> None:
-        super().__init__()
-        self.layer, self.norm, self.function = layer or adder(**kwargs), nn.BatchNorm2d(CHANNELS), function
-        self.relu, self.relu_in_place, self.relu6 = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x, self.norm(self.layer(x)))
-
-
 RELUS: dict[str, Callable[..., Tensor]] = {
     "module": lambda self, x, y: self.relu(y),
     "module in place": lambda self, x, y: self.relu_in_place(y),
@@ -360,87 +290,6 @@ def test_of_two_layers_whose_sum_is_taken_the_later_one_adds() -> None:
     assert calls(fused) == ["AdderAffine2d", "AdderAffine2d"]
     assert not fused.get_submodule("one.0").relu
     assert fused.get_submodule("other.0").relu
-    assert_same(fused, network)
-
-
-class AddedInPlace(nn.Module):
-    """`x += y` changes every name of `x`."""
-
-    def __init__(self, swapped: bool) -> None:
-        super().__init__()
-        self.layer, self.norm, self.swapped = adder(), nn.BatchNorm2d(CHANNELS), swapped
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * 1
-        y = self.norm(self.layer(x))
-        same = x
-        if self.swapped:
-            y += x
-            x = y
-        else:
-            x += y
-        return x.relu() * same
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-def test_addition_in_place_changes_every_name_of_what_is_added_to(swapped: bool) -> None:
-    network = settled(AddedInPlace(swapped))
-    fused = adderzoo.fuse(network)
-    assert calls(fused)[1:] == (["AdderAffine2d", "mul"] if swapped else ["AdderAffine2d", "iadd", "relu", "mul"])
-    assert_same(fused, network)
-    assert_same(pickle.loads(pickle.dumps(fused)), network)
-    assert_same(copy.deepcopy(fused), network)
-    assert_same(torch.jit.script(fused), network)
-    assert_same(adderzoo.fuse(fused), network)
-
-
-@fx.wrap
-def foreign(x: Tensor) -> Tensor:
-    return x.relu_()
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda self, x, y: y + self.relu_in_place(x),
-        lambda self, x, y: y + x.relu_(),
-        lambda self, x, y: y + self.relu_in_place(x.view_as(x)),
-        lambda self, x, y: y + F.relu(x.flatten(1), inplace=True).view_as(x),
-        lambda self, x, y: y + F.relu(x, True),
-        lambda self, x, y: y + operator.imul(x, 3),
-        lambda self, x, y: y + torch.mul(x, 3, out=x),
-        lambda self, x, y: y + foreign(x),
-    ],
-    ids=["module", "method", "view", "function of a view", "function", "operator", "out", "another's"],
-)
-def test_layer_sees_its_input_as_it_was_before_something_changed_it_in_place(function: Callable[..., Tensor]) -> None:
-    """An addition that the layer did would have to wait for its other operand, which is made after the layer."""
-    network = settled(Function(function))
-    fused = adderzoo.fuse(network)
-    x = images()
-    expected = network(x.clone())
-    torch.testing.assert_close(fused(x.clone()), expected, rtol=1e-9, atol=1e-9)
-    other = copy.deepcopy(network)  # it matters
-    assert not torch.allclose(other(x.clone().relu()), expected)
-
-
-class Activated(nn.Module):
-    """A block that begins with a ReLU in place of what it adds to, as pre-activation ResNets have it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.relu, self.layer, self.norm = nn.ReLU(inplace=True), adder(), nn.BatchNorm2d(CHANNELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * 1
-        y = self.norm(self.layer(self.relu(x)))
-        return y + x
-
-
-def test_change_in_place_before_the_layer_stays_before_it() -> None:
-    network = settled(Activated())
-    fused = adderzoo.fuse(network)
-    assert calls(fused) == ["mul", "ReLU", "AdderAffine2d"]
     assert_same(fused, network)
 
 
@@ -743,146 +592,6 @@ ADDITIONS_TO_BUFFERS = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- hooks
-
-
-class Block(nn.Module):
-    """What hooks are put on: a convolution, adder layers, BatchNorm, ReLU, dropout, and modules that hold them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm0 = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS)
-        self.layer, self.norm, self.relu = adder(bias=True), nn.BatchNorm2d(CHANNELS), nn.ReLU()
-        self.act, end = BatchNormAct2d(CHANNELS), nn.Sequential(adder(), nn.BatchNorm2d(CHANNELS))
-        self.rest = nn.Sequential(adder(), self.act, nn.Dropout(0.0), nn.Identity(), end)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm0(self.conv(x)))
-        return self.rest(self.relu(self.norm(self.layer(x)) + x))
-
-
-def changed(x: Tensor) -> Tensor:
-    return x * 0.97 + 0.1
-
-
-HOOKS: dict[str, Callable[[nn.Module], Any]] = {
-    "forward": lambda module: module.register_forward_hook(lambda mod, args, output: changed(output)),
-    "forward with arguments": lambda module: module.register_forward_hook(
-        lambda mod, args, kwargs, output: changed(output) + args[0].mean(), with_kwargs=True
-    ),
-    "forward, in place": lambda module: module.register_forward_hook(
-        lambda mod, args, output: output.mul_(0.97).add_(0.1), always_call=True
-    ),
-    "before forward": lambda module: module.register_forward_pre_hook(lambda mod, args: changed(args[0])),
-    "before forward with arguments": lambda module: module.register_forward_pre_hook(
-        lambda mod, args, kwargs: ((changed(args[0]),), kwargs), with_kwargs=True
-    ),
-    "that depends on values": lambda module: module.register_forward_hook(
-        lambda mod, args, output: output if float(args[0].detach().sum()) == 0.125 else changed(output)
-    ),
-    "of parameters": lambda module: module.register_forward_hook(
-        lambda mod, args, output: (
-            changed(output) + sum(float(value.double().mean()) for value in mod.state_dict().values()) / 99
-        )
-    ),
-    "own forward": lambda module: setattr(module, "forward", lambda x, inner=module.forward: changed(inner(x))),
-}
-PLACES = ["conv", "norm0", "layer", "norm", "relu", "act", "act.act", "rest", "rest.0", "rest.2", "rest.3", "rest.4"]
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        *(("forward", place) for place in PLACES),
-        *itertools.product(list(HOOKS)[1:], ["conv", "norm", "layer", "relu", "rest"]),
-    ],
-)
-def test_hook_of_every_kind_and_place_acts_as_in_the_network(name: str, place: str) -> None:
-    plain = settled(Block())
-    network = copy.deepcopy(plain)
-    HOOKS[name](network.get_submodule(place))
-    assert not torch.allclose(network(images()), plain(images()))
-    fused = adderzoo.fuse(network)
-    assert "AdderAffine2d" in kinds(fused)  # where no hook is
-    assert_same(fused, network)
-    assert_same(copy.deepcopy(fused), network)
-    assert_same(adderzoo.fuse(fused), network)
-
-
-def test_hooks_see_tensors_in_every_call_and_none_of_the_tracing() -> None:
-    network = settled(Block())
-    seen: list[Any] = []
-    for place in PLACES:
-        network.get_submodule(place).register_forward_hook(lambda mod, args, output: seen.append(output))
-    fused = adderzoo.fuse(network)
-    assert not seen
-    network(images())
-    expected = seen.copy()
-    seen.clear()
-    fused(images())
-    assert len(seen) == len(expected) == len(PLACES) + 1  # one ReLU twice
-    for one, other in zip(seen, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("name", HOOKS)
-def test_hooks_of_the_network_itself_are_refused(name: str) -> None:
-    for network in (settled(Block()), adder(), adderzoo.fuse(settled(Block()))):
-        HOOKS[name](network)
-        with pytest.raises(ValueError, match=r"^model must have no hooks of its own, got a .* with a (hook|forward\()"):
-            adderzoo.fuse(network)
-    inner = settled(Block())
-    HOOKS[name](inner)
-    assert_same(adderzoo.fuse(nn.Sequential(inner)), inner)
-
-
-@pytest.mark.parametrize(
-    "register",
-    [
-        torch.nn.modules.module.register_module_forward_hook,
-        torch.nn.modules.module.register_module_forward_pre_hook,
-        torch.nn.modules.module.register_module_full_backward_hook,
-        torch.nn.modules.module.register_module_full_backward_pre_hook,
-    ],
-)
-def test_hooks_of_all_modules_are_refused(register: Callable[..., Any]) -> None:
-    network = settled(Block())
-    handle = register(lambda *arguments: None)
-    try:
-        for model in (network, network.layer):
-            with pytest.raises(ValueError, match=r"^all modules have a hook .*: remove it first"):
-                adderzoo.fuse(model)
-    finally:
-        handle.remove()
-    assert "AdderAffine2d" in kinds(adderzoo.fuse(network))
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "ignore:.*spectral_norm. is deprecated")
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        lambda layer: prune.random_structured(layer, "weight", 0.5, dim=0),
-        nn.utils.weight_norm,
-        nn.utils.spectral_norm,
-        nn.utils.parametrizations.weight_norm,
-        nn.utils.parametrizations.spectral_norm,
-    ],
-    ids=["prune", "prune filters", "old weight_norm", "old spectral_norm", "weight_norm", "spectral_norm"],
-)
-@pytest.mark.parametrize("place", ["layer", "conv"])
-def test_weights_that_hooks_compute_are_those_of_the_moment(change: Callable[[nn.Module], Any], place: str) -> None:
-    network = settled(Block())
-    change(network.get_submodule(place))
-    network(images())  # with gradients, which leaves a weight that copy.deepcopy refuses
-    with torch.no_grad():
-        for parameter in network.get_submodule(place).parameters():  # as a step or a checkpoint does
-            parameter.mul_(1.5).add_(0.1)
-    fused = adderzoo.fuse(network)
-    assert "AdderAffine2d" in kinds(fused)
-    assert_same(fused, network)
-
-
 # -------------------------------------------------------------------------------------------------------------- copies
 
 
@@ -973,37 +682,3 @@ def test_gradient_checkpointing_is_for_training() -> None:
     fused = adderzoo.fuse(network)
     assert network.grad_checkpointing
     torch.testing.assert_close(fused(images(1, 3, 16, 16)), network(images(1, 3, 16, 16)))
-
-
-@timm.models.register_notrace_module
-class NotTraced(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm = adder(), nn.BatchNorm2d(CHANNELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.layer(x)) if x.sum() < 1e9 else x
-
-
-def test_layers_where_timm_traces_nothing_are_packed_where_they_are() -> None:
-    network = settled(nn.Sequential(NotTraced(), adder(), nn.BatchNorm2d(CHANNELS)))
-    fused = adderzoo.fuse(network)
-    assert kinds(fused) == {"AdderAffine2d": 2, "BatchNorm2d": 1}
-    assert_same(fused, network)
-
-
-class Untraceable(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
-
-
-def test_network_that_cannot_be_traced_is_refused_by_the_name_of_its_module() -> None:
-    network = nn.Sequential(adder(), nn.Sequential(nn.ReLU(), Untraceable()))
-    with pytest.raises(
-        ValueError, match=r"^model must be a network that torch.fx can trace, but 1.1 \(Untraceable\) is"
-    ):
-        adderzoo.fuse(network)
-    with pytest.raises(
-        ValueError, match=r"but the network itself \(Untraceable\) is not: symbolically traced variables"
-    ):
-        adderzoo.fuse(Untraceable())
