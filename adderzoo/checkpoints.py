@@ -129,13 +129,11 @@ def _name_of(path: Path) -> str:
 
 
 def _load_quantized(path: Path, model: str | nn.Module | None, arguments: dict[str, Any]) -> fx.GraphModule:
-    if not isinstance(model, str):
-        if arguments:
-            raise ValueError(f"{path} is a quantized network, which takes no arguments, got {shown(arguments)}")
-        return load_quantized(path, model)
-    num_classes = arguments.pop("num_classes", None) or read_num_classes(path)
+    num_classes = (arguments.pop("num_classes", None) if isinstance(model, str) else None) or read_num_classes(path)
     if arguments:
         raise ValueError(f"{path} is a quantized network, which takes no arguments, got {shown(arguments)}")
+    if not isinstance(model, str):
+        return load_quantized(path, model)
     network: Any = load_quantized_as(path, model.partition(".")[0], num_classes)
     if "." in model:  # else the file's own tag
         with torch.device("meta"):

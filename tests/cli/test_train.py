@@ -34,8 +34,10 @@ def test_a_network_learns_digits_and_its_files_say_so(train: Command, adderzoo: 
     assert {path.name for path in folder.iterdir()} == {
         "args.yaml",
         "best.safetensors",
+        "config.json",
         "curves.png",
         "last.safetensors",
+        "model.safetensors",
         "state.pt",
         "summary.csv",
     }
@@ -109,11 +111,17 @@ def test_a_folder_without_validation_images_is_trained_on_alone(train: Command, 
     assert "8 training images, no validation images, 2 classes" in done.out
     assert {path.name for path in (tmp_path / "out" / "run").iterdir()} == {
         "args.yaml",
+        "config.json",
         "curves.png",
         "last.safetensors",
+        "model.safetensors",
         "state.pt",
         "summary.csv",
     }
+    network = timm.create_model(f"local-dir:{tmp_path / 'out' / 'run'}", pretrained=True)
+    weights = load_file(tmp_path / "out" / "run" / "last.safetensors")
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+    assert network.pretrained_cfg["label_names"] == ["cat", "dog"]
     assert "eval_top1" not in rows(tmp_path / "out" / "run")[0]
 
 

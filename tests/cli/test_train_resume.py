@@ -205,7 +205,7 @@ def test_resuming_begins_where_there_is_nothing_and_leaves_alone_what_is_complet
     command = arguments(data, tmp_path / "out", "run", "--resume")
     assert adderzoo(*command).status == 0
     files = {path.name: path.read_bytes() for path in (tmp_path / "out" / "run").glob("*.safetensors")}
-    assert len(files) == 2
+    assert len(files) == 3
     done = adderzoo(*command)
     assert done.status == 0, done
     assert f"behind epoch {EPOCHS}" in done.out
