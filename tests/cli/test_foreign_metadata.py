@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from trainings import write_classes
 
-import adderzoo
+from adderzoo.checkpoints import save
 from adderzoo.inference import quantization
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +97,7 @@ class Files:
             folder / "float.safetensors", "adder_lenet5", 1, {**classes, "ranges": ranges}, num_classes=2
         )
         self.bytes = folder / "bytes.safetensors"
-        adderzoo.save(quantization.quantize(simulation), self.bytes, {"classes": classes["classes"]})
+        save(quantization.quantize(simulation), self.bytes, {"classes": classes["classes"]})
         small = {"blocks": 1, "width": 4}
         said = {"model_args": json.dumps(small), "num_classes": None}
         self.edsr = write_trained(folder / "edsr.safetensors", "cnn_edsr_small_x2", 1, said, **small)

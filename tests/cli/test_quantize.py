@@ -273,7 +273,7 @@ def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderz
 
     pairs = ImagePairs(tmp_path / "images", 2)
     some = [as_float(pairs[index][0])[None] for index in (0, 1)]
-    expected = package.quantization.quantize(package.quantization.calibrate(network, some))
+    expected = package.quantize(package.calibrate(network, some))
     with torch.no_grad():
         assert torch.equal(package.load(quantized)(some[1]), expected(some[1]))
     result = tmp_path / "result.json"

@@ -12,7 +12,7 @@ from pictures import random_images
 from PIL import Image
 from torch import nn
 
-import adderzoo
+from adderzoo.checkpoints import save
 from adderzoo.data import as_float, as_integers, downscale
 from adderzoo.data.photos import Photo, read_photo, write_photo
 from adderzoo.files.weights import save_weights
@@ -44,7 +44,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         about = {"architecture": name, "model_args": json.dumps(SMALL)}
         save_weights(network(name), folder / f"{name}.safetensors", about)
     integer = quantization.quantize(quantization.calibrate(network(ADDER), [torch.rand(4, 3, 16, 16)]))
-    adderzoo.save(integer, folder / "u8.safetensors", **SMALL)
+    save(integer, folder / "u8.safetensors", **SMALL)
     return {name: folder / f"{name}.safetensors" for name in (ADDER, CNN, "u8")}
 
 

@@ -11,6 +11,7 @@ import torch
 from commands import Done
 from pictures import random_images, write_folder
 
+from adderzoo.checkpoints import save
 from adderzoo.data import ImagePairs, as_integers
 from adderzoo.engine import quality
 from adderzoo.files.weights import save_weights
@@ -104,7 +105,7 @@ def test_a_quantized_network_is_measured_from_its_file(adderzoo: Command, folder
     network = timm.create_model("adder_edsr_baseline_x2", **SMALL)
     network.train()(torch.rand(2, 3, 16, 16))
     integer = quantization.quantize(quantization.calibrate(network, [torch.rand(2, 3, 16, 16)]))
-    adderzoo.save(integer, tmp_path / "u8.safetensors", **SMALL)
+    save(integer, tmp_path / "u8.safetensors", **SMALL)
     done = adderzoo(
         *("validate", "--model", "adder_edsr_baseline_x2", "--checkpoint", tmp_path / "u8.safetensors"),
         *("--data-dir", folder),
