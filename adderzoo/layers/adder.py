@@ -134,7 +134,7 @@ class Adder2d(_AdderFilter, ConvNd):
         )
         self.input_grad = input_grad
         self.weight_grad = weight_grad
-        self.sides: list[int] = self._reversed_padding_repeated_twice
+        self.sides = self._reversed_padding_repeated_twice
         left, right, top, bottom = self.sides
         # What the operator cannot pad, unequal sides ("same" with an even kernel) and other modes, is padded before it.
         self.pad_first = padding_mode != "zeros" or left != right or top != bottom
