@@ -40,7 +40,7 @@ def test_every_layer_and_the_sum(adderzoo: Command) -> None:
     assert layers["layer1.0.conv1"] == ["Adder2d", "0", "4,718,592", "2,304"]  # 2 * 16 * 9 * 16 * 32 * 32
     assert layers["bn2"] == ["BatchNorm2d", "10", "10", "20"]
     rows = [[int(cell.replace(",", "")) for cell in cells[-3:]] for cells in list(layers.values())[1:-1]]
-    (network,) = hub.list_models("adder_resnet20")
+    (network,) = hub.networks("adder_resnet20")
     assert [int(cell.replace(",", "")) for cell in layers["total"]] == [
         sum(column) for column in zip(*rows, strict=True)
     ]
