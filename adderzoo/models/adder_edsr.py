@@ -26,8 +26,6 @@ from ._super_resolution import (
     super_resolution_cfg,
 )
 
-__all__ = ["EDSR"]
-
 # Mean of DIV2K's 800 training images, RGB in [0, 1], from the EDSR authors' code.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 

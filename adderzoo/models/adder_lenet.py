@@ -19,8 +19,6 @@ from ._arguments import ClassifierArguments, register_model
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, own_names, repeat_input_channels, weights_file
 
-__all__ = ["LeNet5", "LeNetPlusPlus"]
-
 
 class _LeNet(ConvNet):
     """The head of both: pooling, dropout, a 1x1 layer, BatchNorm."""

@@ -20,8 +20,6 @@ from ._arguments import ResNetArguments, register_model
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, own_names
 
-__all__ = ["ResNet"]
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 layers and a shortcut.

@@ -25,8 +25,6 @@ from ._super_resolution import (
     super_resolution_cfg,
 )
 
-__all__ = ["VDSR"]
-
 
 class VDSR(SuperResolutionNet):
     """VDSR: what bicubic interpolation misses of the luminance.

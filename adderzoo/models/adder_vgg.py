@@ -18,9 +18,6 @@ from ._arguments import ClassifierArguments, register_model
 from ._base import ConvNet
 from ._builder import SHIFTADDNET, build_model, own_names
 
-__all__ = ["VGGSmall"]
-
-
 # Side of the image that the fully connected layer sees.
 _GRID = 4
 

@@ -11,8 +11,6 @@ from adderzoo.layers.image import BicubicUpsample
 from ._arguments import SuperResolutionArguments, register_model
 from ._super_resolution import SuperResolutionNet, create_super_resolution, super_resolution_cfg
 
-__all__ = ["Bicubic"]
-
 
 class Bicubic(SuperResolutionNet):
     """Bicubic interpolation, MATLAB's; nothing in it is learned.
