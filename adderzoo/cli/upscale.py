@@ -187,7 +187,7 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         ValueError: as :func:`load_or_create`, if there are no weights for it, if it is for another
             task or scale.
     """
-    from adderzoo.catalogue import Quality, list_models
+    from adderzoo.catalogue import Quality, networks
     from adderzoo.files.weights import is_quantized
     from adderzoo.models import is_super_resolution
 
@@ -198,7 +198,7 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         scale = scale or 2
         published = [
             info.name
-            for info in list_models("adder_*", pretrained=True)
+            for info in networks("adder_*", pretrained=True)
             for weights in info.pretrained
             if isinstance(weights.measured, Quality)
             and scale in {test_set.scale for test_set in weights.measured.test_sets}

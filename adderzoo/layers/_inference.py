@@ -9,6 +9,7 @@ from timm.layers import pad_same
 from torch import Tensor, nn
 
 from ._input import batched, unbatched
+from ._tensor_module import TensorModule
 from .adder import Adder2d
 
 torch.fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
@@ -16,7 +17,7 @@ torch.fx.wrap("pad_same")
 torch.fx.wrap("unbatched")
 
 
-class PackedFilters(nn.Module):
+class PackedFilters(TensorModule):
     """Packed filters, scale and shift: buffers, because nothing trains them, whose types a subclass keeps."""
 
     weight: Tensor

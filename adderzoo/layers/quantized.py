@@ -13,6 +13,7 @@ from adderzoo.ops.geometry import output_size
 
 from ._inference import PackedAdder2d, PackedFilters, SamePadding, fitting
 from ._input import rows
+from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
 
 torch.fx.wrap("rows")
@@ -127,7 +128,7 @@ def _adder(
     return (output.round() + out_zero_point).clamp(0, out_max).to(torch.uint8)
 
 
-class Quantize(nn.Module):
+class Quantize(TensorModule):
     """Bytes of a float tensor, for the adder layers behind it.
 
     Shape: any, to the same in uint8; images, (N, C, H, W), in channels_last, which the operator is fast in.

@@ -82,6 +82,13 @@ def inductor_config() -> Any:
     return torch._inductor.config
 
 
+def inductor_cache() -> str:
+    """The folder of what `torch.compile` has compiled, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return default_cache_dir()
+
+
 def has_vnni() -> bool:
     """Whether this processor multiplies bytes and adds them up in 32 bits."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_vnni_supported()

@@ -9,6 +9,7 @@ nothing is chosen on the held-out half, which is measured once.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from tqdm import trange
 
 import adderzoo.models
 from adderzoo.catalogue import Accuracy
-from adderzoo.data import class_indices, open_dataset, open_loader, write_digits
+from adderzoo.data import class_indices, open_dataset, open_loader
 from adderzoo.engine import evaluate
 from adderzoo.files.weights import save_weights
 from adderzoo.optim import adaptive_lr
 from adderzoo.publish.weights import add_weights
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from example_data import write_digits
 
 SEED = 0
 EPOCHS = 60

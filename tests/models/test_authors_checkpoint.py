@@ -18,7 +18,7 @@ from adderzoo import fuse, ops
 from adderzoo.inference.quantization import calibrate, quantize
 from adderzoo.layers import Adder2d
 from adderzoo.layers.quantized import QuantizedAdder2d
-from adderzoo.models._builder import own_names, to_original
+from adderzoo.models._state_dict import own_names, to_original
 from adderzoo.ops import reference
 from adderzoo.ops.packing import unpack_byte_filters
 

@@ -25,6 +25,7 @@ NAMES = [
     "torch._foreach_norm",
     "torch._inductor",
     "torch._inductor.config",
+    "torch._inductor.runtime.cache_dir_utils.default_cache_dir",
     "torch.autograd.forward_ad._current_level",
     "torch.cpu._is_vnni_supported",
     "torch.nn.modules.batchnorm._NormBase",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from adderzoo.engine.training import create_optimizer
 from adderzoo.inference.fusion import fuse
 from adderzoo.inference.quantization import calibrate, quantize
-from adderzoo.ops._pytorch import has_vnni, inductor_config
+from adderzoo.ops._pytorch import has_vnni, inductor_cache, inductor_config
 
 from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
@@ -258,6 +258,9 @@ def build(contender: Contender) -> _Built:
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
     called = model = model.to(device)
     if contender.compiled:
+        if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+            # The cache has code of wider vectors for the same network, and that would write past the ends of tensors.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{inductor_cache()}_{capability}")
         config = inductor_config()
         # As an option of torch.compile it comes too late: the parameters are no constants by then.
         config.freezing = contender.compiled == "freezing"
