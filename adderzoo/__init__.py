@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim
     from adderzoo.catalogue import list_models
     from adderzoo.checkpoints import create_model
+    from adderzoo.engine.config import TrainConfig
+    from adderzoo.engine.fitting import train
     from adderzoo.inference.export import export_network as export
     from adderzoo.inference.fusion import fuse
     from adderzoo.inference.quantization import calibrate, load, quantize
 
 __all__ = [
+    "TrainConfig",
     "analysis",
     "calibrate",
     "catalogue",
@@ -34,11 +37,13 @@ __all__ = [
     "ops",
     "optim",
     "quantize",
+    "train",
 ]
 __version__ = "0.1.0.dev0"
 
-# Where functions come from; all other names of __all__ are modules.
+# Where functions and classes come from; all other names of __all__ are modules.
 _FUNCTIONS = {
+    "TrainConfig": "engine.config.TrainConfig",
     "calibrate": "inference.quantization.calibrate",
     "create_model": "checkpoints.create_model",
     "export": "inference.export.export_network",
@@ -46,6 +51,7 @@ _FUNCTIONS = {
     "list_models": "catalogue.list_models",
     "load": "inference.quantization.load",
     "quantize": "inference.quantization.quantize",
+    "train": "engine.fitting.train",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
 
 from adderzoo import models
@@ -149,6 +150,21 @@ def twin(name: str) -> str | None:
     kind, _, rest = name.partition("_")
     other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
     return other if {name, other} <= set(network_names()) else None
+
+
+def published_classes(model: Any) -> Any:
+    """What timm knows about the classes of a network's tag, if the network still has these; else None."""
+    config = model.pretrained_cfg
+    if config.get("num_classes") != model.num_classes:
+        return None
+    if config.get("label_names"):
+        info: Any = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
+    elif subset := infer_imagenet_subset(model):
+        info = ImageNetInfo(subset)
+    else:
+        return None
+    # Others are left over from before a new classifier was saved.
+    return info if info.num_classes() == model.num_classes else None
 
 
 def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:

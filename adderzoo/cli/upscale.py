@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_model_kwargs, open_device, say
+from ._network import add_model_kwargs, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from adderzoo.data.photos import check_photo, loses_bits, read_photo, write_photo
+    from adderzoo.engine.group import open_device
     from adderzoo.files.output import write_atomically
 
     if args.tile < 1:
