@@ -345,8 +345,6 @@ class TrainConfig:
                 raise ValueError(f"{each.dashed} cannot be given with {dashed(each.about.other_than)}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup-epochs must be fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
-        if self.quantize_bits is not None and not (self.pretrained or self.initial_checkpoint):
-            raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
         useless = [each.dashed for each in chosen.values() if each.about.group == "distillation"]
         if useless and not self.kd:
             raise ValueError(f"{useless[0]} needs --kd")
@@ -385,7 +383,7 @@ class TrainConfig:
         """The same training, with what is usual for the task where nothing was given.
 
         Raises:
-            ValueError: if an option was given that is for the other task.
+            ValueError: if an option was given that is for the other task, or for trained weights alone.
         """
         other = "classifiers" if super_resolution else "super-resolution"
         kind = "for super-resolution" if super_resolution else "a classifier"
@@ -396,6 +394,8 @@ class TrainConfig:
                 raise ValueError(f"{each.dashed} is for {other}, but {self.model} is {kind}")
             if value is None and about.by_task and not (about.other_than and getattr(self, about.other_than)):
                 usual[each.name] = about.by_task[super_resolution]
+        if self.quantize_bits is not None and not (self.pretrained or self.initial_checkpoint):
+            raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
         return replace(self, **usual)
 
     def as_dict(self) -> dict[str, Any]:
@@ -429,3 +429,11 @@ class TrainConfig:
 def train_options() -> tuple[Option, ...]:
     """The fields of :class:`TrainConfig` as options, in their order."""
     return options_of(TrainConfig)
+
+
+def _documented() -> str:
+    lines = [f"        {each.name}: {each.about.help % {'default': each.default}}." for each in train_options()]
+    return "\n".join([f"{TrainConfig.__doc__}", "    Attributes:", *lines, "    "])
+
+
+TrainConfig.__doc__ = _documented()

@@ -62,7 +62,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, tell: Tell | None = None, warn: Warn = warnings.warn) -> TrainResult:
-    """Train a network, or fine-tune one, on images: all that `adderzoo train` does, to the same bytes.
+    """Train a network, or fine-tune one, on images: all that `adderzoo train` does, with the same results to the bit.
 
     Under torchrun every process calls it; the first writes and tells. It seeds the random numbers of Python, NumPy and
     PyTorch.

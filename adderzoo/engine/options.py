@@ -183,7 +183,10 @@ class Option:
         values = value if self.kind is list else [value]
         if self.kind is dict:
             values = [f"{key}={each if is_plain(each) else repr(each)}" for key, each in value.items()]
-        return [f"--{self.dashed}", *map(str, values)]
+        texts = list(map(str, values))
+        if len(texts) == 1 and texts[0].startswith("-"):  # which would be an option
+            return [f"--{self.dashed}={texts[0]}"]
+        return [f"--{self.dashed}", *texts]
 
 
 _TAKEN = {

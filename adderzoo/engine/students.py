@@ -52,6 +52,7 @@ def place(config: TrainConfig, group: Group, model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if `sync_bn` is for other devices.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "weight_grad"):
             module.weight_grad, module.input_grad = config.filter_grad, config.input_grad
@@ -85,7 +86,7 @@ def create_distillation(
         ValueError: if the teacher is none for this network and these images.
     """
     names = list(config.kd_model_name or [_twin(config.model)])
-    options = {
+    options: dict[str, Any] = {
         "criterion": data.loss(),
         "task_loss_weight": config.task_loss_weight,
         "distill_loss_weight": config.distill_loss_weight,
@@ -96,19 +97,19 @@ def create_distillation(
     # Where timm's task looks for how the images are normalized.
     model.pretrained_cfg.update({key: data.data_config[key] for key in ("mean", "std")})
     if config.kd == "logits":
-        files = config.kd_checkpoint or [None] * len(names)
+        files: list[Any] = list(map(Path, config.kd_checkpoint or ())) or [None] * len(names)
+        memory_format = torch.channels_last if config.channels_last else None
         teachers = [
-            _open_teacher(name, file and Path(file), model.num_classes, data, warn)
+            _fused(
+                _open_teacher(name, file, model.num_classes, data, warn).to(group.device, memory_format=memory_format)
+            )
             for name, file in zip(names, files, strict=True)
         ]
-        memory_format = torch.channels_last if config.channels_last else None
-        teachers = [_fused(teacher.to(group.device, memory_format=memory_format)) for teacher in teachers]
         return LogitDistillationTask(model, EnsembleTeacher(teachers, config.kd_temperature, group.device), **options)
     name = names[0]
     random_seed(config.seed)  # the teacher is the network that it would be alone
-    kwargs = {
-        key: value for key, value in config.model_kwargs.items() if key != "conv_layer"
-    }  # the student's, as its name
+    # The layers are the student's, as its name.
+    kwargs = {key: value for key, value in config.model_kwargs.items() if key != "conv_layer"}
     alone = replace(config, model=name, pretrained=False, initial_checkpoint=None, model_kwargs=kwargs)
     teacher = open_student(alone, group, model.num_classes)
     try:
@@ -128,7 +129,7 @@ def _twin(model: str) -> str:
 
 def _open_teacher(
     name: str, file: Path | None, num_classes: int, data: Classification, warn: Callable[[str], None]
-) -> nn.Module:
+) -> Any:
     """A trained network for the student's images and classes."""
     teacher: Any = open_network(name, pretrained=not file, checkpoint=file)
     if teacher.num_classes != num_classes:
