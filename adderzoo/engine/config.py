@@ -222,8 +222,8 @@ class TrainConfig:
     filter_lr_scale: float | None = _adder(
         None, "in its place: filters at X times --lr", metavar="X", check=ABOVE_ZERO, other_than="eta"
     )
-    filter_grad: Literal["full", "sign"] = _adder("full", "gradient of the filters (%(default)s)")
-    input_grad: Literal["hardtanh", "sign"] = _adder("hardtanh", "gradient of inputs (%(default)s)")
+    filter_grad: Literal["full", "sign"] = _adder("full", "gradient of the filters (%(default)s)", for_fit=False)
+    input_grad: Literal["hardtanh", "sign"] = _adder("hardtanh", "gradient of inputs (%(default)s)", for_fit=False)
     quantize_bits: int | None = _adder(
         None,
         "fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from 512 training images and stay; "

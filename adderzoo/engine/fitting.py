@@ -270,6 +270,14 @@ def create_training(
         decay_rate=config.decay_rate,
     )
     ema = ModelEmaV3(model, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
+    network = _network(config, group, model, distillation)
+    half = config.amp and config.amp_dtype == "float16"
+    scaler = NativeScaler(group.device.type) if half else None
+    return Training(model, optimizer, scheduler, scaler, ema, network, distillation)
+
+
+def _network(config: TrainConfig, group: Group, model: nn.Module, distillation: TrainingTask | None) -> Any:
+    """What is called in training in the place of the network: compiled, and in DistributedDataParallel."""
     network: Any = model
     try:
         if config.torchcompile and distillation:
@@ -289,9 +297,7 @@ def create_training(
             distillation.prepare_distributed(device_ids, **unsynced)
         else:
             network = DistributedDataParallel(network, device_ids, **unsynced)
-    half = config.amp and config.amp_dtype == "float16"
-    scaler = NativeScaler(group.device.type) if half else None
-    return Training(model, optimizer, scheduler, scaler, ema, network, distillation)
+    return network
 
 
 @dataclass(frozen=True)

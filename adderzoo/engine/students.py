@@ -37,25 +37,28 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
 
 
 def open_student(config: TrainConfig, group: Group, num_classes: int | None) -> Any:
-    """The network, with the weights to start from, on its device."""
+    """The network, with the weights to start from and the gradients that its adder layers are to have, on its device.
+
+    Raises:
+        ValueError: if the weights cannot be had, or are none of this network's, or as :func:`place`.
+    """
     model = create(
         config, pretrained=config.pretrained, **({} if num_classes is None else {"num_classes": num_classes})
     )
     if config.initial_checkpoint:
         load_checkpoint(model, Path(config.initial_checkpoint), other_classes=True)
+    for module in model.modules():
+        if hasattr(module, "weight_grad"):
+            module.weight_grad, module.input_grad = config.filter_grad, config.input_grad
     return place(config, group, model)
 
 
 def place(config: TrainConfig, group: Group, model: nn.Module) -> nn.Module:
-    """A network where it is to be trained, and with the gradients that its adder layers are to have.
+    """A network where it is to be trained.
 
     Raises:
         ValueError: if `sync_bn` is for other devices.
     """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "weight_grad"):
-            module.weight_grad, module.input_grad = config.filter_grad, config.input_grad
     if config.sync_bn and group.processes > 1:
         if group.device.type != "cuda":
             raise ValueError(f"sync-bn is for GPUs, got device {config.device}")

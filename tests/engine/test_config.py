@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import re
 import shlex
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+import adderzoo
 from adderzoo import TrainConfig
 from adderzoo.cli.train import add_arguments, config_of
 from adderzoo.engine import read_config
@@ -66,7 +68,8 @@ def test_what_an_option_says_of_others_names_options() -> None:
 @pytest.mark.parametrize("name", ["config", "options"])
 def test_options_need_no_pytorch(name: str) -> None:
     program = f"import sys; sys.argv = ['adderzoo']; import adderzoo.engine.{name}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(adderzoo.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
