@@ -167,6 +167,8 @@ class Option:
 
     def _check_items(self, items: dict[str, Any]) -> None:
         for key, value in items.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{self.dashed} must have names for keys, got {key!r}")
             if key in self.about.reserved:
                 raise ValueError(f"{self.dashed} must not have {key}: there is --{dashed(key)}")
             try:  # what neither args.yaml nor the weights' metadata could hold, such as a complex number

@@ -181,6 +181,7 @@ def test_numbers_and_paths_of_other_libraries_are_taken_as_pythons_own() -> None
         ({"decay_milestones": []}, "decay-milestones must be rising epochs from 1, got []"),
         ({"scale": (0.1, 0.5, 1)}, "scale must be two numbers above 0, the smaller first, got [0.1, 0.5, 1.0]"),
         ({"opt_kwargs": [("eps", 1)]}, "opt-kwargs must be a dict, got [('eps', 1)]"),
+        ({"opt_kwargs": {1: 2}}, "opt-kwargs must have names for keys, got 1"),
         ({"opt_kwargs": {"lr": 1}}, "opt-kwargs must not have lr: there is --lr"),
         ({"model_kwargs": {"key": 1j}}, "model-kwargs key must be a number, a text, True, False, None or a list"),
         ({"pretrained": True, "initial_checkpoint": "a"}, "pretrained cannot be given with initial-checkpoint"),
