@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 import adderzoo
-from adderzoo import TrainConfig
+from adderzoo import TrainConfig, engine
 from adderzoo.cli.train import add_arguments, config_of
 from adderzoo.engine import read_config
 from adderzoo.engine.config import train_options
@@ -73,6 +73,14 @@ def test_options_need_no_pytorch(name: str) -> None:
     assert done.stdout == "False\n"
 
 
+def test_the_names_of_the_engine_are_there_when_they_are_asked_for() -> None:
+    assert dir(engine) == engine.__all__ == sorted(engine.__all__)
+    for name in engine.__all__:
+        assert getattr(engine, name).__name__ == name
+    with pytest.raises(AttributeError, match=r"module 'adderzoo\.engine' has no attribute 'learn'"):
+        _ = engine.learn
+
+
 # ------------------------------------------------------------------------------------------------- there and back
 
 
@@ -107,7 +115,7 @@ def test_any_options_come_back_from_args_yaml_and_from_their_command(seed: int, 
     given = {name: some(OPTIONS[name], rng) for name in names if rng.random() < 0.4}
     given.pop("initial_checkpoint" if given.get("pretrained") else "pretrained", None)
     given.pop(rng.choice(["eta", "filter_lr_scale"]), None)
-    config = TrainConfig(**{"experiment": "a run", **given, "model": "adder_lenet5"})
+    config = TrainConfig(**given | {"model": "adder_lenet5", "experiment": "a run"})
 
     (tmp_path / "args.yaml").write_text(yaml.safe_dump(config.as_dict() | {"processes": 2}, sort_keys=False))
     assert read_config(tmp_path) == config
