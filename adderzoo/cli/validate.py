@@ -181,7 +181,6 @@ _CLASSIFIERS_ALONE = ("dataset", "dataset_download", "class_map", "input_key", "
 
 
 def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: Any) -> None:
-
     from adderzoo import ops
     from adderzoo.data import open_pairs
     from adderzoo.engine import evaluate_super_resolution
