@@ -55,18 +55,19 @@ _FUNCTIONS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'adderzoo' has no attribute {name!r}")
-    module, _, function = _FUNCTIONS.get(name, name).rpartition(".")
-    if not module:
-        return import_module(f"adderzoo.{name}")
-    value = globals()[name] = getattr(import_module(f"adderzoo.{module}"), function)
-    return value
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
 
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'adderzoo' has no attribute {name!r}")
+        module, _, function = _FUNCTIONS.get(name, name).rpartition(".")
+        if not module:
+            return import_module(f"adderzoo.{name}")
+        value = globals()[name] = getattr(import_module(f"adderzoo.{module}"), function)
+        return value
 
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return __all__
 
 
 def _is_command() -> bool:

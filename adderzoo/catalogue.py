@@ -1,22 +1,25 @@
-"""What can be had by name: the networks of this package, what they cost, their weights and how good those are."""
+"""What can be had by name: the networks of this package, what they cost, their weights and how good those are.
 
+All of it is data of the package, which a test recomputes, so that reading it takes no PyTorch.
+"""
+
+import fnmatch
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
-from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
-
-from adderzoo import models
-from adderzoo.analysis.costs import Operations, profile
+from adderzoo.analysis.energy import Operations
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 
-RESULTS = models.WEIGHTS / "results.json"
+if TYPE_CHECKING:
+    pass
+
+NETWORKS = Path(__file__).parent / "networks.json"
+RESULTS = Path(__file__).parent / "weights" / "results.json"
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,26 @@ class ModelInfo:
         return Operations(mul=self.multiply_adds, add=additions).energy(type)
 
 
+@functools.cache
+def _rows(path: Path = NETWORKS) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
 def network_names() -> list[str]:
     """The names of all networks of this package, as timm sorts them."""
-    family = f"{models.__name__}."
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(family)]
+    return list(_rows())
 
 
 def task(name: str) -> str:
-    """What a network of this package does, by its name: "image-classification" or "super-resolution".
+    """What a network does, by its name, as timm knows it: "image-classification" or "super-resolution".
 
     timm's configurations have no field for it, but those of classifiers have classes.
     """
+    if name in _rows():
+        return str(_rows()[name]["task"])
+    from timm.models import get_pretrained_cfg
+
     cfg = get_pretrained_cfg(name)
     return "super-resolution" if cfg and cfg.num_classes == 0 else "image-classification"
 
@@ -149,11 +161,13 @@ def twin(name: str) -> str | None:
     """The CNN of the same definition, of a CNN the adder network; None if there is none."""
     kind, _, rest = name.partition("_")
     other = f"adder_{rest}" if kind == "cnn" else f"cnn_{rest}"
-    return other if {name, other} <= set(network_names()) else None
+    return other if _is_ours(name) and _is_ours(other) else None
 
 
 def published_classes(model: Any) -> Any:
     """What timm knows about the classes of a network's tag, if the network still has these; else None."""
+    from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+
     config = model.pretrained_cfg
     if config.get("num_classes") != model.num_classes:
         return None
@@ -167,50 +181,73 @@ def published_classes(model: Any) -> Any:
     return info if info.num_classes() == model.num_classes else None
 
 
-def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
-    """The networks of this package.
+def _is_ours(name: str) -> bool:
+    """Whether a network is of this package, in the table or not yet."""
+    if name in _rows():
+        return True
+    import timm
+
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith("adderzoo.models.")
+
+
+def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[str]:
+    """The names of the networks of this package, of all others than timm's own; cf. `timm.list_models`.
 
     Args:
-        filter: Shell-style pattern, or several, of a name ("adder_*") or a name with a tag ("*.digits"), as
-            `timm.list_models` takes them.
+        filter: Shell-style pattern, or several, of a name ("adder_*") or a name with a tag ("*.digits").
+        pretrained: Names with tags, of published weights alone.
+
+    Returns:
+        Names that `timm.create_model` takes, as timm sorts them, the weights that `pretrained=True` takes without a
+        tag first; none if nothing matches.
+    """
+    if not pretrained:
+        return [network.name for network in networks(filter)]
+    return [
+        tagged
+        for network in networks(filter, pretrained=True)
+        for tagged in (f"{network.name}.{weights.tag}" for weights in network.pretrained)
+        if _is_chosen(tagged, filter) or _is_chosen(network.name, filter)
+    ]
+
+
+def networks(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[ModelInfo]:
+    """The networks of this package, with what is known of them.
+
+    Args:
+        filter: As :func:`list_models` takes it.
         pretrained: Only networks with published weights (that match the filter).
 
     Returns:
         One entry a network, as timm sorts them; none if nothing matches.
     """
-    wanted = timm.list_models(filter, pretrained=pretrained, include_tags=True)
-    wanted_names = {split_model_name_tag(name)[0] for name in wanted}
-    return [describe(name) for name in network_names() if name in wanted_names]
-
-
-def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
-    """A network of this package.
-
-    Args:
-        name: Without a tag.
-        cfg: The `pretrained_cfg` of weights, whose classes and input size are counted in place of the network's own.
-    """
-    arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
-    with torch.device("meta"):
-        model = timm.create_model(name, **arguments).eval()
-    channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
-    input_size = (channels, height, width)
-    costs = profile(model, input_size)
     results = read_results()
-    default = get_pretrained_cfg(name).tag
-    tags = [split_model_name_tag(tagged)[1] for tagged in timm.list_pretrained(name)]
+    return [
+        _info(name, row, results)
+        for name, row in _rows().items()
+        if any(row["tags"].values()) or not pretrained
+        if _is_chosen(name, filter)
+        or any(_is_chosen(f"{name}.{tag}", filter) for tag, there in row["tags"].items() if there or not pretrained)
+    ]
+
+
+def _info(name: str, row: dict[str, Any], results: dict[str, Measurement]) -> ModelInfo:
+    channels, height, width = row["input_size"]
     return ModelInfo(
         name=name,
-        parameters=costs.parameters,
-        multiply_adds=costs.products("conv"),
-        adder_elements=costs.products("adder"),
-        input_size=input_size,
-        pretrained=tuple(
-            Weights(tag, results.get(f"{name}.{tag}")) for tag in sorted(tags, key=lambda tag: (tag != default, tag))
-        ),
-        task=task(name),
-        scale=getattr(model, "scale", None),
+        parameters=row["parameters"],
+        multiply_adds=row["multiply_adds"],
+        adder_elements=row["adder_elements"],
+        input_size=(channels, height, width),
+        pretrained=tuple(Weights(tag, results.get(f"{name}.{tag}")) for tag, there in row["tags"].items() if there),
+        task=row["task"],
+        scale=row["scale"],
     )
+
+
+def _is_chosen(name: str, filter: str | Iterable[str]) -> bool:
+    patterns = [filter] if isinstance(filter, str) else list(filter)
+    return not any(patterns) or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Measurement]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import timm
 import torch
+from example_data import write_digits, write_photos
 from timm.data import resolve_model_data_config
 
 import adderzoo.cli
-from adderzoo.data import Loading, open_dataset, open_loader, write_digits, write_photos
+from adderzoo.data import Loading, open_dataset, open_loader
 from adderzoo.engine import Result, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent

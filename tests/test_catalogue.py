@@ -27,7 +27,6 @@ from adderzoo.catalogue import (
     ModelInfo,
     Quality,
     SetQuality,
-    describe,
     read_results,
     task,
     twin,
@@ -35,6 +34,7 @@ from adderzoo.catalogue import (
 )
 from adderzoo.layers import Adder2d
 from adderzoo.layers.image import BicubicUpsample
+from adderzoo.publish.networks import describe, network_table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
@@ -56,11 +56,14 @@ TAGGED = {
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, ModelInfo]:
-    return {network.name: network for network in adderzoo.list_models()}
+    return {network.name: network for network in adderzoo.catalogue.networks()}
 
 
-def names(networks: list[ModelInfo]) -> list[str]:
-    return [network.name for network in networks]
+def names(filter: str | list[str] = "", pretrained: bool = False) -> list[str]:
+    """Of the networks with what is known of them, which without `pretrained` are those of `list_models`."""
+    chosen = [network.name for network in adderzoo.catalogue.networks(filter, pretrained)]
+    assert pretrained or chosen == adderzoo.list_models(filter)
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -154,7 +157,7 @@ def test_weights_of_other_classes_and_input_are_counted_as_such(monkeypatch: pyt
     assert letters.adder_elements == 4 * whole.adder_elements  # four times the points
     # The first convolution sees a third of the channels; classifier and the BatchNorm behind it have 16 classes more.
     assert letters.parameters == whole.parameters - 2 * 9 * 16 + 16 * (64 + 2)
-    assert whole == next(iter(adderzoo.list_models("adder_resnet20")))
+    assert [whole] == adderzoo.catalogue.networks("adder_resnet20")
 
 
 def test_a_twin_is_the_other_network_of_the_same_definition() -> None:
@@ -192,21 +195,21 @@ def test_an_entry_cannot_be_changed_and_goes_into_json(networks: dict[str, Model
 
 @pytest.mark.parametrize("pattern", ["adder_*", "*resnet20", "adder_lenet5", "*_resnet[23][02]", "resnet*"])
 def test_a_pattern_chooses_by_name(pattern: str) -> None:
-    assert set(names(adderzoo.list_models(pattern))) == set(fnmatch.filter(NAMES, pattern))
+    assert set(names(pattern)) == set(fnmatch.filter(NAMES, pattern))
 
 
 def test_a_pattern_chooses_by_tag(networks: dict[str, ModelInfo]) -> None:
     assert {("adder_lenet5", "digits"), ("adder_lenet5", "mnist"), ("adder_resnet20", "huawei_cifar10")} <= TAGGED
     for tag in {tag for _, tag in TAGGED}:
-        assert names(adderzoo.list_models(f"*.{tag}")) == [name for name in networks if (name, tag) in TAGGED]
-    assert adderzoo.list_models("*.no_such_data") == []
+        assert names(f"*.{tag}") == [name for name in networks if (name, tag) in TAGGED]
+    assert names("*.no_such_data") == []
 
 
 def test_several_patterns_choose_what_any_of_them_does(networks: dict[str, ModelInfo]) -> None:
     expected = {"adder_lenet5"} | {name for name in NAMES if name.endswith("_resnet20")}
     expected |= {name for name, tag in TAGGED if tag == "digits"}
     assert {"adder_resnet20", "cnn_resnet20", "cnn_lenet5"} <= expected
-    chosen = names(adderzoo.list_models(["*_resnet20", "*.digits", "adder_lenet5"]))
+    chosen = names(["*_resnet20", "*.digits", "adder_lenet5"])
     assert chosen == [name for name in networks if name in expected]
 
 
@@ -215,8 +218,8 @@ def test_pretrained_chooses_networks_with_weights_and_names_their_tags(networks:
     assert {("adder_lenet5", "digits"), ("adder_resnet20", "huawei_cifar10")} <= published <= TAGGED
     assert {tuple(path.stem.split(".")) for path in WEIGHTS.glob("*.safetensors")} <= published
     assert published == {tuple(name.split(".")) for name in timm.list_pretrained() if name.split(".")[0] in NAMES}
-    assert set(names(adderzoo.list_models(pretrained=True))) == {name for name, _ in published}
-    assert names(adderzoo.list_models("cnn_*", pretrained=True)) == sorted({n for n, _ in published if n[:4] == "cnn_"})
+    assert set(names(pretrained=True)) == {name for name, _ in published}
+    assert names("cnn_*", pretrained=True) == sorted({n for n, _ in published if n[:4] == "cnn_"})
 
 
 NEW_FAMILY = """
@@ -234,17 +237,32 @@ def new_net(pretrained=False, **kwargs):
 
 new_net.__module__ = module.__name__
 register_model(new_net)
-model, = adderzoo.list_models("new_*")
-namespace = {}
-exec(open("hubconf.py").read(), namespace)
-assert namespace["new_net"] is new_net
-print(model.name, *(weights.tag for weights in model.pretrained))
+from adderzoo.publish.networks import network_table, registered_names
+assert "new_net" in registered_names()
+print("new_net", *network_table()["new_net"]["tags"])
 """
 
 
-def test_a_new_family_is_listed_and_an_entry_point_of_torch_hub_with_its_default_tag_first() -> None:
+def test_a_new_family_comes_into_the_table_with_its_default_tag_first() -> None:
     done = subprocess.run([sys.executable, "-c", NEW_FAMILY], cwd=CHECKOUT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "new_net b a c\n"), done.stderr
+
+
+def test_the_table_of_networks_is_what_they_count_themselves() -> None:
+    """After a change of networks or tags: python -c "from adderzoo.publish.networks import *; write_networks()"."""
+    assert json.loads(adderzoo.catalogue.NETWORKS.read_text()) == network_table()
+
+
+@pytest.mark.parametrize("filter", ["", "adder_*", "*.digits", "*_resnet20.*", ["cnn_*", "*.mnist"]], ids=str)
+def test_names_of_weights_are_those_of_timm(filter: str | list[str]) -> None:
+    ours = adderzoo.list_models(filter, pretrained=True)
+    assert set(ours) == {name for name in timm.list_models(filter, pretrained=True) if name.split(".")[0] in NAMES}
+    places = [names().index(name.split(".")[0]) for name in ours]
+    assert places == sorted(places)
+    for name in {name.split(".")[0] for name in ours}:
+        first = next(each for each in ours if each.split(".")[0] == name)
+        if first in adderzoo.list_models(name, pretrained=True)[:1]:
+            assert first == f"{name}.{timm.models.get_pretrained_cfg(name).tag}"
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -353,7 +371,7 @@ def test_the_listed_accuracies_are_those_of_the_file(networks: dict[str, ModelIn
 
 def test_weights_that_nobody_measured_have_no_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(adderzoo.catalogue.read_results, "__defaults__", (tmp_path / "none.json",))
-    (network,) = adderzoo.list_models("adder_lenet5")
+    (network,) = adderzoo.catalogue.networks("adder_lenet5")
     assert "digits" in {weights.tag for weights in network.pretrained}
     assert [(weights.tag, weights.measured) for weights in network.pretrained] == [
         (tag, None) for tag in published_tags("adder_lenet5")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_data import write_digits
 from safetensors.torch import load_file, save_file
 
 import adderzoo as package
 from adderzoo.cli import main
-from adderzoo.data import write_digits
 from adderzoo.models import WEIGHTS
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "reproduce" / "compare.py"

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_data import write_digits, write_photos
 
 import adderzoo
-from adderzoo.data import write_digits, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)

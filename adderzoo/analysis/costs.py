@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from adderzoo.analysis.energy import PICOJOULES, Operations
 from adderzoo.layers import (
     AdderAffine2d,
     AdderAffineLinear,
@@ -21,76 +22,6 @@ from adderzoo.layers import (
     ShiftConv2d,
 )
 from adderzoo.layers.quantized import QuantizedConv2d, QuantizedLinear
-
-# Picojoules of an operation on a 45 nm chip, the figures that papers on adder networks count with: M. Horowitz,
-# "Computing's Energy Problem" (ISSCC 2014), and for shifts of 32 and 8 bits H. You et al., "ShiftAddNet" (NeurIPS
-# 2020), Table 1. Neither has one for an XNOR of two bits, which is a gate or two of the hundreds of an adder.
-_PICOJOULES: Mapping[str, Mapping[str, float]] = {
-    "float32": {"mul": 3.7, "add": 0.9, "shift": 0.13},
-    "int8": {"mul": 0.2, "add": 0.03, "shift": 0.024},
-}
-
-
-@dataclass(frozen=True)
-class Operations:
-    """Scalar operations.
-
-    Attributes:
-        mul: Multiplications.
-        add: Additions and subtractions.
-        xnor: Products of two bits, of binary layers; an AND for some of them.
-        shift: Multiplications by powers of two.
-    """
-
-    mul: int = 0
-    add: int = 0
-    xnor: int = 0
-    shift: int = 0
-
-    def __add__(self, other: "Operations") -> "Operations":
-        return Operations(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    def __mul__(self, times: int) -> "Operations":
-        return Operations(*(getattr(self, each.name) * times for each in fields(self)))
-
-    def energies(self, type: str = "float32") -> dict[str, float]:
-        """What they take on a 45 nm chip, by their names, in millijoules; memory is not counted.
-
-        Args:
-            type: Of all numbers, "float32" or "int8". The products of bits are counted up, one addition for each XNOR,
-                in integers whatever the type; the XNOR itself is counted as nothing.
-
-        Raises:
-            ValueError: if it is neither.
-        """
-        if type not in _PICOJOULES:
-            raise ValueError(f"type must be one of {', '.join(_PICOJOULES)}, got {type!r}")
-        each, counting_up = _PICOJOULES[type], _PICOJOULES["int8"]["add"]
-        picojoules = {
-            "mul": self.mul * each["mul"],
-            "add": (self.add - self.xnor) * each["add"] + self.xnor * counting_up,
-            "xnor": 0.0,
-            "shift": self.shift * each["shift"],
-        }
-        return {name: 1e-9 * value for name, value in picojoules.items()}
-
-    def energy(self, type: str = "float32") -> float:
-        """What they take together, see :meth:`energies`."""
-        return sum(self.energies(type).values())
-
-    def latency(self, mul: int = 4, add: int = 2) -> int | None:
-        """Cycles that they take one after the other, the measure of the AdderNet paper (section 4.1).
-
-        Args:
-            mul: Cycles of a multiplication; by default that of floats on a VIA Nano 2000, by Agner Fog's instruction
-                tables.
-            add: Likewise.
-
-        Returns:
-            The cycles; None where there are XNORs or shifts, of which the paper has none.
-        """
-        return None if self.xnor or self.shift else self.mul * mul + self.add * add
-
 
 # What takes the place of a product w * x and its addition to a sum, by the kind of layer.
 _INSTEAD = {
@@ -153,8 +84,8 @@ class Layer:
         Raises:
             ValueError: if it is neither.
         """
-        if type not in _PICOJOULES:
-            raise ValueError(f"type must be one of {', '.join(_PICOJOULES)}, got {type!r}")
+        if type not in PICOJOULES:
+            raise ValueError(f"type must be one of {', '.join(PICOJOULES)}, got {type!r}")
         bits = 32 if type == "float32" else _BITS.get(self.kind, 8)
         return 4 * (self.parameters - self.weights) + math.ceil(self.weights * bits / 8)
 
@@ -353,97 +284,3 @@ def _by_module(model: nn.Module, seen: Callable[[], Counter[str]]) -> Iterator[d
     finally:
         for handle in handles:
             handle.remove()
-
-
-# ------------------------------------------------------------------------------------------------------- the paper's
-
-
-def like_paper(profile: Profile, ends: bool = False) -> Profile:
-    """The layers that "AdderNet" (CVPR 2020) counts in its Tables 2 and 3.
-
-    "Since computational cost in batch normalization layer, the first layer and the last layer are significantly less
-    than other layers, we omit these layers when counting FLOPs" (section 4.2). The figures in the tables are others:
-    those for ResNet-18, 32 and 50 come out with the first and the last layer, as if they were of the network's kind.
-
-    Args:
-        profile: Of the network.
-        ends: Count first and last layer as the figures do.
-    """
-    layers = [replace(layer, scaled=0) for layer in profile.layers if layer.products]
-    if ends:
-        kind = max(_INSTEAD, key=profile.products)
-        layers = [replace(layer, products={kind: sum(layer.products.values())}) for layer in layers]
-    return replace(profile, layers=tuple(layers if ends else layers[1:-1]))
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the paper prints for a network.
-
-    Attributes:
-        where: Its table or section.
-        figures: As printed, such as "41.17M", by the names of :class:`Operations`, and "latency".
-        note: Why a figure is not that of the network here with both ends, where it is not; "" where it is.
-        ends: Whether the first and the last layer are counted by the paper's words too.
-    """
-
-    where: str
-    figures: Mapping[str, str]
-    note: str = ""
-    ends: bool = False
-
-    def prints(self, operations: Operations) -> dict[str, str]:
-        """The same figures for these operations, with as many digits."""
-        counts = {**asdict(operations), "latency": operations.latency()}
-        return {name: _printed(counts[name], text) for name, text in self.figures.items()}
-
-
-def _printed(count: int | None, like: str) -> str:
-    unit = {"K": 1e3, "M": 1e6, "G": 1e9}[like[-1]]
-    return "-" if count is None else f"{count / unit:.{len(like.partition('.')[2][:-1])}f}{like[-1]}"
-
-
-# By network: where, products of the CNN, additions of the adder network, note.
-_TABLES = {
-    "vgg_small": ("Table 2", "0.65G", "1.30G", "The printed figure does not follow from the layers of VGG-small."),
-    "resnet20": (
-        "Table 2",
-        "41.17M",
-        "82.34M",
-        "The printed figure does not follow from the layers in the authors' code.",
-    ),
-    "resnet32": ("Table 2", "69.12M", "138.24M", "Printed is twice 69.12M, which was rounded before."),
-    "resnet18": ("Table 3", "1.8G", "3.6G", ""),
-    "resnet50": (
-        "Table 3",
-        "3.9G",
-        "7.7G",
-        "Printed is a figure of ResNet-50 with the stride in a block's first 1x1 layer; here it is in the 3x3 layer.",
-    ),
-}
-
-
-_LENET5 = {
-    "adder": {"add": "870K", "latency": "1.7M"},
-    "cnn": {"mul": "435K", "add": "435K", "latency": "2.6M"},
-}
-_LENET5_NOTE = (
-    "Printed are 435,886 products: one more for each output of a layer, a bias that is not there here, and two for "
-    "each output of the BatchNorm behind conv1, conv2 and conv3."
-)
-
-
-def published(name: str) -> Published | None:
-    """What the paper prints for a network, by its registered name; None if nothing."""
-    method, _, network = name.partition(".")[0].partition("_")
-    if network == "lenet5" and method in _LENET5:
-        return Published("section 4.1", _LENET5[method], _LENET5_NOTE, ends=True)
-    if network not in _TABLES or method not in ("adder", "cnn", "bnn"):
-        return None
-    where, products, additions, note = _TABLES[network]
-    figures = {
-        "adder": {"add": additions},
-        "cnn": {"mul": products, "add": products},
-        "bnn": {"add": products, "xnor": products},
-    }[method]
-    return Published(where, figures, note)

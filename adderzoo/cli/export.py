@@ -213,12 +213,12 @@ def _about(args: argparse.Namespace, network: Any) -> Iterable[str]:
     """Lines for the comment at the head of the C."""
     from timm.models import split_model_name_tag
 
-    from adderzoo.catalogue import Accuracy, list_models
+    from adderzoo.catalogue import Accuracy, networks
 
     bits = network.quantization["bits"]
     yield f"{args.model}, quantized to {bits} bits{', without multiplication in adder layers' * args.no_multiply}."
     name, tag = split_model_name_tag(args.model)
-    for info in list_models(name):
+    for info in networks(name):
         yield (
             f"Of one image: {info.adder_elements:,} elements |x - w| of adder layers, "
             f"{info.multiply_adds:,} multiply-adds."

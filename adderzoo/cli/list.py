@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from adderzoo.catalogue import list_models
+    from adderzoo.catalogue import networks
 
-    networks = list_models(args.filter, pretrained=args.pretrained)
-    if not networks:
+    found = networks(args.filter, pretrained=args.pretrained)
+    if not found:
         kind = "network with published weights" if args.pretrained else "network"
         raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
-    print(to_json([asdict(network) for network in networks], indent=2) if args.json else _table(networks))
+    print(to_json([asdict(network) for network in found], indent=2) if args.json else _table(found))
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:

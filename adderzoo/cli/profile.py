@@ -14,7 +14,7 @@ from ._table import align
 from .quantize import add_some_images_arguments, check_some_images, open_some_images
 
 if TYPE_CHECKING:
-    from adderzoo.analysis.costs import Operations, Profile, Published
+    from adderzoo.analysis.costs import Operations, Profile
 
 _TYPES = ("float32", "int8")
 
@@ -22,11 +22,6 @@ _TYPES = ("float32", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     parser.add_argument("--img-size", metavar="N", type=int, help="height and width of the image (the network's own)")
-    parser.add_argument(
-        "--like-paper",
-        action="store_true",
-        help="count what the AdderNet paper counts, without BatchNorm, first and last layer, and show its own figures",
-    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="draw pictures of the network here")
     parser.add_argument(
@@ -49,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.analysis.costs import like_paper, profile
+    from adderzoo.analysis.costs import profile
     from adderzoo.files.output import check_output, check_output_folder, write_atomically
 
     if args.img_size is not None and args.img_size < 1:
@@ -75,37 +70,14 @@ def run(args: argparse.Namespace) -> None:
     twin = _twin(name, model, args)
     if twin:
         profiles |= {twin[0]: profile(twin[1], size)}
-    row = _published(name, profiles[name]) if args.like_paper else None
-    counted = profiles
-    if args.like_paper:
-        counted = {each: like_paper(whole, ends=row is not None and row.ends) for each, whole in profiles.items()}
     if args.json:
-        report = _report(name, counted, profiles, args.like_paper, row)
+        report = _report(name, profiles)
         write_atomically(args.json, lambda path: path.write_text(to_json(report, indent=2) + "\n"))
-    drawn = _draw(model, twin, counted, args.plots, images, count) if args.plots else ""
-    print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(counted[name])}")
-    print(f"\n{_totals(counted, profiles)}")
-    if args.like_paper:
-        print(f"\n{_paper(profiles[name], row)}")
+    drawn = _draw(model, twin, profiles, args.plots, images, count) if args.plots else ""
+    print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(profiles[name])}")
+    print(f"\n{_totals(profiles)}")
     if drawn:
         print(f"\n{drawn}")
-
-
-def _published(name: str, found: "Profile") -> "Published | None":
-    """What the paper prints for this network: nothing for one of another size, or with other layers."""
-    import torch
-
-    from adderzoo.analysis.costs import like_paper, profile, published
-    from adderzoo.checkpoints import create_model
-
-    row = published(name)
-    if row is None:
-        return None
-    with torch.device("meta"):
-        registered: Any = create_model(name)
-    whole = profile(registered, registered.pretrained_cfg["input_size"])
-    same = like_paper(found, ends=True).operations == like_paper(whole, ends=True).operations
-    return row if same else None
 
 
 def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:
@@ -151,11 +123,11 @@ def _layers(profile: "Profile") -> str:
     return align(rows, left={0, 1})
 
 
-def _totals(counted: "dict[str, Profile]", profiles: "dict[str, Profile]") -> str:
-    """A column a network; operations are those that are counted, sizes those of all layers."""
-    rows = [("network", *counted)]
-    operations = [profile.operations for profile in counted.values()]
-    for key in _used(list(counted.values())):
+def _totals(profiles: "dict[str, Profile]") -> str:
+    """A column a network."""
+    rows = [("network", *profiles)]
+    operations = [profile.operations for profile in profiles.values()]
+    for key in _used(list(profiles.values())):
         rows.append((_TITLES[key], *(f"{getattr(each, key):,}" for each in operations)))
     for type in _TYPES:
         rows.append((f"energy in {type}, mJ", *(f"{each.energy(type):.3g}" for each in operations)))
@@ -171,70 +143,26 @@ def _cycles(operations: "Operations") -> str:
     return "-" if cycles is None else f"{cycles:,}"
 
 
-_KINDS = {"conv": "convolutions", "adder": "adder layers", "binary": "binary layers", "shift": "shift layers"}
-
-
-def _paper(profile: "Profile", row: "Published | None") -> str:
-    """What is counted by the paper's words, what by its figures, and what it prints."""
-    from adderzoo.analysis.costs import like_paper
-
-    words, figures = like_paper(profile), like_paper(profile, ends=True)
-    ways = [("all layers but BatchNorm", figures)]
-    if not (row and row.ends):
-        kind = next((_KINDS[layer.kind] for layer in figures.layers), "")
-        ways = [
-            ("without BatchNorm, first and last layer", words),
-            (f"without BatchNorm, all layers as {kind}", figures),
-        ]
-    if row is None:
-        keys = _used([words])
-        lines = [("", *(_TITLES[key] for key in keys))]
-        lines += [(text, *(f"{getattr(each.operations, key):,}" for key in keys)) for text, each in ways]
-        return align(lines, left={0})
-    lines = [("", *(_TITLES[key] for key in row.figures))]
-    lines += [(text, *row.prints(each.operations).values()) for text, each in ways]
-    lines.append((f"printed in the paper's {row.where}", *row.figures.values()))
-    note = f"\n{row.note}" if row.prints(figures.operations) != row.figures else ""
-    return align(lines, left={0}) + note
-
-
-def _report(
-    name: str,
-    counted: "dict[str, Profile]",
-    profiles: "dict[str, Profile]",
-    paper: bool,
-    row: "Published | None",
-) -> dict[str, Any]:
+def _report(name: str, profiles: "dict[str, Profile]") -> dict[str, Any]:
     """Everything, as JSON has it."""
-    from adderzoo.analysis.costs import like_paper
-
-    report: dict[str, Any] = {
+    return {
         "model": name,
-        "input_size": list(counted[name].input_size),
-        "like_paper": paper,
+        "input_size": list(profiles[name].input_size),
         "layers": [
             {"name": layer.name, "type": layer.type, **asdict(layer.operations), "parameters": layer.parameters}
-            for layer in counted[name].layers
+            for layer in profiles[name].layers
         ],
         "networks": {
             each: {
                 **asdict(profile.operations),
                 "energy_mj": {type: profile.operations.energy(type) for type in _TYPES},
                 "latency_cycles": profile.operations.latency(),
-                "parameters": profiles[each].parameters,
-                "bytes": {type: profiles[each].size(type) for type in _TYPES},
+                "parameters": profile.parameters,
+                "bytes": {type: profile.size(type) for type in _TYPES},
             }
-            for each, profile in counted.items()
+            for each, profile in profiles.items()
         },
     }
-    if paper and row:
-        found = row.prints(like_paper(profiles[name], ends=True).operations)
-        report["paper"] = {"where": row.where, "printed": row.figures, "all_layers": found}
-        if not row.ends:
-            report["paper"]["without_first_and_last"] = row.prints(like_paper(profiles[name]).operations)
-        if found != row.figures:
-            report["paper"]["note"] = row.note
-    return report
 
 
 def _draw(

@@ -186,7 +186,7 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         ValueError: as :func:`adderzoo.checkpoints.open_network`, if there are no weights for it, if it is for another
             task or scale.
     """
-    from adderzoo.catalogue import Quality, list_models
+    from adderzoo.catalogue import Quality, networks
     from adderzoo.checkpoints import open_network, read_metadata
     from adderzoo.models import is_super_resolution
 
@@ -197,7 +197,7 @@ def _open_network(args: argparse.Namespace) -> tuple[str, Any]:
         scale = scale or 2
         published = [
             info.name
-            for info in list_models("adder_*", pretrained=True)
+            for info in networks("adder_*", pretrained=True)
             for weights in info.pretrained
             if isinstance(weights.measured, Quality)
             and scale in {test_set.scale for test_set in weights.measured.test_sets}

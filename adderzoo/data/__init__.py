@@ -14,8 +14,6 @@ from .datasets import (
     open_dataset,
     open_training_data,
     spread,
-    write_digits,
-    write_photos,
 )
 from .folders import ClassFolder, check_file, find_images
 from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pairs, open_training_pairs
@@ -56,6 +54,4 @@ __all__ = [
     "open_training_pairs",
     "read_image",
     "spread",
-    "write_digits",
-    "write_photos",
 ]

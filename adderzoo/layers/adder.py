@@ -10,13 +10,14 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ._input import batched, rows, unbatched
+from ._tensor_module import TensorModule
 
 torch.fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
 torch.fx.wrap("rows")
 torch.fx.wrap("unbatched")
 
 
-class _AdderFilter(nn.Module):
+class _AdderFilter(TensorModule):
     """Marks the parameter `weight` as an adder filter, by which `adderzoo.optim` knows it.
 
     Where other parameters make the weight (pruning, weight and spectral normalization), these are marked: their

@@ -6,12 +6,13 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from timm.layers import pad_same
-from torch import Tensor, nn
+from torch import Tensor
 
 from adderzoo.ops import pack_filters
 
 from ._float32 import keep_float32
 from ._input import batched, rows, unbatched
+from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
 
 torch.fx.wrap("batched")
@@ -19,7 +20,7 @@ torch.fx.wrap("rows")
 torch.fx.wrap("unbatched")
 
 
-class _Affine(nn.Module):
+class _Affine(TensorModule):
     """Packed filters, scale and shift: buffers, because nothing trains them."""
 
     weight: Tensor

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
+from ._tensor_module import TensorModule
 
 
-class BinaryConv2d(nn.Conv2d):
+class BinaryConv2d(TensorModule, nn.Conv2d):
     """Two-dimensional convolution of one-bit weights and activations ("DoReFa-Net", arXiv:1606.06160, with W = A = 1).
 
     It takes the arguments of :class:`torch.nn.Conv2d` and computes

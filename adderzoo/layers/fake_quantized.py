@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._input import rows
+from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
 from .quantized import Quantizer, int8_weight
 from .replace import Adder2dSame
@@ -90,7 +91,7 @@ class Observer:
         return max(self.low, (self.first + below) * width), min(self.high, (self.first + above + 1) * width)
 
 
-class FakeQuantize(nn.Module):
+class FakeQuantize(TensorModule):
     """A tensor as bytes would hold it, in float; as it is while its range is observed.
 
     The gradient passes straight through where the range holds the input, and is zero elsewhere.

@@ -2,7 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from ._tensor_module import TensorModule
 
 # Of the Y of bytes, from black, 16, to white, 235.
 LUMA_RANGE = 219
@@ -34,7 +36,7 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-class BicubicUpsample(nn.Module):
+class BicubicUpsample(TensorModule):
     """Bicubic interpolation to `scale` times the size, as MATLAB's imresize does it in floating point.
 
     Pixels lie at the centers of their squares; beyond the border the nearest pixel counts. Results overshoot where the

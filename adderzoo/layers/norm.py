@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._float32 import keep_float32
+from ._tensor_module import TensorModule
 
 
 @torch.fx.wrap  # one node of a traced graph: what it does depends on a dtype
@@ -38,7 +39,7 @@ def _batch_norm(
     return output.to(weight.dtype)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(TensorModule, nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` that takes an adder layer's float32 output in a half-precision network.
 
     Such a network's BatchNorm works in float32 and returns the network's own type: it centers what half precision could

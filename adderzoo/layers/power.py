@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from ._tensor_module import TensorModule
 
-class PowerActivation(nn.Module):
+
+class PowerActivation(TensorModule):
     """sign(x) |x|^a with a learned exponent a ("AdderSR", CVPR 2021, eq. 11): widens or narrows the spread of features.
 
     An adder layer makes a poor high-pass filter; a > 1 brings out what differs from its surroundings. a starts at 1,

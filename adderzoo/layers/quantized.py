@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adderzoo.ops import pack_byte_filters
 
 from ._input import batched, rows, unbatched
+from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
 from .affine import _pad_same, output_size
 
@@ -125,7 +126,7 @@ def _add(
     return (output.round() + out_zero_point).clamp(0, out_max).to(torch.uint8)
 
 
-class Quantize(nn.Module):
+class Quantize(TensorModule):
     """Bytes of a float tensor, for the adder layers behind it.
 
     Shape: any, to the same in uint8; images, (N, C, H, W), in channels_last, which the operator is fast in.
@@ -145,7 +146,7 @@ class Quantize(nn.Module):
         return f"scale={1 / self.inverse:.4g}, zero_point={self.zero_point}, top={self.top}"
 
 
-class _QuantizedAdder(nn.Module):
+class _QuantizedAdder(TensorModule):
     """Packed filters in bytes, scale and shift in float32: buffers, of which nothing changes the type."""
 
     weight: Tensor

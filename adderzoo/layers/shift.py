@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
+from ._tensor_module import TensorModule
 from .adder import Adder2d, _check_sizes
 
 
-class ShiftConv2d(nn.Conv2d):
+class ShiftConv2d(TensorModule, nn.Conv2d):
     """Two-dimensional convolution by shifts of bits: DeepShift-PS (arXiv:1905.13298), with weights of 5 bits.
 
     It takes the arguments of :class:`torch.nn.Conv2d`. A weight is zero or a power of two with a sign,
@@ -77,7 +78,7 @@ class ShiftConv2d(nn.Conv2d):
         return self._conv_forward(input, self.weight, self.bias)
 
 
-class ShiftAdd2d(nn.Module):
+class ShiftAdd2d(TensorModule):
     """A shift layer followed by an adder layer of the same kernel ("ShiftAddNet", NeurIPS 2020, arXiv:2010.12785).
 
     It takes the arguments of :class:`torch.nn.Conv2d`, and its output has the shape of that layer's. Stride, padding

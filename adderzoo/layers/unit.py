@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from ._tensor_module import TensorModule
 from .kinds import get_conv_layer
 from .norm import BatchNorm2d
 from .power import PowerActivation
 
 
-class ConvUnit(nn.Module):
+class ConvUnit(TensorModule):
     """A layer of a super-resolution network: adder layer or convolution -> BatchNorm -> + input -> ReLU -> power.
 
     The order is that of the authors of "AdderSR" (CVPR 2021), from their answers

@@ -5,12 +5,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from adderzoo.layers._tensor_module import TensorModule
+
 from ._builder import build_model
 
 Network = TypeVar("Network", bound="SuperResolutionNet")
 
 
-class SuperResolutionNet(nn.Module):
+class SuperResolutionNet(TensorModule):
     """A network that makes images larger.
 
     Shape: (N, 3, H, W), RGB in [0, 1], of any H and W, to (N, 3, scale * H, scale * W) in the same range but for

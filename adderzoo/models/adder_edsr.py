@@ -5,15 +5,17 @@
 and the last layer stay convolutions.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import Tensor, nn
 
 from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 
+from ._arguments import EDSRArguments, register_model
 from ._builder import own_names, weights_file, without_prefix
 from ._super_resolution import (
     SuperResolutionNet,
@@ -23,8 +25,6 @@ from ._super_resolution import (
     reset_parameters,
     super_resolution_cfg,
 )
-
-__all__ = ["EDSR"]
 
 # Mean of DIV2K's 800 training images, RGB in [0, 1], from the EDSR authors' code.
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -224,94 +224,96 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, conv_layer: str, blocks: int, width: int, kwargs: dict[str, Any]) -> EDSR:
+def _create(
+    variant: str, pretrained: bool, conv_layer: str, blocks: int, width: int, kwargs: Mapping[str, Any]
+) -> EDSR:
     scale = int(variant[-1])
     if kwargs.get("scale", scale) != scale:
         raise ValueError(f"scale must be {scale} for {variant}, got {kwargs['scale']}")
     args = {"conv_layer": conv_layer, "scale": scale, "blocks": blocks, "width": width}
-    kwargs["pretrained_filter_fn"] = checkpoint_filter_fn
-    return create_super_resolution(EDSR, variant, pretrained, **args | kwargs)
+    arguments = {**args, **kwargs, "pretrained_filter_fn": checkpoint_filter_fn}
+    return create_super_resolution(EDSR, variant, pretrained, **arguments)
 
 
 @register_model
-def adder_edsr_small_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_small_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """A smaller adder EDSR than the paper's, 8 blocks of 32, for scale 2."""
     return _create("adder_edsr_small_x2", pretrained, "adder", 8, 32, kwargs)
 
 
 @register_model
-def adder_edsr_baseline_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_baseline_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR-baseline, 16 blocks of 64, for scale 2."""
     return _create("adder_edsr_baseline_x2", pretrained, "adder", 16, 64, kwargs)
 
 
 @register_model
-def adder_edsr_baseline_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_baseline_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR-baseline, 16 blocks of 64, for scale 3."""
     return _create("adder_edsr_baseline_x3", pretrained, "adder", 16, 64, kwargs)
 
 
 @register_model
-def adder_edsr_baseline_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_baseline_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR-baseline, 16 blocks of 64, for scale 4."""
     return _create("adder_edsr_baseline_x4", pretrained, "adder", 16, 64, kwargs)
 
 
 @register_model
-def adder_edsr_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR, 32 blocks of 256: AdderSR, 37.92 dB on Set5 x2."""
     return _create("adder_edsr_x2", pretrained, "adder", 32, 256, kwargs)
 
 
 @register_model
-def adder_edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR, 32 blocks of 256: AdderSR, 34.35 dB on Set5 x3."""
     return _create("adder_edsr_x3", pretrained, "adder", 32, 256, kwargs)
 
 
 @register_model
-def adder_edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def adder_edsr_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """Adder EDSR, 32 blocks of 256: AdderSR, 32.13 dB on Set5 x4."""
     return _create("adder_edsr_x4", pretrained, "adder", 32, 256, kwargs)
 
 
 @register_model
-def cnn_edsr_small_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_small_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_small_x2`."""
     return _create("cnn_edsr_small_x2", pretrained, "conv", 8, 32, kwargs)
 
 
 @register_model
-def cnn_edsr_baseline_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_baseline_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_baseline_x2`, EDSR-baseline."""
     return _create("cnn_edsr_baseline_x2", pretrained, "conv", 16, 64, kwargs)
 
 
 @register_model
-def cnn_edsr_baseline_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_baseline_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_baseline_x3`, EDSR-baseline."""
     return _create("cnn_edsr_baseline_x3", pretrained, "conv", 16, 64, kwargs)
 
 
 @register_model
-def cnn_edsr_baseline_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_baseline_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_baseline_x4`, EDSR-baseline."""
     return _create("cnn_edsr_baseline_x4", pretrained, "conv", 16, 64, kwargs)
 
 
 @register_model
-def cnn_edsr_x2(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_x2`: EDSR, 38.11 dB on Set5 x2 (in the AdderSR paper)."""
     return _create("cnn_edsr_x2", pretrained, "conv", 32, 256, kwargs)
 
 
 @register_model
-def cnn_edsr_x3(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_x3`: EDSR, 34.65 dB on Set5 x3 (in the AdderSR paper)."""
     return _create("cnn_edsr_x3", pretrained, "conv", 32, 256, kwargs)
 
 
 @register_model
-def cnn_edsr_x4(pretrained: bool = False, **kwargs: Any) -> EDSR:
+def cnn_edsr_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_x4`: EDSR, 32.46 dB on Set5 x4 (in the AdderSR paper)."""
     return _create("cnn_edsr_x4", pretrained, "conv", 32, 256, kwargs)

@@ -4,21 +4,20 @@ LeNet-5-BN and LeNet++ of "AdderNet: Do We Really Need Multiplications in Deep L
 Figure 1): every layer is an adder layer, first and last included, and a BatchNorm follows each.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from adderzoo.hub import hub_id
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
+from ._arguments import ClassifierArguments, register_model
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, own_names, repeat_input_channels, weights_file
-
-__all__ = ["LeNet5", "LeNetPlusPlus"]
 
 
 class _LeNet(ConvNet):
@@ -300,24 +299,24 @@ def _create(network: type[_LeNet], variant: str, pretrained: bool, **kwargs: Any
 
 
 @register_model
-def adder_lenet5(pretrained: bool = False, **kwargs: Any) -> _LeNet:
+def adder_lenet5(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> _LeNet:
     """Adder LeNet-5-BN: CVPR 2020 section 4.1, 99.40 % on MNIST."""
-    return _create(LeNet5, "adder_lenet5", pretrained, **{"conv_layer": "adder"} | kwargs)
+    return _create(LeNet5, "adder_lenet5", pretrained, **{"conv_layer": "adder", **kwargs})
 
 
 @register_model
-def cnn_lenet5(pretrained: bool = False, **kwargs: Any) -> _LeNet:
+def cnn_lenet5(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> _LeNet:
     """The CNN twin of `adder_lenet5`: CVPR 2020 section 4.1, 99.40 % on MNIST."""
-    return _create(LeNet5, "cnn_lenet5", pretrained, **{"conv_layer": "conv"} | kwargs)
+    return _create(LeNet5, "cnn_lenet5", pretrained, **{"conv_layer": "conv", **kwargs})
 
 
 @register_model
-def adder_lenet_plus_plus(pretrained: bool = False, **kwargs: Any) -> _LeNet:
+def adder_lenet_plus_plus(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> _LeNet:
     """Adder LeNet++: CVPR 2020 Figure 1, two-dimensional features of MNIST."""
-    return _create(LeNetPlusPlus, "adder_lenet_plus_plus", pretrained, **{"conv_layer": "adder"} | kwargs)
+    return _create(LeNetPlusPlus, "adder_lenet_plus_plus", pretrained, **{"conv_layer": "adder", **kwargs})
 
 
 @register_model
-def cnn_lenet_plus_plus(pretrained: bool = False, **kwargs: Any) -> _LeNet:
+def cnn_lenet_plus_plus(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> _LeNet:
     """The CNN twin of `adder_lenet_plus_plus`: CVPR 2020 Figure 1."""
-    return _create(LeNetPlusPlus, "cnn_lenet_plus_plus", pretrained, **{"conv_layer": "conv"} | kwargs)
+    return _create(LeNetPlusPlus, "cnn_lenet_plus_plus", pretrained, **{"conv_layer": "conv", **kwargs})

@@ -5,21 +5,20 @@ ResNets (stride on the 3x3 layer, "v1.5"); the first convolution and the classif
 logits.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import Tensor, nn
 
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
+from ._arguments import ResNetArguments, register_model
 from ._base import ConvNet
 from ._builder import build_model, drop_other_classes, own_names
-
-__all__ = ["ResNet"]
 
 
 class BasicBlock(nn.Module):
@@ -283,60 +282,60 @@ _LAYERS: dict[int, dict[str, Any]] = {
 
 
 @register_model
-def adder_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet18(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-18: CVPR 2020 Table 3, 67.0 % on ImageNet."""
-    return create_resnet("adder_resnet18", pretrained, **dict(_LAYERS[18], conv_layer="adder") | kwargs)
+    return create_resnet("adder_resnet18", pretrained, **{**_LAYERS[18], "conv_layer": "adder", **kwargs})
 
 
 @register_model
-def adder_resnet34(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet34(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-34."""
-    return create_resnet("adder_resnet34", pretrained, **dict(_LAYERS[34], conv_layer="adder") | kwargs)
+    return create_resnet("adder_resnet34", pretrained, **{**_LAYERS[34], "conv_layer": "adder", **kwargs})
 
 
 @register_model
-def adder_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet50(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-50: CVPR 2020 Table 3, 74.9 % on ImageNet."""
-    return create_resnet("adder_resnet50", pretrained, **dict(_LAYERS[50], conv_layer="adder") | kwargs)
+    return create_resnet("adder_resnet50", pretrained, **{**_LAYERS[50], "conv_layer": "adder", **kwargs})
 
 
 @register_model
-def adder_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet101(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-101."""
-    return create_resnet("adder_resnet101", pretrained, **dict(_LAYERS[101], conv_layer="adder") | kwargs)
+    return create_resnet("adder_resnet101", pretrained, **{**_LAYERS[101], "conv_layer": "adder", **kwargs})
 
 
 @register_model
-def bnn_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def bnn_resnet18(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """`adder_resnet18` with binary layers: CVPR 2020 Table 3, 51.2 % on ImageNet."""
-    return create_resnet("bnn_resnet18", pretrained, **dict(_LAYERS[18], conv_layer="binary") | kwargs)
+    return create_resnet("bnn_resnet18", pretrained, **{**_LAYERS[18], "conv_layer": "binary", **kwargs})
 
 
 @register_model
-def bnn_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def bnn_resnet50(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """`adder_resnet50` with binary layers: CVPR 2020 Table 3, 55.8 % on ImageNet."""
-    return create_resnet("bnn_resnet50", pretrained, **dict(_LAYERS[50], conv_layer="binary") | kwargs)
+    return create_resnet("bnn_resnet50", pretrained, **{**_LAYERS[50], "conv_layer": "binary", **kwargs})
 
 
 @register_model
-def cnn_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet18(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet18`: CVPR 2020 Table 3, 69.8 % on ImageNet."""
-    return create_resnet("cnn_resnet18", pretrained, **dict(_LAYERS[18], conv_layer="conv") | kwargs)
+    return create_resnet("cnn_resnet18", pretrained, **{**_LAYERS[18], "conv_layer": "conv", **kwargs})
 
 
 @register_model
-def cnn_resnet34(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet34(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet34`."""
-    return create_resnet("cnn_resnet34", pretrained, **dict(_LAYERS[34], conv_layer="conv") | kwargs)
+    return create_resnet("cnn_resnet34", pretrained, **{**_LAYERS[34], "conv_layer": "conv", **kwargs})
 
 
 @register_model
-def cnn_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet50(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet50`: CVPR 2020 Table 3, 76.2 % on ImageNet."""
-    return create_resnet("cnn_resnet50", pretrained, **dict(_LAYERS[50], conv_layer="conv") | kwargs)
+    return create_resnet("cnn_resnet50", pretrained, **{**_LAYERS[50], "conv_layer": "conv", **kwargs})
 
 
 @register_model
-def cnn_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet101(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet101`."""
-    return create_resnet("cnn_resnet101", pretrained, **dict(_LAYERS[101], conv_layer="conv") | kwargs)
+    return create_resnet("cnn_resnet101", pretrained, **{**_LAYERS[101], "conv_layer": "conv", **kwargs})

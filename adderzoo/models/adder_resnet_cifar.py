@@ -5,12 +5,14 @@ three stages of 16, 32 and 64 channels; the first convolution and the classifier
 logits. ResNet-8, with one block a stage, has the size of MLPerf Tiny's network for image classification.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 
 from adderzoo.hub import hub_id
 
+from ._arguments import ResNetArguments, register_model
 from ._builder import SHIFTADDNET, weights_file
 from .adder_resnet import ResNet, create_resnet
 
@@ -65,7 +67,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, blocks: int, conv_layer: str, kwargs: dict[str, Any]) -> ResNet:
+def _create(variant: str, pretrained: bool, blocks: int, conv_layer: str, kwargs: Mapping[str, Any]) -> ResNet:
     args = {
         "layers": (blocks, blocks, blocks),
         "conv_layer": conv_layer,
@@ -73,64 +75,64 @@ def _create(variant: str, pretrained: bool, blocks: int, conv_layer: str, kwargs
         "small_images": True,
         "head_bias": False,
     }
-    return create_resnet(variant, pretrained, **args | kwargs)
+    return create_resnet(variant, pretrained, **{**args, **kwargs})
 
 
 @register_model
-def adder_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet20(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-20: CVPR 2020 Table 2, 91.84 % on CIFAR-10."""
     return _create("adder_resnet20", pretrained, 3, "adder", kwargs)
 
 
 @register_model
-def adder_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet32(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-32: CVPR 2020 Table 2, 93.01 % on CIFAR-10."""
     return _create("adder_resnet32", pretrained, 5, "adder", kwargs)
 
 
 @register_model
-def adder_resnet8(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def adder_resnet8(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """Adder ResNet-8: the size of MLPerf Tiny's network for image classification, whose bar is 85 % on CIFAR-10."""
     return _create("adder_resnet8", pretrained, 1, "adder", kwargs)
 
 
 @register_model
-def bnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def bnn_resnet20(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """`adder_resnet20` with binary layers: CVPR 2020 Table 2, 84.87 % on CIFAR-10."""
     return _create("bnn_resnet20", pretrained, 3, "binary", kwargs)
 
 
 @register_model
-def bnn_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def bnn_resnet32(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """`adder_resnet32` with binary layers: CVPR 2020 Table 2, 86.74 % on CIFAR-10."""
     return _create("bnn_resnet32", pretrained, 5, "binary", kwargs)
 
 
 @register_model
-def cnn_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet20(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet20`: CVPR 2020 Table 2, 92.25 % on CIFAR-10."""
     return _create("cnn_resnet20", pretrained, 3, "conv", kwargs)
 
 
 @register_model
-def cnn_resnet32(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet32(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet32`: CVPR 2020 Table 2, 93.29 % on CIFAR-10."""
     return _create("cnn_resnet32", pretrained, 5, "conv", kwargs)
 
 
 @register_model
-def cnn_resnet8(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def cnn_resnet8(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """The CNN twin of `adder_resnet8`."""
     return _create("cnn_resnet8", pretrained, 1, "conv", kwargs)
 
 
 @register_model
-def shift_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def shift_resnet20(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """`adder_resnet20` with shift layers: DeepShift-PS, a baseline of ShiftAddNet (NeurIPS 2020)."""
     return _create("shift_resnet20", pretrained, 3, "shift", kwargs)
 
 
 @register_model
-def shiftadd_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def shiftadd_resnet20(pretrained: bool = False, **kwargs: Unpack[ResNetArguments]) -> ResNet:
     """ShiftAddNet's ResNet-20 (NeurIPS 2020): a shift layer in front of every adder layer of `adder_resnet20`."""
     return _create("shiftadd_resnet20", pretrained, 3, "shiftadd", kwargs)

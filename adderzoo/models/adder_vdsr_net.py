@@ -4,16 +4,17 @@
 Towards Energy Efficient Image Super-Resolution" (CVPR 2021) has them. The first and the last layer stay convolutions.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import Tensor, nn
 
 from adderzoo.hub import hub_id
 from adderzoo.layers import ConvUnit
 from adderzoo.layers.image import LUMA_RANGE, BicubicUpsample, luma
 
+from ._arguments import VDSRArguments, register_model
 from ._builder import own_names, weights_file
 from ._super_resolution import (
     SuperResolutionNet,
@@ -23,8 +24,6 @@ from ._super_resolution import (
     reset_parameters,
     super_resolution_cfg,
 )
-
-__all__ = ["VDSR"]
 
 
 class VDSR(SuperResolutionNet):
@@ -143,12 +142,12 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VDSR:
 
 
 @register_model
-def adder_vdsr(pretrained: bool = False, **kwargs: Any) -> VDSR:
+def adder_vdsr(pretrained: bool = False, **kwargs: Unpack[VDSRArguments]) -> VDSR:
     """Adder VDSR, `scale` 2 unless it is given: AdderSR, 37.37 dB on Set5 x2."""
-    return _create("adder_vdsr", pretrained, **{"conv_layer": "adder"} | kwargs)
+    return _create("adder_vdsr", pretrained, **{"conv_layer": "adder", **kwargs})
 
 
 @register_model
-def cnn_vdsr(pretrained: bool = False, **kwargs: Any) -> VDSR:
+def cnn_vdsr(pretrained: bool = False, **kwargs: Unpack[VDSRArguments]) -> VDSR:
     """The CNN twin of `adder_vdsr`: VDSR, 37.53 dB on Set5 x2."""
-    return _create("cnn_vdsr", pretrained, **{"conv_layer": "conv"} | kwargs)
+    return _create("cnn_vdsr", pretrained, **{"conv_layer": "conv", **kwargs})

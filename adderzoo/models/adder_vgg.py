@@ -4,21 +4,19 @@ The network of "AdderNet: Do We Really Need Multiplications in Deep Learning?" (
 which the first stays a convolution, and one fully connected layer on the flattened 4x4 image.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from adderzoo.layers import BatchNorm2d, get_conv_layer
 
+from ._arguments import ClassifierArguments, register_model
 from ._base import ConvNet
 from ._builder import SHIFTADDNET, build_model, own_names
-
-__all__ = ["VGGSmall"]
-
 
 # Side of the image that the fully connected layer sees.
 _GRID = 4
@@ -177,24 +175,24 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VGGSmall:
 
 
 @register_model
-def adder_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+def adder_vgg_small(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> VGGSmall:
     """Adder VGG-small: CVPR 2020 Table 2, 93.72 % on CIFAR-10."""
-    return _create("adder_vgg_small", pretrained, **{"conv_layer": "adder"} | kwargs)
+    return _create("adder_vgg_small", pretrained, **{"conv_layer": "adder", **kwargs})
 
 
 @register_model
-def bnn_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+def bnn_vgg_small(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> VGGSmall:
     """`adder_vgg_small` with binary layers: CVPR 2020 Table 2, 89.80 % on CIFAR-10."""
-    return _create("bnn_vgg_small", pretrained, **{"conv_layer": "binary"} | kwargs)
+    return _create("bnn_vgg_small", pretrained, **{"conv_layer": "binary", **kwargs})
 
 
 @register_model
-def cnn_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+def cnn_vgg_small(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> VGGSmall:
     """The CNN twin of `adder_vgg_small`: CVPR 2020 Table 2, 93.80 % on CIFAR-10."""
-    return _create("cnn_vgg_small", pretrained, **{"conv_layer": "conv"} | kwargs)
+    return _create("cnn_vgg_small", pretrained, **{"conv_layer": "conv", **kwargs})
 
 
 @register_model
-def shiftadd_vgg_small(pretrained: bool = False, **kwargs: Any) -> VGGSmall:
+def shiftadd_vgg_small(pretrained: bool = False, **kwargs: Unpack[ClassifierArguments]) -> VGGSmall:
     """ShiftAddNet's VGG-small (NeurIPS 2020): a shift layer in front of every adder layer of `adder_vgg_small`."""
-    return _create("shiftadd_vgg_small", pretrained, **{"conv_layer": "shiftadd"} | kwargs)
+    return _create("shiftadd_vgg_small", pretrained, **{"conv_layer": "shiftadd", **kwargs})

@@ -1,16 +1,15 @@
 """Bicubic interpolation as a network: what super-resolution is measured against."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor
 
 from adderzoo.layers.image import BicubicUpsample
 
+from ._arguments import SuperResolutionArguments, register_model
 from ._super_resolution import SuperResolutionNet, create_super_resolution, super_resolution_cfg
-
-__all__ = ["Bicubic"]
 
 
 class Bicubic(SuperResolutionNet):
@@ -49,6 +48,6 @@ default_cfgs = generate_default_cfgs({"bicubic.untrained": super_resolution_cfg(
 
 
 @register_model
-def bicubic(pretrained: bool = False, **kwargs: Any) -> Bicubic:
+def bicubic(pretrained: bool = False, **kwargs: Unpack[SuperResolutionArguments]) -> Bicubic:
     """Bicubic interpolation, `scale` 2 unless it is given: the baseline of super-resolution."""
     return create_super_resolution(Bicubic, "bicubic", pretrained, **kwargs)

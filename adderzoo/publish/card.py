@@ -19,11 +19,11 @@ from adderzoo.catalogue import (
     ModelInfo,
     Quality,
     SetQuality,
-    describe,
     read_results,
     twin,
 )
 from adderzoo.checkpoints import read_classes, read_metadata
+from adderzoo.publish.networks import describe
 
 # What the Hub calls a data set that ends a tag.
 _HUB_DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "in1k": "imagenet-1k", "mnist": "mnist"}

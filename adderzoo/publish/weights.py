@@ -25,7 +25,6 @@ from adderzoo.catalogue import (
     Measurement,
     Quality,
     SetQuality,
-    network_names,
     read_results,
     task,
     twin,
@@ -43,6 +42,7 @@ from adderzoo.checkpoints import (
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 from adderzoo.publish.card import model_card
+from adderzoo.publish.networks import registered_names
 
 # As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
@@ -144,7 +144,7 @@ def check_name(name: str) -> Any:
         ValueError: if there is no such network or tag, the tag takes its weights from elsewhere or names no license.
     """
     network, _, tag = name.partition(".")
-    if network not in network_names():
+    if network not in registered_names():
         raise ValueError(
             f"name must be that of a network of adderzoo with a tag, such as adder_lenet5.digits, got {name!r}: "
             "`adderzoo list` shows the networks"

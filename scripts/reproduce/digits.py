@@ -9,6 +9,7 @@ nothing is chosen on the held-out half, which is measured once.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from tqdm import trange
 import adderzoo.models
 from adderzoo.catalogue import Accuracy
 from adderzoo.checkpoints import save_weights
-from adderzoo.data import Loading, class_indices, open_dataset, open_loader, write_digits
+from adderzoo.data import Loading, class_indices, open_dataset, open_loader
 from adderzoo.engine import evaluate
 from adderzoo.optim import adaptive_lr
 from adderzoo.publish.weights import add_weights
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from example_data import write_digits
 
 SEED = 0
 EPOCHS = 60

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 import adderzoo
-from adderzoo.analysis.costs import Layer, Operations, Profile, like_paper, profile, published
+from adderzoo.analysis.costs import Layer, Operations, Profile, profile
 from adderzoo.catalogue import network_names
 from adderzoo.layers import (
     Adder2d,
@@ -244,69 +243,3 @@ def test_latency_of_lenet_is_that_of_the_paper() -> None:
     assert of("cnn_lenet5").operations == Operations(mul=products, add=products) + Operations(1, 1) * (norms + 84 + 10)
     assert Operations(xnor=1, add=1).latency() is None
     assert Operations(shift=1, add=1).latency() is None
-
-
-# ----------------------------------------------------------------------------------------------- the paper's own tables
-
-
-def stride_first(model: nn.Module) -> nn.Module:
-    """ResNet-50 as it was first published: the stride on the 1x1 layer of a block and not on the 3x3 layer."""
-    for module in model.modules():
-        if hasattr(module, "conv3"):
-            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
-    return model
-
-
-METHODS = ("adder", "cnn", "bnn")
-# Every row of Tables 2 and 3 that follows from the definition of its network.
-FOLLOWS = [f"{method}_{network}" for method in METHODS for network in ("resnet32", "resnet18", "resnet50")]
-# And those that do not: (by the paper's words, with both ends), as the paper would print it.
-OTHERS = {
-    "adder_vgg_small": ({"add": "1.21G"}, {"add": "1.22G"}),
-    "cnn_vgg_small": ({"mul": "0.60G", "add": "0.60G"}, {"mul": "0.61G", "add": "0.61G"}),
-    "adder_resnet20": ({"add": "80.74M"}, {"add": "81.63M"}),
-    "cnn_resnet20": ({"mul": "40.37M", "add": "40.37M"}, {"mul": "40.81M", "add": "40.81M"}),
-    "bnn_resnet20": ({"add": "40.37M", "xnor": "40.37M"}, {"add": "40.81M", "xnor": "40.81M"}),
-    "bnn_vgg_small": ({"add": "0.60G", "xnor": "0.60G"}, {"add": "0.61G", "xnor": "0.61G"}),
-}
-
-
-@pytest.mark.parametrize("name", FOLLOWS)
-def test_rows_of_the_tables_that_follow_from_the_definitions(name: str) -> None:
-    model = on_meta(name)
-    if "resnet50" in name:
-        stride_first(model)
-    found = like_paper(profile(model, model.pretrained_cfg["input_size"]), ends=True)
-    row = published(name)
-    assert row is not None
-    printed = row.prints(found.operations)
-    if name == "adder_resnet32":  # 138.249472: the paper has rounded before it doubled
-        assert (printed, row.figures) == ({"add": "138.25M"}, {"add": "138.24M"})
-        assert row.prints(Operations(add=2 * 69_120_000)) == row.figures
-    else:
-        assert printed == row.figures
-    assert {key for key, count in asdict(found.operations).items() if count} == row.figures.keys()
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_rows_of_the_tables_that_do_not_follow_are_said_to(name: str) -> None:
-    row = published(name)
-    assert row is not None
-    for ends, printed in zip((False, True), OTHERS[name], strict=True):
-        assert row.prints(like_paper(of(name), ends).operations) == printed
-        assert printed != row.figures
-    assert "does not follow" in row.note
-
-
-def test_the_papers_words_leave_out_both_ends() -> None:
-    whole, counted = of("adder_resnet20"), like_paper(of("adder_resnet20"))
-    assert counted.operations == Operations(add=2 * 40_370_176)
-    names = [layer.name for layer in counted.layers]
-    assert names == [layer.name for layer in whole.layers if layer.type == "Adder2d"]
-    assert like_paper(of("cnn_resnet20")).operations == Operations(mul=40_370_176, add=40_370_176)
-
-
-def test_networks_that_the_paper_does_not_have() -> None:
-    for name in ("adder_resnet34", "resnet18", "bicubic", "adder_edsr_x2"):
-        assert published(name) is None
-    assert published("cnn_resnet18.untrained") == published("cnn_resnet18")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from commands import Done
+from example_data import write_digits
 
 from adderzoo.cli import main
-from adderzoo.data import write_digits
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_everything_of_a_small_network(adderzoo: Command, device: torch.device, 
 
     read = json.loads((tmp_path / "new" / "b.json").read_text())
     assert read["command"].startswith(f"adderzoo benchmark --device {device} --models adder_lenet5 --batch-size 1 4 ")
-    (network,) = package.list_models("adder_lenet5")
+    (network,) = package.catalogue.networks("adder_lenet5")
     for result in read["operator"]:
         elements = sum(layer["count"] * layer["elements"] for layer in result["layers"])
         assert elements == result["batch"] * network.adder_elements

@@ -40,7 +40,7 @@ def test_every_layer_and_the_sum(adderzoo: Command) -> None:
     assert layers["layer1.0.conv1"] == ["Adder2d", "0", "4,718,592", "2,304"]  # 2 * 16 * 9 * 16 * 32 * 32
     assert layers["bn2"] == ["BatchNorm2d", "10", "10", "20"]
     rows = [[int(cell.replace(",", "")) for cell in cells[-3:]] for cells in list(layers.values())[1:-1]]
-    (network,) = hub.list_models("adder_resnet20")
+    (network,) = hub.networks("adder_resnet20")
     assert [int(cell.replace(",", "")) for cell in layers["total"]] == [
         sum(column) for column in zip(*rows, strict=True)
     ]
@@ -51,92 +51,29 @@ def test_every_layer_and_the_sum(adderzoo: Command) -> None:
     assert totals["bytes in float32"] == [f"{4 * network.parameters:,}"] * 2
 
 
-def test_lenet_like_the_paper(adderzoo: Command) -> None:
-    done = adderzoo("profile", "--model", "adder_lenet5", "--like-paper")
-    _, layers, totals, (paper,) = sections(done)
-    assert [name for name in layers if name not in ("layer", "total")] == ["conv1", "conv2", "conv3", "conv4", "fc"]
-    assert totals["#Mul"] == ["0", "416,520"]
-    assert totals["#Add"] == ["833,040", "416,520"]
-    assert totals["latency, cycles"] == ["1,666,080", "2,499,120"]
-    *lines, note = paper.splitlines()
-    assert table("\n".join(lines)) == {
-        "": ["#Add", "latency, cycles"],
-        "all layers but BatchNorm": ["833K", "1.7M"],
-        "printed in the paper's section 4.1": ["870K", "1.7M"],
-    }
-    assert note.startswith("Printed are 435,886 products: ")
-
-
-@pytest.mark.parametrize(
-    ("name", "words", "figures", "printed", "note"),
-    [
-        ("adder_resnet32", ["137.36M"], ["138.25M"], ["138.24M"], "twice 69.12M"),
-        ("cnn_resnet32", ["68.68M"] * 2, ["69.12M"] * 2, ["69.12M"] * 2, ""),
-        ("cnn_resnet20", ["40.37M"] * 2, ["40.81M"] * 2, ["41.17M"] * 2, "does not follow"),
-        ("adder_vgg_small", ["1.21G"], ["1.22G"], ["1.30G"], "does not follow"),
-        ("adder_resnet18", ["3.4G"], ["3.6G"], ["3.6G"], ""),
-        ("bnn_resnet18", ["1.7G"] * 2, ["1.8G"] * 2, ["1.8G"] * 2, ""),
-    ],
-)
-def test_tables_of_the_paper(
-    adderzoo: Command, name: str, words: list[str], figures: list[str], printed: list[str], note: str
-) -> None:
-    paper = sections(adderzoo("profile", "--model", name, "--like-paper"))[3][0]
-    lines = table(paper)
-    kind, operations = {
-        "adder": ("adder layers", ["#Add"]),
-        "cnn": ("convolutions", ["#Mul", "#Add"]),
-        "bnn": ("binary layers", ["#Add", "#XNOR"]),
-    }[name.partition("_")[0]]
-    where = "Table 3" if "resnet18" in name else "Table 2"
-    assert lines[""] == operations
-    assert lines["without BatchNorm, first and last layer"] == words
-    assert lines[f"without BatchNorm, all layers as {kind}"] == figures
-    assert lines[f"printed in the paper's {where}"] == printed
-    assert len(lines) == (5 if note else 4)
-    assert note in paper.splitlines()[-1]
-
-
-def test_a_network_that_the_paper_does_not_have(adderzoo: Command) -> None:
-    done = adderzoo("profile", "--model", "adder_lenet_plus_plus", "--like-paper")
-    assert list(table(sections(done)[3][0])) == [
-        "",
-        "without BatchNorm, first and last layer",
-        "without BatchNorm, all layers as adder layers",
-    ]
-
-
-@pytest.mark.parametrize(
-    "options", [("--img-size", 16), ("--num-classes", 100), ("--model-kwargs", "conv_layer=conv")], ids=str
-)
-def test_figures_are_those_of_the_papers_network_alone(adderzoo: Command, options: tuple[object, ...]) -> None:
-    done = adderzoo("profile", "--model", "adder_resnet20", *options, "--like-paper")
-    assert "without BatchNorm, first and last layer" in done.out
-    assert "rinted" not in done.out
-
-
 def test_json_has_everything(adderzoo: Command, tmp_path: Path) -> None:
     file = tmp_path / "new" / "p.json"
-    done = adderzoo("profile", "--model", "cnn_resnet20", "--like-paper", "--json", file)
+    done = adderzoo("profile", "--model", "cnn_resnet20", "--json", file)
     _, layers, totals, _ = sections(done)
     read = json.loads(file.read_text())
-    assert (read["model"], read["input_size"], read["like_paper"]) == ("cnn_resnet20", [3, 32, 32], True)
+    assert (read["model"], read["input_size"]) == ("cnn_resnet20", [3, 32, 32])
     for row in read["layers"]:
         assert layers[row["name"]] == [row["type"], f"{row['mul']:,}", f"{row['add']:,}", f"{row['parameters']:,}"]
         assert row["xnor"] == row["shift"] == 0
     assert len(read["layers"]) == len(layers) - 2
     assert list(read["networks"]) == totals["network"] == ["cnn_resnet20", "adder_resnet20"]
     cnn, adder = read["networks"].values()
-    assert (cnn["mul"], cnn["add"], adder["mul"], adder["add"]) == (40_370_176, 40_370_176, 0, 80_740_352)
-    assert cnn["latency_cycles"] == 6 * 40_370_176
-    assert cnn["energy_mj"]["float32"] == pytest.approx(4.6e-9 * 40_370_176)
-    assert cnn["energy_mj"]["int8"] == pytest.approx(0.23e-9 * 40_370_176)
+    norms = (
+        7 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8) + 10
+    )  # outputs of BatchNorm, in the second and third stage of
+    first, others = 443_008, 40_370_176  # the 1x1 layers beside the blocks too; first convolution and classifier
+    assert (cnn["mul"], cnn["add"]) == (others + first + norms,) * 2
+    assert (adder["mul"], adder["add"]) == (first + norms, 2 * others + first + norms)
+    assert cnn["latency_cycles"] == 6 * cnn["mul"]
+    assert cnn["energy_mj"]["float32"] == pytest.approx(4.6e-9 * cnn["mul"])
+    assert cnn["energy_mj"]["int8"] == pytest.approx(0.23e-9 * cnn["mul"])
     assert cnn["parameters"] == adder["parameters"] == 272_484
     assert cnn["bytes"] == {"float32": 1_089_936, "int8": 270_896 - 432 - 640 + 432 + 640 + 4 * (272_484 - 270_896)}
-    assert read["paper"]["printed"] == {"mul": "41.17M", "add": "41.17M"}
-    assert read["paper"]["all_layers"] == {"mul": "40.81M", "add": "40.81M"}
-    assert read["paper"]["without_first_and_last"] == {"mul": "40.37M", "add": "40.37M"}
-    assert "does not follow" in read["paper"]["note"]
 
 
 def test_any_network_and_image(adderzoo: Command) -> None:
@@ -169,7 +106,7 @@ def test_networks_for_super_resolution_and_without_parameters(adderzoo: Command)
     title, _, totals, _ = sections(adderzoo("profile", "--model", "adder_vdsr", "--img-size", 24))
     assert title == "adder_vdsr, one image of 3x24x24"
     assert totals["network"] == ["adder_vdsr", "cnn_vdsr"]
-    totals = sections(adderzoo("profile", "--model", "bicubic", "--like-paper"))[2]
+    totals = sections(adderzoo("profile", "--model", "bicubic"))[2]
     assert totals["parameters"] == ["0"]
 
 
@@ -213,15 +150,6 @@ def test_the_readme_shows_these_totals(adderzoo: Command) -> None:
     assert "adderzoo profile --model adder_resnet20\n" in readme
     totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
     assert f"\n```text\n...\n{totals}```\n" in readme
-    networks = ("vgg_small", "resnet20", "resnet32", "resnet18", "resnet50")
-    papers = [table(sections(adderzoo("profile", "--model", f"cnn_{name}", "--like-paper"))[3][0]) for name in networks]
-    printed = [next(cells for name, cells in lines.items() if name.startswith("printed")) for lines in papers]
-    for title, cells in (
-        ("printed in Tables 2 and 3", printed),
-        ("all layers but BatchNorm", [lines["without BatchNorm, all layers as convolutions"] for lines in papers]),
-        ("without first and last layer too", [lines["without BatchNorm, first and last layer"] for lines in papers]),
-    ):
-        assert f"| {title} | {' | '.join(cell for cell, _ in cells)} |" in readme
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -268,7 +196,7 @@ def test_pictures_of_a_checkpoint_are_without_the_twins_filters(adderzoo: Comman
 
 
 def test_pictures_of_any_network(adderzoo: Command, tmp_path: Path) -> None:
-    done = adderzoo("profile", "--model", "resnet10t", "--like-paper", "--plots", tmp_path)
+    done = adderzoo("profile", "--model", "resnet10t", "--plots", tmp_path)
     assert done.status == 0
     assert done.err == "adderzoo profile: neither --pretrained nor --checkpoint: random weights\n"
     assert written(tmp_path) == PICTURES

@@ -233,7 +233,7 @@ def _lose(again: bool) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0)
 
-    def list_models(*arguments: object, **options: object) -> None:
+    def networks(*arguments: object, **options: object) -> None:
         if not again:
             Finalized()
         for _ in range(2):
@@ -244,7 +244,7 @@ def _lose(again: bool) -> None:
                 pass
         raise AssertionError("still here")
 
-    adderzoo.catalogue.list_models = list_models  # type: ignore[assignment]
+    adderzoo.catalogue.networks = networks  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -338,7 +338,7 @@ def test_what_nobody_has_foreseen_keeps_its_traceback(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("a fault of the program")
 
-    monkeypatch.setattr("adderzoo.catalogue.list_models", fail)
+    monkeypatch.setattr("adderzoo.catalogue.networks", fail)
     with pytest.raises(RuntimeError, match="a fault of the program"):
         adderzoo("list")
 

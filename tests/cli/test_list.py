@@ -11,7 +11,6 @@ from commands import Done
 from registry import published_tags, untrained_network
 from safetensors import safe_open
 
-import adderzoo as package
 from adderzoo import catalogue as hub
 from adderzoo import models
 from adderzoo.catalogue import Accuracy, ModelInfo, Quality, SetQuality, Weights
@@ -75,7 +74,7 @@ def test_further_tags_have_lines_of_their_own_under_their_network(
     network = ModelInfo("net", 25_557_032, 120_092_000, 3_969_000_000, (3, 224, 224), ())
     tags = (Weights("pkkd_in1k", measured), Weights("in1k", None), Weights("div2k", quality))
     rows = [ModelInfo(**{**vars(network), "pretrained": tags}), ModelInfo(**{**vars(network), "name": "other"})]
-    monkeypatch.setattr(hub, "list_models", lambda *args, **kwargs: rows)
+    monkeypatch.setattr(hub, "networks", lambda *args, **kwargs: rows)
     assert adderzoo("list").out.splitlines() == [
         "network  params  mult-adds  adder  input      weights    top-1 % / dB    images",
         "net       25.6M     120.1M  3.97G  3x224x224  pkkd_in1k  76.80 ± 0.19    50,000",
@@ -96,7 +95,7 @@ def test_further_tags_have_lines_of_their_own_under_their_network(
 def test_json_is_what_list_models_returns(adderzoo: Command, arguments: tuple[str, ...], keys: dict[str, str]) -> None:
     done = adderzoo("list", *arguments, "--json")
     assert (done.status, done.err) == (0, "")
-    assert json.loads(done.out) == json.loads(json.dumps([asdict(row) for row in package.list_models(**keys)]))
+    assert json.loads(done.out) == json.loads(json.dumps([asdict(row) for row in hub.networks(**keys)]))
 
 
 def test_json_has_the_exact_counts_and_the_measurement(adderzoo: Command) -> None:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from commands import Done
+from example_data import write_digits
 from pictures import random_images, write_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from torch import nn
 
 import adderzoo as package
 from adderzoo.checkpoints import open_network, save_weights
-from adderzoo.data import ImagePairs, Loading, as_float, open_dataset, open_loader, write_digits
+from adderzoo.data import ImagePairs, Loading, as_float, open_dataset, open_loader
 
 Command = Callable[..., Done]
 LENET = ("--model", "adder_lenet5.digits", "--pretrained", "--workers", 0)

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batches import read
+from example_data import write_digits
 from pictures import SHARED, random_images, write_folder
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from adderzoo.data import check_classes, open_dataset, write_digits
+from adderzoo.data import check_classes, open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_data import write_digits
 from PIL import Image
 
 from adderzoo import ops
 from adderzoo.cli import main
-from adderzoo.data import write_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from example_data import write_digits
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +21,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import adderzoo
 from adderzoo import TrainConfig
 from adderzoo.cli import main
-from adderzoo.data import write_digits
 from adderzoo.engine import Epoch, Result, TrainResult, fit, read_config
 from adderzoo.layers import Adder2d
 

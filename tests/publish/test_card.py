@@ -22,7 +22,7 @@ from adderzoo.catalogue import task
 from adderzoo.layers import Adder2d
 from adderzoo.publish.card import model_card
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "adderzoo" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent.parent / "adderzoo" / "weights"
 NAMES = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 CLASSIFIERS = [name for name in NAMES if task(name) == "image-classification"]  # others: test_card_super_resolution.py
 UNTRAINED = f"{untrained_network()}.untrained"

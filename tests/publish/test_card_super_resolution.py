@@ -27,7 +27,7 @@ from adderzoo.publish.card import model_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "adderzoo" / "weights"
+WEIGHTS = Path(__file__).resolve().parent.parent.parent / "adderzoo" / "weights"
 COMMITTED = [path.stem for path in sorted(WEIGHTS.glob("*.safetensors")) if task(path.stem) == "super-resolution"]
 ALL = [*COMMITTED, *TOYS]
 EDSR, CNN_EDSR, VDSR, CNN_VDSR = TOYS

@@ -22,7 +22,7 @@ from adderzoo.publish.card import model_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "publish.py"
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "publish.py"
 NAME = "adder_lenet5.digits"
 REPO = f"adderzoo/{NAME}"
 CONTENT = (WEIGHTS / f"{NAME}.safetensors").read_bytes()

@@ -27,7 +27,7 @@ from adderzoo.publish.weights import add_baseline, add_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 NAME, TWIN, VDSR, _ = TOYS
 RESULTS = "results.json"
 SET5, SET14 = SetQuality("Set5", 2, 5, 36.5, 0.9541), SetQuality("Set14", 2, 14, 32.25, 0.9034)

@@ -37,7 +37,7 @@ from adderzoo.publish.weights import add_baseline, add_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
 NAME, TWIN = "adder_lenet5.digits", "cnn_lenet5.digits"
 UNTRAINED = f"{untrained_network()}.untrained"

@@ -258,7 +258,11 @@ def build(contender: Contender) -> _Built:
     called = model = model.to(device)
     if contender.compiled:
         from torch._inductor import config  # slow to import
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+        if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+            # The cache has code of wider vectors for the same network, and that would write past the ends of tensors.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{default_cache_dir()}_{capability}")
         # As an option of torch.compile it comes too late: the parameters are no constants by then.
         config.freezing = contender.compiled == "freezing"
         config.compile_threads = 1  # several contenders are built at once

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
-NETWORKS = {network.name: network for network in adderzoo.list_models("adder_*")}
+NETWORKS = {network.name: network for network in adderzoo.catalogue.networks("adder_*")}
 
 LAYERS = [
     Layer((2, 3, 7, 6), (4, 3, 3, 3), (1, 1), (1, 1)),
