@@ -60,12 +60,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f"adderzoo.engine.{module}"), name)
-            return value
-    raise AttributeError(f"module 'adderzoo.engine' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _MODULES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f"adderzoo.engine.{module}"), name)
+                return value
+        raise AttributeError(f"module 'adderzoo.engine' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
