@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim
     from adderzoo.catalogue import list_models
     from adderzoo.checkpoints import create_model, load, save
+    from adderzoo.engine.config import TrainConfig
+    from adderzoo.engine.fitting import train
     from adderzoo.inference.export import export_network as export
     from adderzoo.inference.fusion import fuse
     from adderzoo.inference.quantization import calibrate, quantize
 
 __all__ = [
+    "TrainConfig",
     "analysis",
     "calibrate",
     "catalogue",
@@ -35,11 +38,13 @@ __all__ = [
     "optim",
     "quantize",
     "save",
+    "train",
 ]
 __version__ = "0.1.0.dev0"
 
-# Where functions come from; all other names of __all__ are modules.
+# Where functions and classes come from; all other names of __all__ are modules.
 _FUNCTIONS = {
+    "TrainConfig": "engine.config.TrainConfig",
     "calibrate": "inference.quantization.calibrate",
     "create_model": "checkpoints.create_model",
     "export": "inference.export.export_network",
@@ -48,6 +53,7 @@ _FUNCTIONS = {
     "load": "checkpoints.load",
     "quantize": "inference.quantization.quantize",
     "save": "checkpoints.save",
+    "train": "engine.fitting.train",
 }
 
 

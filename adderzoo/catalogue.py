@@ -164,6 +164,23 @@ def twin(name: str) -> str | None:
     return other if _is_ours(name) and _is_ours(other) else None
 
 
+def published_classes(model: Any) -> Any:
+    """What timm knows about the classes of a network's tag, if the network still has these; else None."""
+    from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+
+    config = model.pretrained_cfg
+    if config.get("num_classes") != model.num_classes:
+        return None
+    if config.get("label_names"):
+        info: Any = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
+    elif subset := infer_imagenet_subset(model):
+        info = ImageNetInfo(subset)
+    else:
+        return None
+    # Others are left over from before a new classifier was saved.
+    return info if info.num_classes() == model.num_classes else None
+
+
 def _is_ours(name: str) -> bool:
     """Whether a network is of this package, in the table or not yet."""
     if name in _rows():

@@ -17,7 +17,7 @@ from example_data import write_digits, write_photos
 from timm.data import resolve_model_data_config
 
 import adderzoo.cli
-from adderzoo.data import open_dataset, open_loader
+from adderzoo.data import Loading, open_dataset, open_loader
 from adderzoo.engine import Result, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(model: torch.nn.Module, name: str, folder: Path) -> Result:
     dataset = open_dataset("", str(folder), "test", channels=1)
-    loader = open_loader(dataset, resolve_model_data_config(model), 128, 0, torch.device("cpu"))
+    loader = open_loader(dataset, resolve_model_data_config(model), Loading(batch_size=128))
     return evaluate(model, loader, description=name)
 
 
@@ -68,7 +68,7 @@ def enlarge(out: Path) -> None:
 def draw(model: torch.nn.Module, result: Result, folder: Path, path: Path) -> None:
     """Held-out digits with the network's answers, mistakes among them, above the filters of its first layer."""
     dataset = open_dataset("", str(folder), "test", channels=1)
-    loader = open_loader(dataset, resolve_model_data_config(model), len(dataset), 0, torch.device("cpu"))
+    loader = open_loader(dataset, resolve_model_data_config(model), Loading(batch_size=len(dataset)))
     images, labels = next(iter(loader))
     probabilities = model.eval()(images).softmax(1)
     confidence, answers = probabilities.max(1)

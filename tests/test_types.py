@@ -34,6 +34,12 @@ Adder2d(3, 4, "3x3")  # error: "Adder2d" has incompatible type "str"
 reveal_type(adder2d(x, x))  # torch._tensor.Tensor
 reveal_type(adderzoo.list_models("adder_*"))  # list[str]
 reveal_type(adderzoo.catalogue.networks()[0].parameters)  # int
+config = adderzoo.TrainConfig(model="adder_resnet20", lr=0.1, scale=(0.5, 1), opt_kwargs={"eps": 1})
+reveal_type(adderzoo.train(config, tell=print).history)  # list[adderzoo.engine.training.Epoch]
+adderzoo.TrainConfig(lr="fast")  # error: "lr" to "TrainConfig" has incompatible type "str"
+adderzoo.TrainConfig(clip_mode="all")  # error: "clip_mode" to "TrainConfig" has incompatible type
+adderzoo.TrainConfig(learning_rate=0.1)  # error: Unexpected keyword argument "learning_rate"
+adderzoo.engine.learn()  # error: Module has no attribute "learn"
 adderzoo.no_such_function()  # error: Module has no attribute "no_such_function"
 """
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._network import open_device
 from ._table import align
 
 if TYPE_CHECKING:
@@ -101,6 +100,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _open_device(name: str) -> str:
+    from adderzoo.engine.group import open_device
+
     device = open_device(name)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {name!r}")

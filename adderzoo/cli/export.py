@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_network_arguments, check_channels, open_network
+from ._network import add_network_arguments, open_network
 from .quantize import add_some_images_arguments, check_some_images, keep, open_some_images
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from timm.data import resolve_model_data_config
 
+    from adderzoo.data import check_channels
     from adderzoo.files.output import check_output
     from adderzoo.inference.export import FORMATS, describe, export_network
     from adderzoo.models import is_super_resolution
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"{option} is for --format c, but format is {args.format}")
         check_output(args.destination, f"OUT for the format {args.format}", [FORMATS[args.format]])
     model = open_network(args, any_task=args.format != "c")
-    check_channels(resolve_model_data_config(model), args)
+    check_channels(resolve_model_data_config(model), args.model, dict(args.model_kwargs))
     if args.format == "c":
         _write_c(args, model, class_names(model, args))
         return

@@ -6,15 +6,7 @@ from typing import Any
 
 from adderzoo.files.foreign import to_json
 
-from ._network import (
-    add_network_arguments,
-    check_channels,
-    names_its_tag,
-    open_device,
-    open_network,
-    published_classes,
-    say,
-)
+from ._network import add_network_arguments, names_its_tag, open_network, say
 
 _BATCH_SIZE = 32
 
@@ -39,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from timm.data import create_transform, resolve_model_data_config
 
-    from adderzoo.data import find_images, read_image
+    from adderzoo.data import check_channels, find_images, read_image
     from adderzoo.engine import check_results
+    from adderzoo.engine.group import open_device
 
     if args.topk < 1:
         raise ValueError(f"topk must be at least 1, got {args.topk}")
@@ -48,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     found = find_images(args.images)
     model = open_network(args).to(device).eval()
     config = resolve_model_data_config(model)
-    check_channels(config, args)
+    check_channels(config, args.model, dict(args.model_kwargs))
     names = class_names(model, args)
     transform = create_transform(**config)
 
@@ -91,6 +84,7 @@ def class_names(model: Any, args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: if the names that the user gives, or the checkpoint has, are not as many as the network's classes.
     """
+    from adderzoo.catalogue import published_classes
     from adderzoo.files.weights import read_classes
     from adderzoo.models._state_dict import check_names
 

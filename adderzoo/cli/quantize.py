@@ -7,7 +7,7 @@ from typing import Any
 
 from adderzoo.files.foreign import to_json
 
-from ._network import add_network_arguments, check_channels, open_network, say
+from ._network import add_network_arguments, open_network, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,22 +127,21 @@ def check_some_images(args: argparse.Namespace) -> None:
 
 def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any], int]:
     """Batches for a network, images or tuples that begin with them, and how many images they have together."""
-    import torch
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
-    from adderzoo.data import describe_dataset, open_dataset, open_loader, spread
+    from adderzoo.data import Loading, check_channels, describe_dataset, open_dataset, open_loader, spread
     from adderzoo.models import is_super_resolution
 
     config = resolve_model_data_config(model)
-    check_channels(config, args)
+    check_channels(config, args.model, dict(args.model_kwargs))
     if is_super_resolution(model):
         return _small_images(model, args)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])
     if isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream; images are taken by index")
     some = spread(dataset, args.images)
-    loader = open_loader(some, config, args.batch_size, args.workers, torch.device("cpu"))
+    loader = open_loader(some, config, Loading(batch_size=args.batch_size, workers=args.workers))
     return _announced(args, describe_dataset(dataset, args.dataset), loader), len(some)
 
 

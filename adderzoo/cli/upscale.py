@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import weights_in
 
-from ._network import add_model_kwargs, load_or_create, open_device, say
+from ._network import add_model_kwargs, load_or_create, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from adderzoo.data.photos import check_photo, loses_bits, read_photo, write_photo
+    from adderzoo.engine.group import open_device
     from adderzoo.files.output import write_atomically
 
     if args.tile < 1:

@@ -5,12 +5,15 @@ import csv
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import to_json
 
-from ._network import Group, add_network_arguments, check_channels, known_classes, open_group, open_network, say
+from ._network import add_network_arguments, known_classes, open_network, say
 from ._table import align
+
+if TYPE_CHECKING:
+    from adderzoo.engine.group import Group
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo.engine.group import open_group
     from adderzoo.files.output import check_output
 
     if args.batch_size < 1:
@@ -83,13 +87,15 @@ def run(args: argparse.Namespace) -> None:
         _validate(args, group)
 
 
-def _validate(args: argparse.Namespace, group: Group) -> None:
+def _validate(args: argparse.Namespace, group: "Group") -> None:
     import torch
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
 
     from adderzoo import ops
     from adderzoo.data import (
+        Loading,
+        check_channels,
         check_classes,
         describe_dataset,
         describe_order,
@@ -103,7 +109,7 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
 
     model = open_network(args, quiet=group.rank != 0, any_task=True)
     config = resolve_model_data_config(model)
-    check_channels(config, args)
+    check_channels(config, args.model, dict(args.model_kwargs))
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model = model.to(group.device).to(memory_format=memory_format)
     if is_super_resolution(model):
@@ -134,15 +140,20 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
     if args.torchcompile:
         model.compile()
-    loader = open_loader(dataset, config, args.batch_size, args.workers, group.device, group.rank, group.processes)
+    loading = Loading(
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=group.device,
+        rank=group.rank,
+        processes=group.processes,
+    )
+    loader = open_loader(dataset, config, loading)
     if group.rank == 0:
         say(args, describe_dataset(dataset, args.dataset, order))
     result = evaluate(
         model,
         loader,
-        device=group.device,
-        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
-        channels_last=args.channels_last,
+        _execution(args, group),
         images=None if group.processes == 1 else len(range(group.rank, len(dataset), group.processes)),
         description=args.model,
     )
@@ -157,13 +168,19 @@ def _validate(args: argparse.Namespace, group: Group) -> None:
         print(result)
 
 
+def _execution(args: argparse.Namespace, group: "Group") -> Any:
+    import torch
+
+    from adderzoo.engine import Execution
+
+    return Execution(group.device, getattr(torch, args.amp_dtype) if args.amp else None, args.channels_last)
+
+
 # Options that only mean something to a classifier.
 _CLASSIFIERS_ALONE = ("dataset", "dataset_download", "class_map", "input_key", "target_key")
 
 
-def _validate_super_resolution(args: argparse.Namespace, group: Group, model: Any) -> None:
-    import torch
-
+def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: Any) -> None:
     from adderzoo import ops
     from adderzoo.data import open_pairs
     from adderzoo.engine import evaluate_super_resolution
@@ -185,8 +202,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: Group, model: An
     result = evaluate_super_resolution(
         model,
         pairs,
-        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None,
-        channels_last=args.channels_last,
+        _execution(args, group),
         tile=args.tile,
         self_ensemble=args.self_ensemble,
         description=args.model,

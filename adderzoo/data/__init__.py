@@ -17,18 +17,22 @@ from .datasets import (
 )
 from .folders import ClassFolder, check_file, find_images
 from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pairs, open_training_pairs
-from .loaders import open_loader, open_training_loader
+from .loaders import check_channels, open_loader, open_training_loader
 from .memory import MemoryLoader
 from .patches import open_patch_loader
 from .pixels import read_image
+from .settings import Augmentation, Loading
 
 __all__ = [
+    "Augmentation",
     "ClassFolder",
     "ImagePairs",
     "Images",
+    "Loading",
     "MemoryLoader",
     "as_float",
     "as_integers",
+    "check_channels",
     "check_classes",
     "check_file",
     "class_indices",

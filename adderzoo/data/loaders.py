@@ -1,15 +1,19 @@
 """Batches of images: timm's loader, or for small images one that keeps them in memory."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from timm.data import create_loader, create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import DistributedSampler
 from torchvision.transforms import Compose, PILToTensor, RandomCrop, Resize
 
+from adderzoo.files.foreign import shown
+
 from .memory import MemoryLoader, read_into_memory
+from .settings import Augmentation, Loading
 
 # What a data set may take in memory without being asked to, and the largest image that counts as small.
 _MEMORY_BYTES = 2**31
@@ -18,149 +22,144 @@ _SMALL = 64
 # What cannot be done in memory, and the option that asks for it.
 _OPTIONS = {"color_jitter": "color-jitter", "auto_augment": "aa", "re_prob": "reprob"}
 
+_DEFAULT = Augmentation()
 
-def open_loader(
-    dataset: Any,
-    config: dict[str, Any],
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    rank: int = 0,
-    processes: int = 1,
-    in_memory: bool = False,
-) -> Any:
+
+def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a network whose images have other channels than those of its data configuration, which prepares them.
+
+    Args:
+        config: As timm's `resolve_model_data_config` gives it.
+        name: Of the network.
+        model_kwargs: Arguments that it was made with.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    channels = config["input_size"][0]
+    given = model_kwargs.get("in_chans", channels)
+    if given != channels:
+        raise ValueError(
+            f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration, got {given}"
+        )
+    for key in ("mean", "std"):  # metadata may have them without an input_size to fit to
+        if len(config[key]) not in (1, channels):
+            raise ValueError(f"{name} takes images of {channels} channels, but its {key} is {shown(config[key])}")
+
+
+def open_loader(dataset: Any, config: dict[str, Any], loading: Loading) -> Any:
     """Batches of `dataset`, preprocessed by a network's own configuration (`timm.data.resolve_model_data_config`).
 
     Of several processes, each gets its share: every `processes`-th image. timm's loader repeats images so that all get
-    equally many; a :class:`MemoryLoader` (`in_memory`) does not.
+    equally many; a :class:`MemoryLoader` (`loading.in_memory`) does not.
 
     Raises:
         ValueError: naming the image, if one cannot be read into memory.
     """
     options = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")}
-    if in_memory:
+    if loading.in_memory:
         content = read_into_memory(
-            dataset, create_transform(**options, use_prefetcher=True), config["input_size"], workers
+            dataset, create_transform(**options, use_prefetcher=True), config["input_size"], loading.workers
         )
         assert content is not None  # the transform ends in a crop to this size
-        return MemoryLoader(*content, config, batch_size, device, rank=rank, processes=processes)
-    return create_loader(
-        dataset,
-        **options,
-        batch_size=batch_size,
-        **_loading(workers, device, processes),
-    )
+        return MemoryLoader(*content, config, loading)
+    return create_loader(dataset, **options, **_arguments(loading))
 
 
 def open_training_loader(
-    dataset: Any,
-    config: dict[str, Any],
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    crop: str | None = None,
-    augment: bool = True,
-    in_memory: bool | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    processes: int = 1,
-    **augmentation: Any,
+    dataset: Any, config: dict[str, Any], loading: Loading, augmentation: Augmentation | None = _DEFAULT
 ) -> Any:
     """Shuffled batches of `dataset`, augmented and normalized; the images left over by whole batches sit an epoch out.
+
+    In memory (:class:`MemoryLoader`) images are only shifted and flipped: by default they are there where that is all
+    that is asked for, the input has at most 64x64 pixels and all images at most 2 GiB. Their order has the seed of
+    `loading` there and in several processes, else PyTorch's global one.
 
     Args:
         dataset: As :func:`open_dataset` gives it.
         config: The network's (`timm.data.resolve_model_data_config`).
-        batch_size: Images a batch, of one process.
-        workers: Loading processes.
-        device: Where the batches go.
-        crop: "pad", resized and shifted by up to an eighth (by 4 pixels at 32x32, as the paper does on CIFAR-10); or
-            timm's "rrc" (random area and aspect, as on ImageNet), "rkrc", "rkrr". By default "pad" in memory and up to
-            64x64 pixels.
-        augment: Turn all of it off with False.
-        in_memory: Use a :class:`MemoryLoader`, which only shifts and flips; None for where that is possible, the input
-            has at most 64x64 pixels and all images at most 2 GiB.
-        seed: Of the order of the images, in memory and in several processes; else it is PyTorch's global seed.
-        rank: Of this process.
-        processes: In the group.
-        augmentation: Further arguments of timm's `create_loader`: `hflip`, `vflip`, `scale`, `ratio`, `color_jitter`,
-            `auto_augment`, `re_prob`, `re_mode`, `re_count`; with its defaults, but for `color_jitter`, 0.
+        loading: Batches, where from and where to.
+        augmentation: By default shifts or areas, and flips; None for none.
 
     Raises:
         ValueError: if there are fewer images than a batch needs, one cannot be read into memory, they cannot stay
             there but are asked to, timm does not know the augmentation, or `scale` and `ratio` are given for "pad".
     """
-    if len(dataset) < batch_size * processes:
-        of = f" in each of {processes} processes" if processes > 1 else ""
+    size, count, in_memory = config["input_size"], len(dataset), loading.in_memory
+    if count < loading.batch_size * loading.processes:
+        of = f" in each of {loading.processes} processes" if loading.processes > 1 else ""
         raise ValueError(
-            f"there are {len(dataset)} training images, fewer than a batch{of}: batch-size must be at most "
-            f"{len(dataset) // processes}, got {batch_size}"
+            f"there are {count} training images, fewer than a batch{of}: batch-size must be at most "
+            f"{count // loading.processes}, got {loading.batch_size}"
         )
-    crop = crop or ("pad" if in_memory or max(config["input_size"][1:]) <= _SMALL else "rrc")
-    # timm's defaults, but for the colors.
-    augmentation = {"hflip": 0.5, "vflip": 0.0} | augmentation
-    augmentation["color_jitter"] = augmentation.get("color_jitter") or None
-    if augment and crop == "pad" and (augmentation.get("scale") or augmentation.get("ratio")):
-        raise ValueError("scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad")
-    obstacle = _obstacle(crop, augmentation) if augment else None
+    if augmentation:
+        crop: Any = augmentation.crop or ("pad" if in_memory or max(size[1:]) <= _SMALL else "rrc")
+        augmentation = replace(augmentation, crop=crop)
+        if crop == "pad" and (augmentation.scale or augmentation.ratio):
+            raise ValueError("scale and ratio are for areas: train-crop-mode must be rrc, rkrc or rkrr, got pad")
+    obstacle = _obstacle(augmentation) if augmentation else None
     if in_memory and obstacle:
         raise ValueError(f"in-memory images are only shifted and flipped: {obstacle} needs files")
-    if in_memory or (in_memory is None and not obstacle and _is_small(dataset, config)):
-        content = read_into_memory(dataset, _before_crop(config, augment), config["input_size"], workers)
+    if in_memory or (in_memory is None and not obstacle and _is_small(count, size)):
+        content = read_into_memory(dataset, _before_crop(config, bool(augmentation)), size, loading.workers)
         if content:
-            hflip, vflip = (augmentation[key] if augment else 0.0 for key in ("hflip", "vflip"))
-            return MemoryLoader(
-                *content, config, batch_size, device, True, augment, hflip, vflip, seed, rank, processes
-            )
+            return MemoryLoader(*content, config, loading, True, augmentation)
         if in_memory:
             raise ValueError("in-memory images must be square as the network's input, and some are not")
+    return _open_timms(dataset, config, loading, augmentation)
+
+
+def _open_timms(dataset: Any, config: dict[str, Any], loading: Loading, augmentation: Augmentation | None) -> Any:
+    """timm's loader for training."""
+    options = asdict(augmentation or Augmentation())
+    crop = options.pop("crop")
+    options["color_jitter"] = options["color_jitter"] or None
     try:
         loader = create_loader(
             dataset,
             input_size=config["input_size"],
-            batch_size=batch_size,
             is_training=True,
-            no_aug=not augment,
+            no_aug=not augmentation,
             train_crop_mode="rrc" if crop == "pad" else crop,
-            **augmentation,
+            **options,
             interpolation=config["interpolation"],
             mean=config["mean"],
             std=config["std"],
-            **_loading(workers, device, processes),
+            **_arguments(loading),
         )
     except AssertionError as error:  # timm's, of a policy that it does not know
-        raise ValueError(f"aa {augmentation.get('auto_augment')!r} cannot be used: {error}") from error
+        raise ValueError(f"aa {options['auto_augment']!r} cannot be used: {error}") from error
     if isinstance(loader.sampler, DistributedSampler):
-        loader.sampler.seed = seed
-    if augment and crop == "pad":
+        loader.sampler.seed = loading.seed
+    if crop == "pad":
         # timm does not know it: in the place of its crop, the first of the steps.
         dataset.transform.transforms[0] = _pad_and_crop(config["input_size"][1:], config["interpolation"])
     return loader
 
 
-def _loading(workers: int, device: torch.device, processes: int) -> dict[str, Any]:
-    """How timm's loader brings images to a device."""
-    on_gpu = device.type == "cuda"
+def _arguments(loading: Loading) -> dict[str, Any]:
+    """Those of timm's `create_loader`."""
+    on_gpu = loading.device.type == "cuda"
     return {
-        "num_workers": workers,
-        "distributed": processes > 1,
-        "device": device,
+        "batch_size": loading.batch_size,
+        "num_workers": loading.workers,
+        "distributed": loading.processes > 1,
+        "device": loading.device,
         "pin_memory": on_gpu,
         "use_prefetcher": on_gpu,
         "persistent_workers": False,  # they would carry random state from one epoch to the next
     }
 
 
-def _obstacle(crop: str, augmentation: dict[str, Any]) -> str | None:
+def _obstacle(augmentation: Augmentation) -> str | None:
     """The first option that asks for more than shifts and flips."""
-    if crop != "pad":
+    if augmentation.crop != "pad":
         return "train-crop-mode"
-    return next((option for key, option in _OPTIONS.items() if augmentation.get(key)), None)
+    return next((option for key, option in _OPTIONS.items() if getattr(augmentation, key)), None)
 
 
-def _is_small(dataset: Any, config: dict[str, Any]) -> bool:
-    size = config["input_size"]
-    return max(size[1:]) <= _SMALL and len(dataset) * math.prod(size) <= _MEMORY_BYTES
+def _is_small(count: int, size: tuple[int, int, int]) -> bool:
+    return max(size[1:]) <= _SMALL and count * math.prod(size) <= _MEMORY_BYTES
 
 
 def _before_crop(config: dict[str, Any], augment: bool) -> Any:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .settings import Augmentation, Loading
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -33,15 +35,9 @@ class MemoryLoader:
         images: Tensor,
         labels: Tensor,
         config: dict[str, Any],
-        batch_size: int,
-        device: torch.device | str = "cpu",
+        loading: Loading,
         training: bool = False,
-        crop: bool = False,
-        hflip: float = 0.0,
-        vflip: float = 0.0,
-        seed: int = 0,
-        rank: int = 0,
-        processes: int = 1,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """Take images to a device.
 
@@ -49,37 +45,33 @@ class MemoryLoader:
             images: (N, C, H, W) uint8.
             labels: (N,) class indices.
             config: `mean` and `std` of each channel, in units of full brightness.
-            batch_size: Images a batch, of one process.
-            device: Where the batches are.
-            training: Shuffle and augment.
-            crop: Shift images by up to an eighth of their size, with black behind them.
-            hflip: Probability of a horizontal flip.
-            vflip: Probability of a vertical flip.
-            seed: Of the order.
-            rank: Of this process.
-            processes: In the group.
+            loading: Batches, device, seed and processes.
+            training: Shuffle, augment, and leave out what fills no batch.
+            augmentation: Flips, and where it has a crop, shifts by up to an eighth; nothing else of it. None for none.
         """
+        device = loading.device
         self.images, self.labels = images.to(device), labels.to(device)
         self.mean, self.std = (torch.tensor(config[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std"))
-        self.batch_size = batch_size
+        self.loading = loading
         self.training = training
-        self.shift = (images.shape[2] // 8, images.shape[3] // 8) if crop else (0, 0)
-        self.flip = (vflip, hflip)
-        self.seed, self.rank, self.processes = seed, rank, processes
+        shifted = augmentation is not None and augmentation.crop is not None
+        self.shift = (images.shape[2] // 8, images.shape[3] // 8) if shifted else (0, 0)
+        self.flip = (augmentation.vflip, augmentation.hflip) if augmentation else (0.0, 0.0)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
+        loading = self.loading
         if self.training:
-            return len(self.images) // (self.batch_size * self.processes)
-        return -(-len(range(self.rank, len(self.images), self.processes)) // self.batch_size)
+            return len(self.images) // (loading.batch_size * loading.processes)
+        return -(-len(range(loading.rank, len(self.images), loading.processes)) // loading.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self._order().to(self.images.device)
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
+        order, size = self._order().to(self.images.device), self.loading.batch_size
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
             images = self.images[indices]
             if self.training:
                 images = self._augment(images)
@@ -87,13 +79,14 @@ class MemoryLoader:
             yield images.float().div_(255).sub_(self.mean).div_(self.std), self.labels[indices]
 
     def _order(self) -> Tensor:
+        loading = self.loading
         if not self.training:
-            return torch.arange(len(self.images))[self.rank :: self.processes]
-        seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1).item()
+            return torch.arange(len(self.images))[loading.rank :: loading.processes]
+        seed = np.random.SeedSequence((loading.seed, self.epoch)).generate_state(1).item()
         generator = torch.Generator().manual_seed(seed)
-        whole = self.batch_size * self.processes
-        order = torch.randperm(len(self.images), generator=generator)[: len(self) * whole]
-        return order.view(len(self), self.processes, self.batch_size)[:, self.rank].flatten()
+        order = torch.randperm(len(self.images), generator=generator)
+        order = order[: len(self) * loading.processes * loading.batch_size]
+        return order.view(len(self), loading.processes, loading.batch_size)[:, loading.rank].flatten()
 
     def _augment(self, images: Tensor) -> Tensor:
         """Shift and flip every image by itself, in one gathering copy."""

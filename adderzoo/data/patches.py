@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from .image_pairs import ImagePairs, as_float
+from .settings import Loading
 
 # What images may take in memory without being asked to.
 _MEMORY_BYTES = 2**31
@@ -105,36 +106,24 @@ def _collate(pairs: list[Pair]) -> Pair:
 
 
 def open_patch_loader(
-    pairs: ImagePairs,
-    size: int,
-    batch_size: int,
-    workers: int,
-    augment: bool = True,
-    repeats: int = 1,
-    in_memory: bool | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    processes: int = 1,
+    pairs: ImagePairs, size: int, loading: Loading, augment: bool = True, repeats: int = 1
 ) -> PatchLoader:
-    """Shuffled batches of patches.
+    """Shuffled batches of patches, on the CPU.
 
     Args:
         pairs: Images to cut patches out of.
         size: Side of a small patch in pixels.
-        batch_size: Patches a batch, of one process.
-        workers: Loading processes; images in memory do without.
+        loading: Of the patches; all images are read once (`in_memory`) by default where they take at most 2 GiB, and
+            then need no loading processes. Else each patch has its image read, and made smaller unless the small ones
+            are given.
         augment: Turn and flip the patches.
         repeats: How many patches of each image an epoch has.
-        in_memory: Read all images once; None for where they take at most 2 GiB. Else each patch has its image read, and
-            made smaller unless the small ones are given.
-        seed: Of the order and the patches.
-        rank: Of this process.
-        processes: In the group.
 
     Raises:
         ValueError: if an image cannot be read, or is smaller than a patch (it is named), or if an epoch has fewer
             patches than a batch needs.
     """
+    batch_size, processes, in_memory = loading.batch_size, loading.processes, loading.in_memory
     patches = len(pairs) * repeats
     if patches < batch_size * processes:
         raise ValueError(
@@ -151,9 +140,10 @@ def open_patch_loader(
     if in_memory is None:
         in_memory = sum(3 * height * width for height, width in sizes) * (1 + 1 / pairs.scale**2) <= _MEMORY_BYTES
     source: Any = pairs
+    workers = loading.workers
     if in_memory:
         # disable=None: a log file can do without it.
         progress = tqdm(range(len(pairs)), desc="reading images", unit="image", leave=False, disable=None)
         source, workers = [pairs[index] for index in progress], 0
-    dataset = Patches(source, pairs.scale, size, augment, repeats, seed)
-    return PatchLoader(dataset, batch_size, workers, rank, processes)
+    dataset = Patches(source, pairs.scale, size, augment, repeats, loading.seed)
+    return PatchLoader(dataset, batch_size, workers, loading.rank, processes)

@@ -1,20 +1,45 @@
-"""Loops over data."""
+"""Training, evaluation and distillation of networks, and what they are measured by.
 
-from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
-from .evaluation import Result, check_results, evaluate
-from .files import best_epoch, read_state, write_epoch
-from .image_quality import psnr, quality, ssim
-from .super_resolution import SuperResolutionResult, evaluate_super_resolution, upscale
-from .training import Epoch, Recipe, Training, create_optimizer, create_scheduler, train
+Names are imported where they are first used: the options of a training (:class:`TrainConfig`) need no PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
+    from .evaluation import Execution, Result, check_results, evaluate
+    from .files import best_epoch, read_config, read_state, write_epoch
+    from .fitting import TrainResult, fit, train
+    from .image_quality import psnr, quality, ssim
+    from .optimization import create_optimizer, create_scheduler
+    from .super_resolution import SuperResolutionResult, evaluate_super_resolution, upscale
+    from .training import Epoch, Recipe, Training, run_epochs
+
+_MODULES = {
+    "config": ("TrainConfig",),
+    "distillation": ("EnsembleTeacher", "KernelDistillationTask", "LogitDistillationTask"),
+    "evaluation": ("Execution", "Result", "check_results", "evaluate"),
+    "files": ("best_epoch", "read_config", "read_state", "write_epoch"),
+    "fitting": ("TrainResult", "fit", "train"),
+    "image_quality": ("psnr", "quality", "ssim"),
+    "optimization": ("create_optimizer", "create_scheduler"),
+    "super_resolution": ("SuperResolutionResult", "evaluate_super_resolution", "upscale"),
+    "training": ("Epoch", "Recipe", "Training", "run_epochs"),
+}
 
 __all__ = [
     "EnsembleTeacher",
     "Epoch",
+    "Execution",
     "KernelDistillationTask",
     "LogitDistillationTask",
     "Recipe",
     "Result",
     "SuperResolutionResult",
+    "TrainConfig",
+    "TrainResult",
     "Training",
     "best_epoch",
     "check_results",
@@ -22,11 +47,28 @@ __all__ = [
     "create_scheduler",
     "evaluate",
     "evaluate_super_resolution",
+    "fit",
     "psnr",
     "quality",
+    "read_config",
     "read_state",
+    "run_epochs",
     "ssim",
     "train",
     "upscale",
     "write_epoch",
 ]
+
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _MODULES.items():
+            if name in names:
+                value = globals()[name] = getattr(import_module(f"adderzoo.engine.{module}"), name)
+                return value
+        raise AttributeError(f"module 'adderzoo.engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

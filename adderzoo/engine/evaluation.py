@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .group import is_first, sum_over_group
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a network runs.
+
+    Attributes:
+        device: Where the model is and the batches go.
+        amp_dtype: Run under autocast in this dtype; None for none.
+        channels_last: Feed the images in this memory format.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    amp_dtype: torch.dtype | None = None
+    channels_last: bool = False
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
+
+    def take(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) as the network is fed with them."""
+        x = images.to(self.device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
 @dataclass(frozen=True)
@@ -51,9 +74,7 @@ class Result:
 def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    channels_last: bool = False,
+    execution: Execution | None = None,
     images: int | None = None,
     description: str = "",
 ) -> Result:
@@ -64,9 +85,7 @@ def evaluate(
     Args:
         model: Maps (N, C, H, W) to logits (N, classes). It is put into evaluation mode.
         loader: Batches of images (N, C, H, W) and class indices (N,).
-        device: Where the model is and the batches go.
-        amp_dtype: Run under autocast in this dtype.
-        channels_last: Feed the images in this memory format.
+        execution: Where the model is and how it runs; by default as it is, on the CPU.
         images: How many images of this process count; what a distributed sampler appends to even out the processes
             does not.
         description: Text before the progress bar.
@@ -79,19 +98,17 @@ def evaluate(
         ValueError: if there are no images, or a label is none of the network's classes.
         ConnectionError: if another process of the group has failed.
     """
-    device = torch.device(device)
-    context: AbstractContextManager = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
+    execution = execution or Execution()
+    device = execution.device
     model.eval()
     left = math.inf if images is None else images
     top1 = top5 = loss = count = seconds = 0.0
     warmed_up: set[torch.Size] = set()
     # leave=None: below another bar, that of a training, it makes room when it is done.
     bar = tqdm(loader, desc=description, unit="batch", leave=None, disable=not is_first())
-    with torch.inference_mode(), context, bar as progress:
+    with torch.inference_mode(), execution.autocast(), bar as progress:
         for batch, labels in progress:
-            x, target = batch.to(device), labels.to(device)
-            if channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
+            x, target = execution.take(batch), labels.to(device)
             if x.shape not in warmed_up:  # a compiled network compiles anew for the smaller last batch
                 model(x)
                 warmed_up.add(x.shape)

@@ -8,24 +8,126 @@ import csv
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
 
 from adderzoo.checkpoints import write_local_dir
-from adderzoo.files.foreign import why
+from adderzoo.data.folders import some_of
+from adderzoo.files.foreign import plain, shown, why
 from adderzoo.files.output import in_memory, write_atomically
-from adderzoo.files.weights import save_weights
+from adderzoo.files.weights import read_classes, save_weights
 
+from .config import TrainConfig, train_options
 from .group import from_first, is_first
+from .options import dashed
 from .training import Epoch, Training
 
-STATE = "state.pt"
+STATE, OPTIONS, SUMMARY = "state.pt", "args.yaml", "summary.csv"
+
+
+def read_config(folder: Path | str) -> TrainConfig:
+    """The options of the training that wrote a folder.
+
+    Raises:
+        ValueError: if its args.yaml is damaged, or holds what is no option or value of one.
+        OSError: if it cannot be read.
+    """
+    return TrainConfig.from_dict(_read_options(Path(folder) / OPTIONS))
+
+
+def write_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Write args.yaml.
+
+    Args:
+        folder: Where to.
+        options: As :meth:`TrainConfig.as_dict` gives them, and the number of `processes`.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    text = yaml.safe_dump(dict(options), sort_keys=False)
+    write_atomically(folder / OPTIONS, lambda path: path.write_text(text))
+
+
+def check_folder(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    """Refuse a folder with a training that this one would not go on with.
+
+    Args:
+        folder: Of this training; it need not be there.
+        options: As for :func:`write_options`.
+        warn: Gets a line for each other option that changes how the training goes on.
+
+    Raises:
+        ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
+    """
+    if not options["resume"]:
+        if (folder / SUMMARY).exists():
+            raise ValueError(f"{folder} has a training already: choose another --experiment, --resume it, or remove it")
+    elif not (folder / STATE).exists():
+        # A training may have been killed between the first line of its summary and its first state.
+        lines = (folder / SUMMARY).read_text().splitlines() if (folder / SUMMARY).exists() else []
+        if len(lines) > 2:
+            raise ValueError(
+                f"resume needs {folder / STATE}, which is missing, behind the {len(lines) - 1} epochs in "
+                "summary.csv: choose another --experiment, or remove the folder"
+            )
+    elif (folder / OPTIONS).exists():
+        _check_options(folder, options, warn)
+
+
+def _check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    about = {each.name: each.about for each in train_options()}
+    defaults = TrainConfig(model=options["model"]).as_dict()  # of options that were not there yet
+    known = {**options, **defaults, **_read_options(folder / OPTIONS)}
+    effects = {}
+    for key in options:
+        matters = about[key].matters if key in about else None
+        if known[key] != options[key] and (not matters or matters(known) or matters(options)):
+            effects[key] = about[key].on_resume if key in about else None
+    for key, effect in effects.items():
+        if effect is None:
+            raise ValueError(
+                f"resume needs the options of the training in {folder}: there {dashed(key)} is {plain(known[key])}, "
+                f"got {options[key]}"
+            )
+    for key, effect in effects.items():
+        if effect:
+            warn(f"{dashed(key)} was {plain(known[key])} and is {options[key]}: {effect}")
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """What is in an args.yaml."""
+    try:
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"resume needs the options in {path}, which is no YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"resume needs the options in {path}, which holds {shown(options)}")
+    return options
+
+
+def check_known_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Refuse to go on with other classes: those of a folder of images may have become others.
+
+    Args:
+        folder: Of the training.
+        classes: Names of those of the images, in their order.
+
+    Raises:
+        ValueError: naming both.
+    """
+    last = folder / "last.safetensors"
+    known = read_classes(last) if last.is_file() else None
+    if known is not None and known != classes:
+        theirs, ours = (f"{some_of(names)} ({len(names)})" for names in (known, classes))
+        raise ValueError(f"resume needs the classes of the training in {folder}, {theirs}, got {ours}")
 
 
 def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -> None:
@@ -56,7 +158,7 @@ def write_epoch(folder: Path, training: Training, metadata: Mapping[str, str]) -
     if best_epoch(training.history) is epoch:
         save_weights(training.best_network, folder / "best.safetensors", metadata)
     write_local_dir(folder, folder / ("best.safetensors" if best_epoch(training.history) else "last.safetensors"))
-    write_atomically(folder / "summary.csv", lambda path: _write_summary(path, training.history))
+    write_atomically(folder / SUMMARY, lambda path: _write_summary(path, training.history))
     write_atomically(folder / STATE, in_memory(lambda file: torch.save(_state(training), file)))
 
 

@@ -1,9 +1,68 @@
 """What the processes of a group (torchrun's) do together; a single process is a group of one."""
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that torchrun has started; by itself, the first of one."""
+
+    device: torch.device
+    rank: int
+    processes: int
+
+
+@contextmanager
+def open_group(device: str) -> Iterator[Group]:
+    """The process group, for as long as the context lasts; one that is there already stays.
+
+    Raises:
+        ValueError: naming the device, if it cannot be used.
+        ConnectionError: if another process of the group has failed.
+    """
+    there = in_group()
+    processes = dist.get_world_size() if there else int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        yield Group(open_device(device), 0, 1)
+        return
+    opened = open_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if not there:
+        dist.init_process_group("nccl" if opened.type == "cuda" else "gloo")
+    try:
+        yield Group(opened, dist.get_rank(), processes)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError("another process of the group has failed") from error
+    finally:
+        if not there:
+            dist.destroy_process_group()
+
+
+def open_device(name: str, rank: int | None = None) -> torch.device:
+    """A device that can be used; in a process group, the process's own GPU.
+
+    Raises:
+        ValueError: naming the device, if it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        if rank is not None and device.type == "cuda":
+            device = torch.device("cuda", rank)
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()  # "meta" has no values to give
+    except (AssertionError, RuntimeError) as error:
+        reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
+    return device
 
 
 def in_group() -> bool:

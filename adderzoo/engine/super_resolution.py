@@ -3,8 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from adderzoo.data.image_pairs import WHITE, ImagePairs, as_float, as_integers
 
-from .evaluation import check_results
+from .evaluation import Execution, check_results
 from .image_quality import quality
 
 
@@ -173,8 +172,7 @@ class SuperResolutionResult:
 def evaluate_super_resolution(
     model: Any,
     pairs: ImagePairs,
-    amp_dtype: torch.dtype | None = None,
-    channels_last: bool = False,
+    execution: Execution | None = None,
     tile: int | None = None,
     self_ensemble: bool = False,
     description: str = "",
@@ -186,8 +184,7 @@ def evaluate_super_resolution(
     Args:
         model: Maps (1, 3, H, W) in [0, 1] to images `model.scale` times as large. It is put into evaluation mode.
         pairs: The images, for the network's scale.
-        amp_dtype: Run under autocast in this dtype.
-        channels_last: Feed the images in this memory format.
+        execution: How the model runs; where is where it is.
         tile: As for :func:`upscale`.
         self_ensemble: As for :func:`upscale`.
         description: Text before the progress bar.
@@ -201,12 +198,11 @@ def evaluate_super_resolution(
     if pairs.scale != model.scale:
         raise ValueError(f"pairs must be for the network's scale, {model.scale}, got {pairs.scale}")
     model.eval()
-    device, _ = _place(model)
-    context: AbstractContextManager = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    execution = replace(execution or Execution(), device=_place(model)[0])
+    memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
     images: list[ImageQuality] = []
     seconds = 0.0
-    with context, tqdm(range(len(pairs)), desc=description, unit="image", leave=None) as progress:
+    with execution.autocast(), tqdm(range(len(pairs)), desc=description, unit="image", leave=None) as progress:
         for index in progress:
             small, large = pairs[index]
             started = time.perf_counter()

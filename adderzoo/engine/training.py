@@ -1,6 +1,6 @@
 """Training of a network.
 
-A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func:`train` is the loop over epochs,
+A :class:`Training` is what steps change, a :class:`Recipe` what they are; :func:`run_epochs` is the loop over epochs,
 :func:`train_epoch` the loop over batches.
 """
 
@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, get_optimizer_class
-from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed
@@ -27,11 +25,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.models._state_dict import classifier_prefixes
-from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
+from adderzoo.optim import LR_FACTOR
 
-from .evaluation import Result
+from .evaluation import Execution, Result
 from .group import in_group, is_first, sum_over_group
 from .super_resolution import SuperResolutionResult
 
@@ -120,9 +117,9 @@ class Training:
         return self.networks[-1]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a batch becomes a step.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Execution):
+    """How a batch becomes a step, beside where and how the network runs.
 
     Attributes:
         loss: Of the network's output and the target: for a classifier of logits (N, classes) and class indices or,
@@ -134,9 +131,6 @@ class Recipe:
         clip_grad: Largest norm or value of the gradients, or None. Under the adaptive learning rate, that of adder
             filters is scaled in any case.
         clip_mode: timm's: "norm", "value" or "agc", which leaves out the network's classifier.
-        amp_dtype: Run under autocast in this dtype.
-        channels_last: Feed the images in this memory format.
-        device: Where the model is and the batches go.
         seed: Of everything random in an epoch.
         precise_bn: Give the network BatchNorm statistics from some thousand training images after each epoch, as an
             averaged one always gets ("Rethinking 'Batch' in BatchNorm", 2021, section 3).
@@ -149,108 +143,11 @@ class Recipe:
     accumulate: int = 1
     clip_grad: float | None = None
     clip_mode: str = "norm"
-    amp_dtype: torch.dtype | None = None
-    channels_last: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     precise_bn: bool = False
 
 
-def create_optimizer(
-    model: nn.Module,
-    opt: str = "momentum",
-    lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    eta: float = 0.2,
-    filter_lr_scale: float | None = None,
-    **options: Any,
-) -> Optimizer:
-    """timm's optimizer of this name, with the adaptive learning rate of adder filters, as the paper's authors use it.
-
-    Args:
-        model: Its parameters all decay, BatchNorm's too, but those that its `no_weight_decay` names.
-        opt: Such as "momentum" (SGD), "sgd" (with Nesterov's momentum), "adamw".
-        lr: Learning rate; None is 0.1 for SGD in all its variants, else the optimizer's own default.
-        momentum: Of optimizers that have one.
-        weight_decay: Weight decay.
-        eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
-        filter_lr_scale: In the place of the adaptive rate, what the learning rate of adder filters is multiplied by:
-            the "increased learning rate" of the paper's section 4.5. Their weight decay stays what it is for the rest.
-        options: Further arguments of timm's `create_optimizer_v2` and of the optimizer.
-
-    Raises:
-        ValueError: if timm knows no such optimizer, one of the numbers is nothing it takes, it is of second order, or
-            it is none whose steps `eta` can set.
-    """
-    # What "addersgd" adds to "sgd" is what `eta` says here.
-    opt = opt.lower().removeprefix("adder")
-    try:
-        if lr is None and issubclass(get_optimizer_class(opt.removeprefix("lookahead_"), False), PROPORTIONAL):
-            lr = 0.1
-        optimizer = create_optimizer_v2(
-            model,
-            opt,
-            **{"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filter_bias_and_bn": False, **options},
-        )
-    except (AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"opt {opt!r} cannot be used: {error}") from error
-    if getattr(optimizer, "is_second_order", False):
-        raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
-    if any(group["lr"] is None for group in optimizer.param_groups):
-        raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
-    if any(isinstance(module, Adder2d | AdderLinear | AdderTranspose2d) for module in model.modules()):
-        if filter_lr_scale is not None:
-            adaptive_lr(optimizer, filter_lr_scale, rule="lr")
-            for group in optimizer.param_groups:
-                if group[LR_FACTOR]:  # as if the gradient were multiplied: weight decay acts on it as on others
-                    group["weight_decay"] /= filter_lr_scale
-        elif eta:
-            if rule_for(optimizer) is None:
-                raise ValueError(f"opt {opt!r} has no rule for adder filters: eta must be 0 or filter-lr-scale given")
-            adaptive_lr(optimizer, eta)
-    return optimizer
-
-
-def create_scheduler(
-    optimizer: Optimizer, sched: str, epochs: int, updates_per_epoch: int = 0, **options: Any
-) -> Scheduler | None:
-    """timm's learning rate scheduler of this name; None for "none".
-
-    Where adder filters have a rate of their own, a multiple of the others', it is that multiple of the whole schedule:
-    of `warmup_lr` and `min_lr` too. (But "plateau" never takes a rate below `min_lr`.)
-
-    Args:
-        optimizer: With the learning rates to start from.
-        sched: Such as "cosine", "step", "multistep", "poly".
-        epochs: Length of the schedule.
-        updates_per_epoch: Steps of an epoch, for a schedule that acts after every step; 0 for one an epoch.
-        options: Further arguments of timm's `create_scheduler_v2`: `warmup_epochs`, `warmup_lr`, `min_lr`,
-            `decay_epochs`, `decay_milestones`, `decay_rate`, `patience_epochs`.
-
-    Raises:
-        ValueError: if timm knows no such scheduler.
-    """
-    if sched == "none":
-        return None
-    for group in optimizer.param_groups:
-        if factor := group.get(LR_FACTOR):  # what timm's schedulers multiply every rate of a group by
-            group["lr"] /= factor
-            group["lr_scale"] = group.get("lr_scale", 1.0) * factor
-    try:
-        return create_scheduler_v2(
-            optimizer,
-            sched,
-            num_epochs=epochs,
-            step_on_epochs=not updates_per_epoch,
-            updates_per_epoch=updates_per_epoch,
-            **options,
-        )[0]
-    except (AssertionError, ValueError) as error:
-        raise ValueError(f"sched {sched!r} cannot be used: {error}") from error
-
-
-def train(
+def run_epochs(
     training: Training,
     loader: Any,
     epochs: int,
@@ -363,8 +260,7 @@ def train_epoch(training: Training, loader: Any, recipe: Recipe, progress: tqdm)
         soft = target
         if recipe.mixup:
             x, soft = _mix(recipe.mixup, x, target)
-        if recipe.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = recipe.take(x)
 
         # The last batches of an epoch may be fewer than a step takes.
         first = index - index % recipe.accumulate
@@ -394,14 +290,11 @@ def _step(
     """
     # Not by `or`: a network may have a length, and a compiled one raises where it has none.
     network: Any = next(each for each in (training.task, training.network, training.model) if each is not None)
-    optimizer, device = training.optimizer, recipe.device
-    autocast: AbstractContextManager = (
-        torch.autocast(device.type, recipe.amp_dtype) if recipe.amp_dtype else nullcontext()
-    )
+    optimizer = training.optimizer
     # Gradients of the group's processes are averaged once a step.
     apart = isinstance(network, DistributedDataParallel | TrainingTask) and not complete
     with network.no_sync() if apart else nullcontext():
-        with autocast:
+        with recipe.autocast():
             if isinstance(network, TrainingTask):
                 losses = network(x, target)
                 output, value = losses["output"], losses["loss"]

@@ -15,7 +15,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 from adderzoo.checkpoints import load
-from adderzoo.data import open_dataset, open_loader
+from adderzoo.data import Loading, open_dataset, open_loader
 
 
 def right(checkpoint: Path, folder: Path) -> torch.Tensor:
@@ -23,7 +23,7 @@ def right(checkpoint: Path, folder: Path) -> torch.Tensor:
     model = load(checkpoint).eval()
     config = resolve_model_data_config(model)
     dataset = open_dataset("", str(folder), "", config["input_size"][0])
-    loader = open_loader(dataset, config, 250, 0, torch.device("cpu"))
+    loader = open_loader(dataset, config, Loading(batch_size=250))
     with torch.inference_mode():
         return torch.cat([model(images).argmax(1) == labels for images, labels in loader]).double()
 

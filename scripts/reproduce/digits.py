@@ -24,7 +24,7 @@ from tqdm import trange
 
 import adderzoo.models
 from adderzoo.catalogue import Accuracy
-from adderzoo.data import class_indices, open_dataset, open_loader
+from adderzoo.data import Loading, class_indices, open_dataset, open_loader
 from adderzoo.engine import evaluate
 from adderzoo.files.weights import save_weights
 from adderzoo.optim import adaptive_lr
@@ -95,7 +95,7 @@ def main() -> None:
             model = train(name, digits)
             config = resolve_model_data_config(model)
             test = open_dataset("", str(digits / "test"), "test", channels=1)
-            result = evaluate(model, open_loader(test, config, 128, 0, torch.device("cpu")))
+            result = evaluate(model, open_loader(test, config, Loading(batch_size=128)))
             print(f"{name}: {result}")
             measured = Accuracy(
                 dataset="scikit-learn digits, held-out half",

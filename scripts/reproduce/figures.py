@@ -27,7 +27,7 @@ from timm.data import resolve_model_data_config
 from adderzoo.analysis.plots import draw_filters, draw_first_layer
 from adderzoo.checkpoints import load
 from adderzoo.cli import main as adderzoo
-from adderzoo.data import open_dataset, open_loader
+from adderzoo.data import Loading, open_dataset, open_loader
 from adderzoo.files.output import write_atomically
 
 RECIPE = "--val-split test --no-aug --opt sgd --lr 0.1 --weight-decay 5e-4 --seed 0 --resume"
@@ -85,7 +85,7 @@ def features_of(name: str, checkpoint: Path, data: str) -> tuple[torch.Tensor, t
     images = open_dataset("torch/mnist", data, "test", channels=1)
     found = []
     with torch.inference_mode():
-        for batch, labels in open_loader(images, resolve_model_data_config(model), 256, 2, torch.device("cpu")):
+        for batch, labels in open_loader(images, resolve_model_data_config(model), Loading(batch_size=256, workers=2)):
             found.append((model.forward_features(batch).flatten(1), labels))
     points, labels = zip(*found, strict=True)
     return torch.cat(points), torch.cat(labels)

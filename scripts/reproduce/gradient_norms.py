@@ -9,22 +9,20 @@ CVPR 2020, Table 1: why adder filters need a learning rate of their own. The bat
 import sys
 
 import timm
-import torch
 import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from timm.utils import random_seed
 from torch import nn
 
-from adderzoo.data import open_dataset, open_training_loader
+from adderzoo.data import Loading, open_dataset, open_training_loader
 from adderzoo.layers import Adder2d
 
 images = open_dataset("torch/mnist", sys.argv[1], "train", channels=1)
 for name in ("adder_lenet5.mnist", "cnn_lenet5.mnist"):
     random_seed(0)
     model = timm.create_model(name).train()
-    loader = open_training_loader(
-        images, resolve_model_data_config(model), 256, 2, torch.device("cpu"), augment=False, seed=0
-    )
+    loading = Loading(batch_size=256, workers=2, seed=0)
+    loader = open_training_loader(images, resolve_model_data_config(model), loading, augmentation=None)
     loader.set_epoch(1)
     batch, labels = next(iter(loader))
     F.cross_entropy(model(batch), labels).backward()

@@ -1,8 +1,12 @@
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import adderzoo as package
 from adderzoo.cli import COMMANDS, main
 
 
@@ -23,6 +27,21 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert (info.value.code, captured.err) == (0, "")
     assert captured.out.startswith(f"usage: adderzoo {command} ")
     assert ("--model" in captured.out) == (command != "list")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_needs_no_pytorch(command: str) -> None:
+    program = (
+        f"import sys; sys.argv = ['adderzoo', *{command.split()}, '--help']; from adderzoo.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    path = str(Path(package.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

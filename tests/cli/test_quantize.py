@@ -18,7 +18,7 @@ from torch import nn
 
 import adderzoo as package
 from adderzoo.checkpoints import load
-from adderzoo.data import ImagePairs, as_float, open_dataset, open_loader
+from adderzoo.data import ImagePairs, Loading, as_float, open_dataset, open_loader
 from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
@@ -85,7 +85,7 @@ def test_ranges_come_from_images_of_all_classes_preprocessed_as_for_evaluation(d
     count = len(dataset)
     chosen = [index * count // 100 for index in range(100)]
     assert len({dataset[index][1] for index in chosen}) == 10
-    everything = torch.cat([x for x, _ in open_loader(dataset, config, 128, 0, torch.device("cpu"))])
+    everything = torch.cat([x for x, _ in open_loader(dataset, config, Loading(batch_size=128))])
     low, high = (float(value) for value in torch.aminmax(everything[chosen]))
     (scale, zero_point) = json.loads(metadata(quantized)["quantization"])["quantizers"]["conv1_input"]
     assert scale == pytest.approx((high - low) / 255, rel=1e-6)

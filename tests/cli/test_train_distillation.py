@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from trainings import QUICK, metadata, rows, write_classes
 
-import adderzoo.engine as adderzoo_engine
+from adderzoo.engine import students
 
 Train = Callable[..., Done]
 
@@ -61,12 +61,12 @@ def test_what_is_saved_is_the_student(done: Callable[..., Path], adderzoo: Train
 def test_weights_and_temperature_reach_the_task(done: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
-    class Watched(adderzoo_engine.KernelDistillationTask):
+    class Watched(students.KernelDistillationTask):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)  # type: ignore[arg-type]
             found.append((self.task_loss_weight, self.distill_loss_weight, self.feature_loss_weight, self.temperature))
 
-    monkeypatch.setattr(adderzoo_engine, "KernelDistillationTask", Watched)
+    monkeypatch.setattr(students, "KernelDistillationTask", Watched)
     done("--kd", "pkkd", name="defaults")
     done("--kd", "pkkd", "--task-loss-weight", 0.25, name="rest")
     weights = ("--task-loss-weight", 0.5, "--distill-loss-weight", 0.6, "--feature-loss-weight", 0.7)
@@ -95,12 +95,12 @@ def test_several_teachers_are_one_fused_and_named_in_the_file(
     """Of other kinds, one in bytes; a training by them goes on where it was interrupted."""
     found: list[Any] = []
 
-    class Watched(adderzoo_engine.EnsembleTeacher):
+    class Watched(students.EnsembleTeacher):
         def __init__(self, members: Any, *arguments: Any) -> None:
             super().__init__(members, *arguments)
             found.append((members, *arguments))
 
-    monkeypatch.setattr(adderzoo_engine, "EnsembleTeacher", Watched)
+    monkeypatch.setattr(students, "EnsembleTeacher", Watched)
     cnn, adder = (done("--model", f"{kind}_lenet5", name=kind) / "best.safetensors" for kind in ("cnn", "adder"))
     small = tmp_path / "bytes.safetensors"
     options = ("quantize", "--model", "adder_lenet5", "--checkpoint", adder, "--data-dir", folder / "train", "-j", 0)
@@ -124,12 +124,12 @@ def test_the_twin_has_the_tag_of_the_network(done: Callable[..., Path], monkeypa
     """Weights trained on other images have as many classes, and teach nonsense."""
     found = []
 
-    class Watched(adderzoo_engine.LogitDistillationTask):
+    class Watched(students.LogitDistillationTask):
         def __init__(self, student: Any, teacher: Any, **options: Any) -> None:
             super().__init__(student, teacher, **options)
             found.append(teacher.model.pretrained_cfg["tag"])
 
-    monkeypatch.setattr(adderzoo_engine, "LogitDistillationTask", Watched)
+    monkeypatch.setattr(students, "LogitDistillationTask", Watched)
     for model in ("adder_lenet5.digits", "adder_lenet5.mnist", "adder_lenet5"):
         done("--num-classes", 10, "--model", model, "--kd", "logits", name=model)
     assert found == ["digits", "mnist", "mnist"]

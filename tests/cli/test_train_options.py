@@ -165,7 +165,7 @@ def test_mixing_is_timms_with_the_options_given_and_ends_when_told(
             used.append((self, self.mixup_enabled))
             return super().__call__(x, target)
 
-    monkeypatch.setattr("timm.data.Mixup", Watched)
+    monkeypatch.setattr("adderzoo.engine.fitting.Mixup", Watched)
     options = ("--mixup", 0.3, "--cutmix", 0.7, "--mixup-prob", 0.9, "--mixup-switch-prob", 0.2, "--mixup-mode", "elem")
     done("--epochs", 3, *options, "--mixup-off-epoch", 2, "--smoothing", 0.15)
     mixing = used[0][0]

@@ -18,8 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import adderzoo as package
-from adderzoo.cli._train_arguments import default_arguments
-from adderzoo.cli.train import run as run_train
+from adderzoo import TrainConfig
 
 Command = Callable[..., Done]
 
@@ -312,11 +311,11 @@ def test_class_names_that_could_not_be_read_again_are_refused_ahead_of_the_train
 def test_a_folder_that_no_weights_could_be_read_from_again_is_refused_ahead_of_the_training(
     data: Path, tmp_path: Path
 ) -> None:
-    args = default_arguments("adder_lenet5")  # not through main(): pytest cannot read the byte that it would print
-    args.data_dir, args.output, args.experiment = str(data), tmp_path / "\udcff", "run"
+    output = tmp_path / "\udcff"
+    config = TrainConfig(model="adder_lenet5", data_dir=data, output=output, experiment="run")
     with pytest.raises(ValueError, match=r"^output must be a path in UTF-8"):
-        run_train(args)
-    assert not args.output.exists()
+        package.train(config)  # not by the command: pytest cannot read the byte that it would print
+    assert not output.exists()
 
 
 @pytest.mark.parametrize("kind", ["foreign", "pickle", "text", "empty", "cut"])

@@ -4,7 +4,7 @@ import torch
 from pictures import CIFAR_MEAN, CIFAR_STD
 from torch import Tensor
 
-from adderzoo.data import open_loader
+from adderzoo.data import Loading, open_loader
 
 RESNET = {
     "input_size": (3, 32, 32),
@@ -19,7 +19,8 @@ RESNET = {
 def read(
     dataset: object, config: dict = RESNET, batch_size: int = 4, workers: int = 0, in_memory: bool = False
 ) -> tuple[Tensor, list]:
-    return together(open_loader(dataset, config, batch_size, workers, torch.device("cpu"), in_memory=in_memory))
+    loading = Loading(batch_size=batch_size, workers=workers, in_memory=in_memory)
+    return together(open_loader(dataset, config, loading))
 
 
 def together(loader: object) -> tuple[Tensor, list[int]]:

@@ -1,6 +1,8 @@
 import re
 import traceback
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from timm.data import create_dataset, create_loader, create_transform, resolve_model_data_config
 from torch import Tensor
 
-from adderzoo.data import MemoryLoader, open_dataset, open_loader, open_training_loader
+from adderzoo.data import Augmentation, Loading, MemoryLoader, open_dataset, open_loader, open_training_loader
 
 CPU = torch.device("cpu")
 IN_MEMORY = pytest.mark.parametrize("in_memory", [False, True], ids=["files", "memory"])
@@ -91,7 +93,7 @@ def test_batches_from_memory_are_timms_to_the_last_bit(
         persistent_workers=False,
     )
     dataset = open_dataset("", str(root), "validation", len(mode))
-    ours = open_loader(dataset, config, 4, workers, CPU, in_memory=True)
+    ours = open_loader(dataset, config, Loading(batch_size=4, workers=workers, in_memory=True))
     assert len(ours) == len(theirs) == 3
     for (x, labels), (expected, expected_labels) in zip(ours, theirs, strict=True):
         assert torch.equal(x, expected)
@@ -110,9 +112,13 @@ def numbered(root: Path, count: int = 12, size: tuple[int, int] = (32, 32), mode
     return images
 
 
-def training_loader(root: Path, config: dict = RESNET, batch_size: int = 4, **options: object) -> object:
+def training_loader(root: Path, config: dict = RESNET, batch_size: int = 4, **options: Any) -> object:
     dataset = open_dataset("", str(root), "train", config["input_size"][0])
-    return open_training_loader(dataset, config, batch_size, 0, CPU, **options)  # type: ignore[arg-type]
+    known = {field.name for field in fields(Loading)}
+    loading = Loading(batch_size=batch_size, **{key: value for key, value in options.items() if key in known})
+    augment = options.pop("augment", True)
+    augmentation = Augmentation(**{key: value for key, value in options.items() if key not in known})
+    return open_training_loader(dataset, config, loading, augmentation if augment else None)
 
 
 @IN_MEMORY
@@ -316,5 +322,5 @@ def test_a_damaged_image_is_named_when_it_is_read_into_memory(tmp_path: Path, wo
     dataset = open_dataset("", str(tmp_path), "train", 3)
     opening = open_training_loader if training else open_loader
     with pytest.raises(ValueError, match=re.escape(f"image {path} cannot be read: ")) as info:
-        opening(dataset, RESNET, 4, workers, CPU, in_memory=True)
+        opening(dataset, RESNET, Loading(batch_size=4, workers=workers, in_memory=True))
     traceback.clear_frames(info.tb)  # else the loading processes end with the garbage, and 5 s later

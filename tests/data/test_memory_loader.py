@@ -1,6 +1,7 @@
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torchvision.transforms import Compose, PILToTensor, Resize
 
-from adderzoo.data import MemoryLoader, open_dataset
+from adderzoo.data import Augmentation, Loading, MemoryLoader, open_dataset
 from adderzoo.data.memory import read_into_memory
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # bytes as they are
@@ -21,10 +22,14 @@ def noise(count: int, height: int = 8, width: int = 8) -> Tensor:
     return torch.randint(256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def loader(count: int, batch_size: int, *, height: int = 8, width: int = 8, **options: object) -> MemoryLoader:
+def loader(count: int, batch_size: int, *, height: int = 8, width: int = 8, **options: Any) -> MemoryLoader:
     """Images of noise; each has its number for a label."""
     images = noise(count, height, width)
-    return MemoryLoader(images, torch.arange(count), PLAIN, batch_size, **options)  # type: ignore[arg-type]
+    training, crop = options.pop("training", False), options.pop("crop", False)
+    flips = {key: options.pop(key, 0.0) for key in ("hflip", "vflip")}
+    augmentation = Augmentation(crop="pad" if crop else None, **flips)
+    loading = Loading(batch_size=batch_size, **options)
+    return MemoryLoader(images, torch.arange(count), PLAIN, loading, training, augmentation)
 
 
 def as_bytes(x: Tensor) -> Tensor:

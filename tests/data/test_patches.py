@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adderzoo.data import ImagePairs, open_patch_loader
+from adderzoo.data import ImagePairs, Loading, open_patch_loader
 from adderzoo.data.patches import PatchLoader
 
 SCALE, SIDE = 2, 20
@@ -59,7 +59,7 @@ def orientation(patch: Tensor) -> tuple[bool, bool, bool]:
 
 
 def test_patches_come_from_anywhere_in_every_orientation(pairs: ImagePairs) -> None:
-    loader = open_patch_loader(pairs, 8, 10, 0, repeats=300)
+    loader = open_patch_loader(pairs, 8, Loading(batch_size=10), repeats=300)
     assert len(loader) == 90
     patches = torch.cat(batches(loader))
     places = [place(patch) for patch in patches]
@@ -73,17 +73,18 @@ def test_patches_come_from_anywhere_in_every_orientation(pairs: ImagePairs) -> N
 
 
 def test_without_augmentation_patches_stand_as_their_images(pairs: ImagePairs) -> None:
-    for batch in batches(open_patch_loader(pairs, 8, 3, 0, augment=False, repeats=20)):
+    for batch in batches(open_patch_loader(pairs, 8, Loading(batch_size=3), augment=False, repeats=20)):
         assert {orientation(patch) for patch in batch} == {(False, False, False)}
 
 
 def test_a_patch_may_be_the_whole_image(pairs: ImagePairs) -> None:
-    for batch in batches(open_patch_loader(pairs, SIDE, 2, 0, repeats=4)):
+    for batch in batches(open_patch_loader(pairs, SIDE, Loading(batch_size=2), repeats=4)):
         assert batch.shape == (2, 3, SIDE, SIDE)
 
 
 def epoch(pairs: ImagePairs, number: int, workers: int = 0, **options: Any) -> list[Tensor]:
-    loader = open_patch_loader(pairs, 8, workers=workers, repeats=10, **{"batch_size": 4, **options})
+    loading = Loading(workers=workers, **{"batch_size": 4, **options})
+    loader = open_patch_loader(pairs, 8, loading, repeats=10)
     loader.set_epoch(number)
     return batches(loader)
 
@@ -113,13 +114,13 @@ def test_what_cannot_be_cut_is_named(pairs: ImagePairs, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"image .*0.png must have at least img-size 21 times 2 pixels a side, got 40x40"
     ):
-        open_patch_loader(pairs, SIDE + 1, 2, 0)
+        open_patch_loader(pairs, SIDE + 1, Loading(batch_size=2))
     expected = r"batch-size must be at most 3, the patches of an epoch \(3 images, each epoch-repeats 2 times, in 2"
     with pytest.raises(ValueError, match=expected):
-        open_patch_loader(pairs, 8, 4, 0, repeats=2, processes=2)
+        open_patch_loader(pairs, 8, Loading(batch_size=4, processes=2), repeats=2)
     (tmp_path / "HR" / "2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"image .*2.png cannot be read"):
-        open_patch_loader(pairs, 8, 2, 0)
+        open_patch_loader(pairs, 8, Loading(batch_size=2))
 
 
 def test_images_turned_by_exif_are_measured_upright(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from adderzoo.engine import (
     Training,
     create_optimizer,
     create_scheduler,
-    train,
+    run_epochs,
 )
 from adderzoo.layers import Adder2d
 
@@ -207,7 +207,7 @@ def test_the_teacher_is_what_it_would_be_alone(options: dict[str, Any]) -> None:
     for model, distillation in ((alone, None), (task.get_eval_model(), task)):
         optimizer = create_optimizer(task.get_trainable_module() if distillation else model, **options)  # type: ignore[arg-type]
         state = Training(model, optimizer, create_scheduler(optimizer, "cosine", 3), task=distillation)
-        ended.append(list(train(state, data, 3, recipe=Recipe(accumulate=2))))
+        ended.append(list(run_epochs(state, data, 3, recipe=Recipe(accumulate=2))))
     for key, value in alone.state_dict().items():
         assert torch.equal(task.teacher.model.state_dict()[key], value), key
     assert any(not torch.equal(a, b) for a, b in zip(alone.parameters(), teacher().parameters(), strict=True))
@@ -238,7 +238,11 @@ def test_the_student_comes_to_give_the_layers_of_the_teacher(student_learns: boo
 
 def test_what_the_task_knows_beside_the_student_comes_back() -> None:
     one, other = kernel_task(), kernel_task()
-    list(train(Training(one.get_eval_model(), create_optimizer(one.get_trainable_module()), task=one), batches(2), 1))
+    list(
+        run_epochs(
+            Training(one.get_eval_model(), create_optimizer(one.get_trainable_module()), task=one), batches(2), 1
+        )
+    )
     other.load_task_state(one.get_task_state())
     other.get_eval_model().load_state_dict(one.get_eval_model().state_dict())
     for key, value in one.state_dict().items():
@@ -293,7 +297,7 @@ def _process(rank: int, port: int, path: Path, data: list[tuple[Tensor, Tensor]]
     grads = {name: p.grad.clone() for name, p in task.get_trainable_module().module.named_parameters()}  # type: ignore[union-attr]
     networks = task.get_trainable_module().module
     state = Training(task.get_eval_model(), create_optimizer(networks), task=task)
-    list(train(state, data[rank : rank + 1], 1))
+    list(run_epochs(state, data[rank : rank + 1], 1))
     torch.save({"grads": grads, "networks": networks.state_dict()}, path)
     dist.destroy_process_group()
 

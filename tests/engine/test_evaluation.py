@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from adderzoo.engine import Result, evaluate
+from adderzoo.engine import Execution, Result, evaluate
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -123,7 +123,7 @@ def test_channels_last_feeds_the_images_in_that_format() -> None:
     model, loader = Formats(), [(torch.randn(2, 3, 4, 4), torch.tensor([0, 1]))]
     plain = evaluate(model, loader)
     assert not model.channels_last
-    assert evaluate(model, loader, channels_last=True).loss == pytest.approx(plain.loss, rel=1e-6)
+    assert evaluate(model, loader, Execution(channels_last=True)).loss == pytest.approx(plain.loss, rel=1e-6)
     assert model.channels_last
 
 
@@ -138,7 +138,7 @@ def test_amp_runs_under_autocast_and_counts_in_float32(dtype: torch.dtype) -> No
     torch.manual_seed(0)
     model, images = Linear(8, 10), torch.randn(64, 8, 1, 1)
     loader = [(images, torch.arange(64) % 10)]
-    result = evaluate(model, loader, amp_dtype=dtype)
+    result = evaluate(model, loader, Execution(amp_dtype=dtype))
     assert model.seen == dtype
     with torch.autocast("cpu", dtype), torch.inference_mode():
         logits = model(images).double()

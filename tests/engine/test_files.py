@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import batches, lenet, result, training
 
-from adderzoo.engine import Epoch, best_epoch, train, write_epoch
+from adderzoo.engine import Epoch, best_epoch, run_epochs, write_epoch
 
 
 def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
@@ -40,7 +40,7 @@ def test_epochs_of_super_resolution_are_compared_by_psnr() -> None:
 def test_without_validation_no_epoch_is_the_best(tmp_path: Path) -> None:
     state = training(lenet(), epochs=1)
     assert best_epoch([epoch(1, None)]) is None
-    for _ in train(state, batches(1), epochs=1):
+    for _ in run_epochs(state, batches(1), epochs=1):
         write_epoch(tmp_path, state, {})
     assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "state.pt", "summary.csv"}
 
@@ -49,7 +49,7 @@ def test_files_hold_the_best_and_the_last_weights_and_a_line_an_epoch(tmp_path: 
     state = training(lenet(), epochs=3)
     found: Iterator[float] = iter((20.0, 30.0, 25.0))
     weights = []
-    for _ in train(state, batches(1), epochs=3, validate=lambda model: result(next(found))):
+    for _ in run_epochs(state, batches(1), epochs=3, validate=lambda model: result(next(found))):
         write_epoch(tmp_path, state, {"architecture": "adder_lenet5"})
         weights.append({key: value.clone() for key, value in state.model.state_dict().items()})
     for name, number, top1 in (("best", 2, "30.00"), ("last", 3, "25.00")):

@@ -14,7 +14,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
-from adderzoo.engine import Recipe, Training, create_optimizer, create_scheduler, train, write_epoch
+from adderzoo.engine import Recipe, Training, create_optimizer, create_scheduler, run_epochs, write_epoch
 from adderzoo.layers import Adder2d
 
 
@@ -49,7 +49,7 @@ def steps(model: nn.Module, data: list[Batch], recipe: Recipe, scaled: bool = Fa
     """An epoch of plain SGD with a learning rate of 1."""
     optimizer = create_optimizer(model, lr=1.0, momentum=0.0, weight_decay=0.0, **options)  # type: ignore[arg-type]
     state = Training(model, optimizer, scaler=NativeScaler("cpu") if scaled else None)
-    list(train(state, data, 1, recipe=recipe))
+    list(run_epochs(state, data, 1, recipe=recipe))
     return state
 
 
@@ -159,7 +159,7 @@ def test_what_is_saved_and_validated_is_the_average_of_the_weights(
         validated.append({key: value.clone() for key, value in model.state_dict().items()})
         return result(50.0)
 
-    for _ in train(state, batches(4), 2, validate, Recipe(accumulate=accumulate)):  # type: ignore[arg-type]
+    for _ in run_epochs(state, batches(4), 2, validate, Recipe(accumulate=accumulate)):  # type: ignore[arg-type]
         write_epoch(tmp_path, state, {})
     assert len(history) == 8 // accumulate
     expected = average(history, decay, warmup)
@@ -228,10 +228,10 @@ def test_labels_are_mixed_as_their_pictures_are(mixup: float, cutmix: float, mod
 
     mixing = Mixup(mixup, cutmix, mode=mode, label_smoothing=smoothing, num_classes=4)
     recipe = Recipe(loss=Loss(), mixup=mixing, mixup_off_epoch=2)
-    list(train(training(Mean(), epochs=3), Planes(), 3, recipe=recipe))
+    list(run_epochs(training(Mean(), epochs=3), Planes(), 3, recipe=recipe))
     assert [any(mixed[8 * epoch : 8 * epoch + 8]) for epoch in range(3)] == [True, True, False]
     mixed.clear()
-    list(train(training(Mean(), epochs=3), Planes(), 3, recipe=Recipe(loss=Loss(), mixup=mixing)))
+    list(run_epochs(training(Mean(), epochs=3), Planes(), 3, recipe=Recipe(loss=Loss(), mixup=mixing)))
     assert all(any(mixed[8 * epoch : 8 * epoch + 8]) for epoch in range(3))
 
 
@@ -252,7 +252,7 @@ def test_accuracy_in_training_is_that_of_the_images_own_labels() -> None:
                 yield x, labels
 
     mixing = Mixup(1.0, mode="elem", num_classes=4)
-    (report,) = train(training(Mean(), epochs=1), Watched(), 1, recipe=Recipe(loss=Loss(), mixup=mixing))
+    (report,) = run_epochs(training(Mean(), epochs=1), Watched(), 1, recipe=Recipe(loss=Loss(), mixup=mixing))
     right = (torch.cat(pictures).argmax(1) == torch.cat(own)).float().mean().item()
     assert 0.2 < right < 0.95
     assert report.train_top1 == pytest.approx(100 * right)
@@ -268,7 +268,7 @@ def test_a_schedule_on_updates_changes_the_rate_after_every_step(accumulate: int
     scheduler = create_scheduler(optimizer, "cosine", 3, updates, min_lr=0.01)
     rates: list[float] = []
     optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    list(train(Training(model, optimizer, scheduler), batches(5, 2), 3, recipe=Recipe(accumulate=accumulate)))
+    list(run_epochs(Training(model, optimizer, scheduler), batches(5, 2), 3, recipe=Recipe(accumulate=accumulate)))
     total = 3 * updates
     assert rates == pytest.approx([0.01 + 0.045 * (1 + math.cos(math.pi * t / total)) for t in range(total)])
 
@@ -282,7 +282,7 @@ def rates_of_parameters(sched: str, epochs: int, eta: float, **options: object) 
     optimizer.register_step_pre_hook(
         lambda optimizer, *_: found.append({names[p]: g["lr"] for g in optimizer.param_groups for p in g["params"]})
     )
-    list(train(Training(model, optimizer, scheduler), batches(1, 2), epochs))
+    list(run_epochs(Training(model, optimizer, scheduler), batches(1, 2), epochs))
     return found
 
 
@@ -311,7 +311,7 @@ def test_the_rate_of_filters_is_their_multiple_of_the_whole_schedule(
 @pytest.mark.parametrize("options", [{"filter_lr_scale": 40.0}, {"opt": "adamw", "eta": 5.0}])
 def test_the_rate_that_is_reported_is_not_that_of_the_filters(options: dict[str, object]) -> None:
     state = training(lenet(), epochs=2, lr=0.1, **options)
-    assert [report.lr for report in train(state, batches(1), epochs=2)] == pytest.approx([0.1, 0.05])
+    assert [report.lr for report in run_epochs(state, batches(1), epochs=2)] == pytest.approx([0.1, 0.05])
 
 
 @pytest.mark.parametrize("scale", [0.1, 100.0])
@@ -323,6 +323,6 @@ def test_filter_lr_scale_multiplies_the_gradient_and_leaves_weight_decay_alone(s
     (grad,) = torch.autograd.grad(F.cross_entropy(model.train()(x), target), model.conv2.weight)
     fresh = lenet()
     optimizer = create_optimizer(fresh, lr=lr, weight_decay=decay, filter_lr_scale=scale)
-    list(train(Training(fresh, optimizer), [(x, target)], 1))
+    list(run_epochs(Training(fresh, optimizer), [(x, target)], 1))
     expected = before.double() - lr * (scale * grad.double() + decay * before.double())
     torch.testing.assert_close(fresh.conv2.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)

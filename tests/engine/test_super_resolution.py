@@ -14,7 +14,7 @@ from pictures import random_images
 from torch import Tensor, nn
 
 from adderzoo.data import ImagePairs, as_float, as_integers, downscale
-from adderzoo.engine import evaluate_super_resolution, quality, upscale
+from adderzoo.engine import Execution, evaluate_super_resolution, quality, upscale
 from adderzoo.engine.super_resolution import tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,7 +146,8 @@ def test_evaluation_is_the_mean_of_the_images_one_by_one(folder: Path) -> None:
 def test_channels_last_autocast_tiles_and_half_precision_are_near(folder: Path) -> None:
     model, pairs = network("cnn_edsr_baseline_x2"), ImagePairs(folder, 2)
     psnr = evaluate_super_resolution(model, pairs).psnr
-    for arguments in ({"channels_last": True}, {"amp_dtype": torch.bfloat16}, {"tile": 8}):
+    executions = (Execution(channels_last=True), Execution(amp_dtype=torch.bfloat16))
+    for arguments in (*({"execution": execution} for execution in executions), {"tile": 8}):
         assert evaluate_super_resolution(model, pairs, **arguments).psnr == pytest.approx(psnr, abs=0.1)
     assert evaluate_super_resolution(model.bfloat16(), pairs).psnr == pytest.approx(psnr, abs=0.1)
 

@@ -9,7 +9,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3, NativeScaler
 from torch import Tensor, nn
 
-from adderzoo.engine import Recipe, Result, Training, create_optimizer, create_scheduler, train
+from adderzoo.engine import Recipe, Result, Training, create_optimizer, create_scheduler, run_epochs
 from adderzoo.optim import adaptive_lr
 
 Batch = tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ def result(top1: float, loss: float = 1.0) -> Result:
 def test_the_steps_are_those_of_a_loop_by_hand(opt: str, nesterov: bool) -> None:
     data = batches()
     trained = lenet()
-    list(train(training(trained, opt=opt), data, epochs=2))
+    list(run_epochs(training(trained, opt=opt), data, epochs=2))
 
     model = lenet().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=5e-4)
@@ -66,7 +66,7 @@ def test_the_steps_are_those_of_a_loop_by_hand(opt: str, nesterov: bool) -> None
 def test_eta_is_the_size_of_a_filters_step(eta: float) -> None:
     model = lenet()
     before = model.conv2.weight.detach().clone()
-    list(train(training(model, epochs=1, eta=eta, weight_decay=0.0, lr=0.1), batches(1), epochs=1))
+    list(run_epochs(training(model, epochs=1, eta=eta, weight_decay=0.0, lr=0.1), batches(1), epochs=1))
     rms = (model.conv2.weight.detach() - before).square().mean().sqrt().item()
     assert rms == pytest.approx(0.1 * eta, rel=1e-3)
 
@@ -77,7 +77,7 @@ def test_eta_0_leaves_the_gradient_as_it_is() -> None:
     (grad,) = torch.autograd.grad(loss, model.conv2.weight)
     before = model.conv2.weight.detach().clone()
     fresh = lenet()
-    list(train(training(fresh, epochs=1, eta=0.0, weight_decay=0.0, lr=0.1), [(x, target)], epochs=1))
+    list(run_epochs(training(fresh, epochs=1, eta=0.0, weight_decay=0.0, lr=0.1), [(x, target)], epochs=1))
     torch.testing.assert_close(before - 0.1 * grad, fresh.conv2.weight.detach(), rtol=1e-4, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_networks_of_other_kinds_of_layers_learn_digits(conv_layer: str) -> None
     torch.manual_seed(0)
     model = timm.create_model("adder_resnet20", conv_layer=conv_layer, layers=(1, 1, 1), widths=(8, 16, 32), in_chans=1)
     data = list(zip(images[:896].split(64), labels[:896].split(64), strict=True))
-    list(train(training(model, epochs=6), data, epochs=6))
+    list(run_epochs(training(model, epochs=6), data, epochs=6))
     with torch.no_grad():
         right = model.eval()(images[896:]).argmax(1) == labels[896:]
     assert right.float().mean() > 0.6
@@ -132,7 +132,7 @@ def test_an_optimizer_without_a_rule_for_filters_is_used_where_it_needs_none(opt
         create_optimizer(lenet(), opt)
     create_optimizer(lenet("cnn_lenet5"), opt)
     for options in ({"eta": 0.0}, {"filter_lr_scale": 10.0}):
-        list(train(training(lenet(), epochs=1, opt=opt, **options), batches(1), epochs=1))
+        list(run_epochs(training(lenet(), epochs=1, opt=opt, **options), batches(1), epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_an_epoch_reports_the_mean_loss_and_accuracy_of_its_batches() -> None:
     logits = torch.tensor([[4.0, 0, 0], [0, 4, 0], [0, 0, 4], [4, 0, 0]])[:, :, None, None]
     labels = torch.tensor([0, 1, 2, 2])
     data = [(logits[:2], labels[:2]), (logits[2:], labels[2:])]
-    (report,) = train(training(Fixed(), epochs=1), data, epochs=1)
+    (report,) = run_epochs(training(Fixed(), epochs=1), data, epochs=1)
     assert report.train_top1 == 75
     assert report.train_loss == pytest.approx(F.cross_entropy(logits.flatten(1), labels).item(), rel=1e-6)
 
 
 def test_each_epoch_has_the_rate_of_the_schedule_and_what_validation_found() -> None:
     state = training(lenet(), epochs=4)
-    reports = list(train(state, batches(1), epochs=4, validate=lambda model: result(len(state.history))))
+    reports = list(run_epochs(state, batches(1), epochs=4, validate=lambda model: result(len(state.history))))
     assert [report.lr for report in reports] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
     assert [report.eval_top1 for report in reports] == [0, 1, 2, 3]
     assert [report.epoch for report in reports] == [1, 2, 3, 4]
@@ -192,13 +192,13 @@ def test_each_epoch_has_the_rate_of_the_schedule_and_what_validation_found() -> 
 @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 def test_a_schedule_that_goes_by_validation_accuracy_sees_it() -> None:
     state = training(lenet(), epochs=14, sched="plateau")
-    reports = list(train(state, batches(1, 2), epochs=14, validate=lambda model: result(50.0)))
+    reports = list(run_epochs(state, batches(1, 2), epochs=14, validate=lambda model: result(50.0)))
     assert reports[0].lr == 0.1
     assert reports[-1].lr == pytest.approx(0.01)
 
 
 def test_no_schedule_leaves_the_rate_alone() -> None:
-    reports = list(train(training(lenet(), sched="none"), batches(1), epochs=2))
+    reports = list(run_epochs(training(lenet(), sched="none"), batches(1), epochs=2))
     assert [report.lr for report in reports] == [0.1, 0.1]
 
 
@@ -216,17 +216,17 @@ def test_training_goes_on_in_training_mode_after_a_validation() -> None:
         model.eval()
         return result(0)
 
-    list(train(training(model), batches(1), 2, validate))
+    list(run_epochs(training(model), batches(1), 2, validate))
     assert modes == [True, True]
 
 
 def test_a_training_with_a_history_goes_on_behind_it() -> None:
     state = training(lenet(), epochs=3)
     data = batches(1)
-    list(train(state, data, epochs=1))
-    assert [report.epoch for report in train(state, data, epochs=3)] == [2, 3]
+    list(run_epochs(state, data, epochs=1))
+    assert [report.epoch for report in run_epochs(state, data, epochs=3)] == [2, 3]
     whole = training(lenet(), epochs=3)
-    list(train(whole, data, epochs=3))
+    list(run_epochs(whole, data, epochs=3))
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, state.model.state_dict()[key]), key
 
@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_batch(bad: fl
     where = f"the loss is {bad} at batch {(step - 1) % 3 + 1} of epoch {(step - 1) // 3 + 1}:"
     reports = []
     with pytest.raises(ValueError, match=where):
-        reports += train(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
+        reports += run_epochs(training(lenet()), batches(3), 2, recipe=Recipe(loss=Loss()))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -265,7 +265,7 @@ def test_a_network_that_dies_in_the_last_step_of_an_epoch_ends_the_training(
 
     state.optimizer.register_step_post_hook(die)
     with pytest.raises(ValueError, match=f"^{key} is not finite at the end of epoch 2: a lower learning rate may help"):
-        list(train(state, batches(3), 3, validate=lambda model: result(50.0)))
+        list(run_epochs(state, batches(3), 3, validate=lambda model: result(50.0)))
     assert len(state.history) == 1
 
 
@@ -275,7 +275,7 @@ def test_an_average_that_dies_ends_the_training_too() -> None:
     state.ema.module.conv2.weight.data[0] = float("nan")
     state.ema.update = lambda *_, **__: None  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="not finite at the end of epoch 1"):
-        list(train(state, batches(1), 2))
+        list(run_epochs(state, batches(1), 2))
     assert state.history == []
 
 
@@ -283,7 +283,7 @@ def test_an_evaluation_loss_that_is_not_finite_ends_the_training() -> None:
     """The weights may be finite and the logits too large."""
     state, found = training(lenet(), epochs=3), iter((1.0, float("nan")))
     with pytest.raises(ValueError, match=r"^the evaluation loss is nan at the end of epoch 2: a lower learning rate"):
-        list(train(state, batches(1), 3, validate=lambda model: result(50.0, next(found))))
+        list(run_epochs(state, batches(1), 3, validate=lambda model: result(50.0, next(found))))
     assert len(state.history) == 1
 
 
@@ -291,7 +291,7 @@ def test_an_evaluation_loss_that_is_not_finite_ends_the_training() -> None:
 def test_a_label_that_the_network_does_not_know_is_a_value_error(mixup: Mixup | None) -> None:
     data = [(torch.zeros(2, 1, 32, 32), torch.tensor([0, 10]))]
     with pytest.raises(ValueError, match="among the network's 10 classes"):
-        list(train(training(lenet()), data, epochs=1, recipe=Recipe(mixup=mixup)))
+        list(run_epochs(training(lenet()), data, epochs=1, recipe=Recipe(mixup=mixup)))
 
 
 def test_an_error_of_mixup_that_is_not_about_labels_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_an_error_of_mixup_that_is_not_about_labels_stays_what_it_is(monkeypatch
 
     monkeypatch.setattr(Mixup, "__call__", fail)
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
-        list(train(training(lenet()), batches(1), epochs=1, recipe=Recipe(mixup=Mixup(num_classes=10))))
+        list(run_epochs(training(lenet()), batches(1), epochs=1, recipe=Recipe(mixup=Mixup(num_classes=10))))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -316,7 +316,7 @@ def test_amp_trains_under_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     state = training(Linear(1024, 10), epochs=20, lr=0.01)
     state.scaler = NativeScaler("cpu") if dtype == torch.float16 else None
-    reports = list(train(state, batches(1), 20, recipe=Recipe(amp_dtype=dtype)))
+    reports = list(run_epochs(state, batches(1), 20, recipe=Recipe(amp_dtype=dtype)))
     assert set(seen) == {dtype}
     assert state.model.weight.dtype == torch.float32
     assert reports[-1].train_loss < 0.5 * reports[0].train_loss
@@ -332,12 +332,12 @@ def test_channels_last_feeds_the_images_in_that_format() -> None:
 
     data = [(torch.randn(4, 3, 4, 4), torch.arange(4))]
     for channels_last in (False, True):
-        list(train(training(Formats(48, 10)), data, 1, recipe=Recipe(channels_last=channels_last)))
+        list(run_epochs(training(Formats(48, 10)), data, 1, recipe=Recipe(channels_last=channels_last)))
     assert formats == [False, True]
 
 
 def test_the_progress_bar_shows_time_loss_rate_and_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in train(training(lenet()), batches(2), epochs=2, description="some network"):
+    for _ in run_epochs(training(lenet()), batches(2), epochs=2, description="some network"):
         pass
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -352,7 +352,7 @@ def test_an_averaged_network_has_the_statistics_of_its_own_outputs() -> None:
     model = lenet()
     state = training(model, epochs=2)
     state.ema = ModelEmaV3(model, decay=0.9)
-    list(train(state, data, epochs=2))
+    list(run_epochs(state, data, epochs=2))
     averaged, images = state.ema.module, torch.cat([x for x, _ in data])
     with torch.no_grad():
         outputs = averaged.conv1(images).double()
@@ -367,7 +367,7 @@ def test_precise_statistics_are_those_of_the_present_weights_and_change_no_step(
     data = batches(4, 16)
     images = torch.cat([x for x, _ in data])
     plain, precise = lenet(), lenet()
-    list(train(training(plain), data, epochs=2))
+    list(run_epochs(training(plain), data, epochs=2))
 
     def validate(network: nn.Module) -> Result:
         assert not network.training
@@ -377,7 +377,7 @@ def test_precise_statistics_are_those_of_the_present_weights_and_change_no_step(
         torch.testing.assert_close(mean, outputs.mean((0, 2, 3)), rtol=1e-5, atol=0)
         return result(50.0)
 
-    list(train(training(precise), data, epochs=2, validate=validate, recipe=Recipe(precise_bn=True)))
+    list(run_epochs(training(precise), data, epochs=2, validate=validate, recipe=Recipe(precise_bn=True)))
     assert (plain.bn1.running_mean - precise.bn1.running_mean).abs().max() > 1  # type: ignore[operator]
     for (key, value), other in zip(plain.named_parameters(), precise.parameters(), strict=True):
         assert torch.equal(value, other), key

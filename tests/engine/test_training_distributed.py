@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adderzoo.data import MemoryLoader
-from adderzoo.engine import Recipe, Training, create_optimizer, create_scheduler, train
+from adderzoo.data import Loading, MemoryLoader
+from adderzoo.engine import Recipe, Training, create_optimizer, create_scheduler, run_epochs
 
 PROCESSES = 2
 EPOCHS = 2
@@ -40,11 +40,8 @@ def trained(name: str, evaluating: bool, eta: float, accumulate: int, rank: int,
         images,
         labels,
         {"mean": (0.5,), "std": (0.3,)},
-        BATCH // processes // accumulate,
+        Loading(batch_size=BATCH // processes // accumulate, seed=3, rank=rank, processes=processes),
         training=True,
-        seed=3,
-        rank=rank,
-        processes=processes,
     )
     model = lenet(name, evaluating)
     optimizer = create_optimizer(model, "sgd", lr=0.05, eta=eta)
@@ -63,7 +60,7 @@ def trained(name: str, evaluating: bool, eta: float, accumulate: int, rank: int,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adderzoo.engine.training.distribute_bn", watched)
-        reports = list(train(training, loader, EPOCHS, recipe=Recipe(accumulate=accumulate)))
+        reports = list(run_epochs(training, loader, EPOCHS, recipe=Recipe(accumulate=accumulate)))
     return {
         "own statistics": dict(zip(("model", "ema"), own[-2:], strict=False)),
         "gradients": gradients,

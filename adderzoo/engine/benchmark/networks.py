@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderzoo.engine.training import create_optimizer
+from adderzoo.engine.optimization import create_optimizer
 from adderzoo.inference.fusion import fuse
 from adderzoo.inference.quantization import calibrate, quantize
 from adderzoo.ops._pytorch import has_vnni, inductor_cache, inductor_config
