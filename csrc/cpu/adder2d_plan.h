@@ -40,4 +40,11 @@ template <typename T>
 void plan_backward(Plan<T>& plan, const Geometry& geometry, int64_t y, int64_t x, View<const T> grad,
                    View<const T> input, View<T> grad_input, int64_t threads);
 
+// What `Accumulation` says of itself, which both of them check of what they have planned: a mistake in a plan ends in
+// an error, not in memory of others.
+//
+// Throws std::logic_error, which names the condition that does not hold.
+template <typename T>
+void check_plan(const Plan<T>& plan);
+
 }  // namespace adderzoo::cpu
