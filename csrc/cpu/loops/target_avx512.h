@@ -5,8 +5,10 @@
 #include <immintrin.h>
 
 #ifdef __clang__
+// clang-format off
 #define ADDERZOO_TARGET_ON \
-  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\"))),apply_to=function)")
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\"))), apply_to = function)")
+// clang-format on
 #define ADDERZOO_TARGET_OFF _Pragma("clang attribute pop")
 #else
 #define ADDERZOO_TARGET_ON _Pragma("GCC target(\"avx512f,avx512bw,avx512dq,avx512vl,fma\")")
