@@ -62,7 +62,8 @@ def test_loops_match_the_definition_in_listed_and_in_random_geometries(program: 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
-    ("stem", "tables"), [(CPU / "adder2d_loops", ["kFloat", "kDouble", "kBytes"]), (BENCHMARK / "ceilings", ["kCeiling"])]
+    ("stem", "tables"),
+    [(CPU / "adder2d_loops", ["kFloat", "kDouble", "kBytes"]), (BENCHMARK / "ceilings", ["kCeiling"])],
 )
 def test_a_build_without_optimization_shares_no_code_of_an_instruction_set(
     compiler: str, stem: Path, tables: list[str], capability: str, tmp_path: Path
