@@ -1,8 +1,6 @@
 #include "adder2d_plan.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
 namespace adderzoo::cpu {
 namespace {
@@ -13,15 +11,6 @@ constexpr int64_t kPoints = 192;
 constexpr int64_t kFewPoints = 48;
 constexpr int64_t kRegionBytes = 1 << 18;
 constexpr int64_t kManySteps = 1 << 24;
-
-template <typename T>
-int64_t region_rows(const Accumulation<T>& work, int64_t rows) {
-  if (work.lattice.num_tap_rows == 0) return 0;
-  // Every image that the rows touch has rows of its own.
-  const int64_t reach = work.lattice.reach_h();
-  const int64_t images = std::min(work.lattice.batch, (rows + work.lattice.rows - 2) / work.lattice.rows + 1);
-  return (rows - 1) * work.lattice.step_h + reach + (images - 1) * std::max<int64_t>(0, reach - work.lattice.step_h);
-}
 
 // The pieces: as long as the sources of successive taps join, but no block may have more than kBlockSteps.
 template <typename T>
@@ -62,6 +51,43 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
   work.region.num_blocks = static_cast<int64_t>(plan.blocks.size()) - 1;
 }
 
+// Rows of an item: its region and its points fit into a cache, and the items' number is a multiple of the threads,
+// where there are enough of them.
+template <typename T>
+int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int64_t threads) {
+  const int64_t all_rows = work.lattice.all_rows();
+  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
+  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
+  const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
+  while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
+  // Large strides: mostly rows that no tap reads.
+  if (region_rows(work, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
+  const int64_t wanted = divide_up(4 * threads, columns_of_items);
+  if (divide_up(all_rows, rows) < wanted) rows = std::max(few_rows, all_rows / wanted);
+  int64_t chunks = divide_up(all_rows, rows);
+  if (columns_of_items % threads != 0 && chunks > threads) chunks = divide_up(chunks, threads) * threads;
+  return divide_up(all_rows, chunks);
+}
+
+// What an item takes, in memory and time.
+template <typename T>
+void measure_items(Accumulation<T>& work) {
+  work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
+  work.items.max_region_rows = region_rows(work, work.items.rows);
+  const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
+  // For the choice of a grain, which large ones are beyond.
+  work.items.steps =
+      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
+  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals and of inputs (of bytes,
+  // two of totals of four bytes), and two sums for each point; the region; two for each point of its rows; two for each
+  // pixel of one.
+  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
+  work.items.scratch_size =
+      work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
+      (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
+      2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
+}
+
 // Cuts the work into items.
 template <typename T>
 void plan_items(Accumulation<T>& work, int64_t threads) {
@@ -80,21 +106,9 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
     return;
   }
 
-  // Rows: a multiple of the threads, where there are enough of them.
-  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
-  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
-  const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
-  while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
-  // Large strides: mostly rows that no tap reads.
-  if (region_rows(work, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
-  const int64_t panel_chunks = divide_up(panels, work.items.panels);
-  const int64_t columns_of_items = groups * panel_chunks;
-  const int64_t wanted = divide_up(4 * threads, columns_of_items);
-  if (divide_up(all_rows, rows) < wanted) rows = std::max(few_rows, all_rows / wanted);
-  int64_t chunks = divide_up(all_rows, rows);
-  if (columns_of_items % threads != 0 && chunks > threads) chunks = divide_up(chunks, threads) * threads;
-  work.items.rows = divide_up(all_rows, chunks);
-  chunks = divide_up(all_rows, work.items.rows);
+  const int64_t columns_of_items = groups * divide_up(panels, work.items.panels);
+  work.items.rows = rows_of_item(work, columns_of_items, threads);
+  const int64_t chunks = divide_up(all_rows, work.items.rows);
 
   // Panels, where there are too few rows for all threads.
   if (work.region.shared && chunks * groups < 2 * threads) {
@@ -104,20 +118,7 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
   work.items.count = chunks * groups * divide_up(panels, work.items.panels);
   work.items.panel_chunks = divide_up(panels, work.items.panels);
 
-  work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
-  work.items.max_region_rows = region_rows(work, work.items.rows);
-  const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
-  // For the choice of a grain, which large ones are beyond.
-  work.items.steps =
-      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
-  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals and of inputs (of bytes,
-  // two of totals of four bytes), and two sums for each point; the region; two for each point of its rows; two for each
-  // pixel of one.
-  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
-  work.items.scratch_size =
-      work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
-      (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
-      2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
+  measure_items(work);
 }
 
 template <typename T>
@@ -177,112 +178,6 @@ int64_t first_packed(const ReachingTaps& taps, int64_t kernel) {
   return taps.count == 0 ? 0 : kernel - 1 - (taps.first + (taps.count - 1) * taps.period);
 }
 
-// ---------------------------------------------------------------------------------------------------------- invariants
-
-#define ADDERZOO_REQUIRE(condition) \
-  if (!(condition)) throw std::logic_error("adder2d: a plan for the CPU must have " #condition)
-
-void check_lattice(const Lattice& lattice) {
-  ADDERZOO_REQUIRE(lattice.batch >= 0 && lattice.rows >= 0 && lattice.columns >= 0);
-  ADDERZOO_REQUIRE(lattice.step_h >= 1 && lattice.step_w >= 1);
-  ADDERZOO_REQUIRE((lattice.num_tap_rows == 0) == (lattice.num_tap_columns == 0));
-  ADDERZOO_REQUIRE(std::is_sorted(lattice.tap_rows, lattice.tap_rows + lattice.num_tap_rows));
-  ADDERZOO_REQUIRE(std::is_sorted(lattice.tap_columns, lattice.tap_columns + lattice.num_tap_columns));
-}
-
-template <typename T>
-void check_region(const Accumulation<T>& work) {
-  const Lattice& lattice = work.lattice;
-  const Source<T>& source = work.source;
-  const Region& region = work.region;
-  ADDERZOO_REQUIRE(source.channels >= 1 && region.tap_steps >= 1 && region.step >= 1);
-  ADDERZOO_REQUIRE(region.shared == shares_source(work.output.groups, work.output.group_channels));
-  ADDERZOO_REQUIRE(region.tap_steps == (region.shared ? divide_up(source.channels, region.step) : source.channels));
-  if (region.staged) {
-    ADDERZOO_REQUIRE(region.pixel == region.tap_steps * region.step);
-    ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == (lattice.columns - 1) * lattice.step_w + lattice.reach_w());
-    return;
-  }
-  ADDERZOO_REQUIRE(region.shared && source.strides.channel == 1);
-  ADDERZOO_REQUIRE(region.pixel == source.strides.column && region.width == source.width);
-  if (lattice.taps() == 0) return;
-  const int64_t top = lattice.tap_rows[0], left = lattice.tap_columns[0];
-  ADDERZOO_REQUIRE(top >= 0 && top + lattice.reach_h() + (lattice.rows - 1) * lattice.step_h <= source.height);
-  ADDERZOO_REQUIRE(left >= 0 && left + lattice.reach_w() + (lattice.columns - 1) * lattice.step_w <= source.width);
-}
-
-template <typename T>
-void check_blocks(const Accumulation<T>& work, int64_t num_pieces) {
-  const Lattice& lattice = work.lattice;
-  const Region& region = work.region;
-  ADDERZOO_REQUIRE(region.num_blocks >= 1 && region.blocks[0] == 0 && region.blocks[region.num_blocks] == num_pieces);
-  // Behind the last tap of the point whose first tap is the region's first pixel.
-  const int64_t end =
-      lattice.taps() == 0 ? 0 : ((lattice.reach_h() - 1) * region.width + lattice.reach_w()) * region.pixel;
-  int64_t steps = 0;
-  for (int64_t block = 0; block < region.num_blocks; ++block) {
-    const int64_t before = steps;
-    for (int64_t i = region.blocks[block]; i < region.blocks[block + 1]; ++i) {
-      const Piece& piece = region.pieces[i];
-      ADDERZOO_REQUIRE(piece.length >= 1 && piece.step >= 0 && piece.step + piece.length <= work.filters.steps);
-      ADDERZOO_REQUIRE(piece.source >= 0 && piece.source + piece.length * region.step <= end);
-      steps += piece.length;
-    }
-    const bool last = block == region.num_blocks - 1;
-    ADDERZOO_REQUIRE(last ? steps - before <= kBlockSteps : steps - before == kBlockSteps);
-  }
-  ADDERZOO_REQUIRE(steps == lattice.taps() * region.tap_steps);
-}
-
-template <typename T>
-void check_epilogue(const Accumulation<T>& work) {
-  const Epilogue<T>& epilogue = work.output.epilogue;
-  ADDERZOO_REQUIRE((epilogue.scale == nullptr) == (epilogue.shift == nullptr));
-  ADDERZOO_REQUIRE(epilogue.scale != nullptr || (epilogue.addend == nullptr && !epilogue.relu));
-  ADDERZOO_REQUIRE(epilogue.scale == nullptr || !has_input(work.function));
-}
-
-template <>
-void check_epilogue(const Accumulation<uint8_t>& work) {
-  const Epilogue<uint8_t>& epilogue = work.output.epilogue;
-  ADDERZOO_REQUIRE(work.function == Function::kDistance);
-  ADDERZOO_REQUIRE(epilogue.scale != nullptr && epilogue.shift != nullptr);
-  ADDERZOO_REQUIRE(epilogue.byte_addend == nullptr || epilogue.float_addend == nullptr);
-  ADDERZOO_REQUIRE(epilogue.float_output != nullptr || epilogue.lowest <= epilogue.highest);
-  ADDERZOO_REQUIRE(work.output.strides.channel == 1);
-}
-
-// Filters and output, of which there is none where there are no points.
-template <typename T>
-void check_operands(const Accumulation<T>& work) {
-  const FilterPanels<T>& filters = work.filters;
-  const Outputs<T>& output = work.output;
-  ADDERZOO_REQUIRE(work.source.data != nullptr && filters.packed != nullptr);
-  if (work.function == Function::kMaxDistance) ADDERZOO_REQUIRE(filters.sums != nullptr && filters.limits != nullptr);
-  ADDERZOO_REQUIRE(output.channels == output.groups * output.group_channels);
-  ADDERZOO_REQUIRE((output.input != nullptr) == has_input(work.function));
-  check_epilogue(work);
-}
-
-template <typename T>
-void check_items(const Accumulation<T>& work) {
-  const Items& items = work.items;
-  const int64_t groups = work.region.shared ? work.output.groups : 1;
-  ADDERZOO_REQUIRE(items.rows >= 1 && items.panels >= 1 && items.panel_chunks >= 1);
-  ADDERZOO_REQUIRE(items.count == divide_up(work.lattice.all_rows(), items.rows) * groups * items.panel_chunks);
-  // Of each group, wherever in a panel it begins.
-  const int64_t channels = work.output.channels / groups, begin = groups > 1 ? channels % kPanel : 0;
-  ADDERZOO_REQUIRE(items.panels * items.panel_chunks * kPanel >= channels);
-  ADDERZOO_REQUIRE(begin == 0 || items.panels * items.panel_chunks >= channels / kPanel + 2);
-  ADDERZOO_REQUIRE(work.region.shared ||
-                   (items.panels * kPanel <= kMaxOwnChannels && work.region.step == items.panels * kPanel));
-  ADDERZOO_REQUIRE(items.max_points >= items.rows * work.lattice.columns && items.max_points % kPanel == 0);
-  ADDERZOO_REQUIRE(items.max_region_rows >= region_rows(work, items.rows));
-  ADDERZOO_REQUIRE(items.steps >= 1 && items.scratch_size >= 1);
-}
-
-#undef ADDERZOO_REQUIRE
-
 }  // namespace
 
 FilterShape forward_filters(const Geometry& g) {
@@ -308,16 +203,6 @@ FilterShape backward_filters(const Geometry& g) {
           .channel_stride = g.taps(),
           .source_stride = filter,
           .reverse_taps = true};
-}
-
-template <typename T>
-void check_plan(const Plan<T>& plan) {
-  check_lattice(plan.work.lattice);
-  if (plan.work.items.count == 0) return;
-  check_operands(plan.work);
-  check_region(plan.work);
-  check_blocks(plan.work, static_cast<int64_t>(plan.pieces.size()));
-  check_items(plan.work);
 }
 
 template <typename T>
@@ -369,8 +254,7 @@ void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<
   check_plan(plan);
 }
 
-#define ADDERZOO_INSTANTIATE_FORWARD(T)        \
-  template void check_plan<T>(const Plan<T>&); \
+#define ADDERZOO_INSTANTIATE_FORWARD(T) \
   template void plan_forward<T>(Plan<T>&, const Geometry&, View<const T>, View<T>, int64_t);
 #define ADDERZOO_INSTANTIATE_BACKWARD(T)                                                                             \
   template void plan_backward<T>(Plan<T>&, const Geometry&, int64_t, int64_t, View<const T>, View<const T>, View<T>, \

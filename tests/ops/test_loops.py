@@ -12,8 +12,8 @@ from processes import CHECKOUT
 CPU, BENCHMARK = CHECKOUT / "csrc" / "cpu", CHECKOUT / "csrc" / "benchmark"
 SOURCES = [
     Path(__file__).with_name("loops_main.cpp"),
-    CPU / "adder2d_plan.cpp",
     CPU / "capability.cpp",
+    *sorted(CPU.glob("adder2d_plan*.cpp")),
     *sorted(CPU.glob("adder2d_loops*.cpp")),
     *sorted(BENCHMARK.glob("ceilings*.cpp")),
 ]

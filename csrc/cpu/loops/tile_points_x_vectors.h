@@ -20,6 +20,26 @@ struct Tile {
   int64_t ahead_step;
 };
 
+// Adds the sums of a block to the totals, which are registers too or lie in memory.
+template <Function F, int kPoints, int kVecs, typename T>
+inline __attribute__((always_inline)) void end_block(const Tile<T>& tile, int64_t block,
+                                                     Vector<T> (&sum)[kPoints][kVecs],
+                                                     Vector<T> (&total)[kPoints][kVecs]) {
+#pragma GCC unroll 8
+  for (int p = 0; p < kPoints; ++p) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      if constexpr (takes_all_blocks(F, kVecs)) {
+        total[p][v] += sum[p][v];
+      } else {
+        T* to = tile.totals + (p * kVecs + v) * kLanes<T>;
+        store(to, block == 0 ? sum[p][v] : load(to) + sum[p][v]);
+      }
+      sum[p][v] = Vector<T>{};
+    }
+  }
+}
+
 // Adds the terms of the blocks [begin, end) to the totals, or begins with them.
 template <Function F, bool kShared, int kPoints, int kVecs, typename T>
 void add_blocks(const Accumulation<T>& work, const Tile<T>& tile, int64_t begin, int64_t end) {
@@ -75,26 +95,7 @@ void add_blocks(const Accumulation<T>& work, const Tile<T>& tile, int64_t begin,
         }
       }
     }
-    if constexpr (takes_all_blocks(F, kVecs)) {
-#pragma GCC unroll 8
-      for (int p = 0; p < kPoints; ++p) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) {
-          total[p][v] += sum[p][v];
-          sum[p][v] = Vector<T>{};
-        }
-      }
-    } else {
-#pragma GCC unroll 8
-      for (int p = 0; p < kPoints; ++p) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) {
-          T* to = tile.totals + p * width + v * kLanes<T>;
-          store(to, block == 0 ? sum[p][v] : load(to) + sum[p][v]);
-          sum[p][v] = Vector<T>{};
-        }
-      }
-    }
+    end_block<F>(tile, block, sum, total);
   }
   if constexpr (takes_all_blocks(F, kVecs)) {
 #pragma GCC unroll 8
