@@ -15,6 +15,8 @@ from adderzoo.ops import _build
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 
+pytestmark = pytest.mark.timeout(1800)  # three minutes of a processor that is idle
+
 
 def find_program(name: str) -> str:
     """Of the CUDA toolkit, or of what Triton brings with it."""
@@ -60,7 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Code]:
     environment = os.environ | {"PATH": os.pathsep.join([str(Path(nvdisasm).parent), os.environ["PATH"]])}
 
     def run(*command: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=580, env=environment)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1700, env=environment)
         assert done.returncode == 0, done.stderr
         return done
 
