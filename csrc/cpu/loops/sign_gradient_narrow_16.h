@@ -8,9 +8,11 @@ namespace {
 
 constexpr int64_t kPixels = 16;
 
-// Adds the terms of a row of the gradient to the sums; those in [begin, end) have a source pixel.
+// Adds the terms of a row of the gradient to the sums; those in [begin, end) have a source pixel. Inlined, so that
+// the sums are known to lie nowhere else.
 template <typename T>
-void add_row(T (&sum)[kPixels], const T* grad, int64_t width, const T* source, int64_t begin, int64_t end, T filter) {
+inline __attribute__((always_inline)) void add_row(T (&sum)[kPixels], const T* grad, int64_t width, const T* source,
+                                                   int64_t begin, int64_t end, T filter) {
   const T padded = sign_of(-filter);
   for (int64_t i = 0; i < begin; ++i) sum[i % kPixels] += grad[i] * padded;
   for (int64_t i = end; i < width; ++i) sum[i % kPixels] += grad[i] * padded;
@@ -33,18 +35,17 @@ void sign_gradient_narrow(const FilterSignGradient<T>& work, int64_t begin, int6
     int64_t right = smaller(s.out_width, s.width - offset_w);
     if (right < left) right = left;
     const int64_t source_channel = filter / s.filters * s.channels + channel;
+    const T weight = work.weight[item];
     T sum[kPixels] = {}, total[kPixels] = {};
     int64_t pending = 0;
     for (int64_t image = 0; image < s.batch; ++image) {
       for (int64_t row = 0; row < s.out_height; ++row) {
         const T* grad = work.grad + ((image * s.groups * s.filters + filter) * s.out_height + row) * s.out_width;
         const int64_t y = row * s.stride_h + offset_h;
-        if (y >= 0 && y < s.height) {
-          const int64_t line = (image * s.groups * s.channels + source_channel) * s.height + y;
-          add_row(sum, grad, s.out_width, work.input + line * s.width + offset_w, left, right, work.weight[item]);
-        } else {
-          add_row<T>(sum, grad, s.out_width, nullptr, s.out_width, s.out_width, work.weight[item]);
-        }
+        const bool inside = y >= 0 && y < s.height;
+        const int64_t line = (image * s.groups * s.channels + source_channel) * s.height + y;
+        const T* source = inside ? work.input + line * s.width + offset_w : nullptr;
+        add_row(sum, grad, s.out_width, source, inside ? left : s.out_width, inside ? right : s.out_width, weight);
         pending += s.out_width / kPixels + 3;
         if (pending >= kBlockSteps) {
           for (int64_t j = 0; j < kPixels; ++j) {
