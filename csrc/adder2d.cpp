@@ -19,6 +19,4 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
       "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
       "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor");
   m.def("_cpu_capability() -> str");
-  m.def("_cpu_ceiling(str form, int steps) -> int");
-  m.def("_cuda_ceiling(Tensor like, str form, int steps) -> int");
 }

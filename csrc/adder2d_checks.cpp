@@ -129,14 +129,12 @@ Geometry geometry(const char* op, const Tensor& input, const Tensor& weight, int
   if (!fits({filters, channels, kernel_h, kernel_w})) {
     fail(op, "weight must have at most ", kMostElements, " elements, got shape ", shape(weight));
   }
-  const int64_t span_h = padded_h - g.dilation_h * (g.kernel_h - 1) - 1;
-  const int64_t span_w = padded_w - g.dilation_w * (g.kernel_w - 1) - 1;
-  if (span_h < 0 || span_w < 0) {
+  g.out_height = output_size(padded_h, g.kernel_h, g.stride_h, g.dilation_h);
+  g.out_width = output_size(padded_w, g.kernel_w, g.stride_w, g.dilation_w);
+  if (g.out_height == 0 || g.out_width == 0) {
     fail(op, "the dilated kernel must fit into the padded input, got input ", shape(input), ", weight ", shape(weight),
          ", padding ", tuple(padding), " and dilation ", tuple(dilation));
   }
-  g.out_height = span_h / g.stride_h + 1;
-  g.out_width = span_w / g.stride_w + 1;
   if (!fits({g.batch, filters, g.out_height, g.out_width})) {
     fail(op, "the output must have at most ", kMostElements, " elements, got input ", shape(input), ", weight ",
          shape(weight), ", stride ", tuple(stride), " and padding ", tuple(padding));
@@ -200,10 +198,6 @@ void check_mode(const char* argument, const std::string& mode, const char* one, 
   }
 }
 
-void check_steps(const char* op, int64_t steps) {
-  if (steps < 0 || steps > kMostElements) fail(op, "steps must be from 0 to ", kMostElements, ", got ", steps);
-}
-
 ScalarType accumulation_type(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -240,7 +234,7 @@ Geometry check_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   const int64_t filters = scale.numel();
   check_dimensions(kAffine, input);
   check_affine_map(kAffine, scale, shift);
-  if (weight.dim() != 5 || weight.size(0) != (filters + kPanel - 1) / kPanel || weight.size(4) != kPanel ||
+  if (weight.dim() != 5 || weight.size(0) != divide_up<int64_t>(filters, kPanel) || weight.size(4) != kPanel ||
       weight.numel() == 0) {
     fail(kAffine, "weight must be packed filters, (ceil(O / 16), kH, kW, C / groups, 16), got shape ", shape(weight),
          " with O = ", filters);
@@ -273,8 +267,8 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   check_sizes(kU8, "weight", weight);
   check_pairs(kU8, stride, padding, dilation);
   check_groups(kU8, input, filters, groups);
-  const int64_t channels = input.size(1) / groups, lane = groups == 1 || filters / groups >= kPanel ? kByteStep : 1;
-  const int64_t panels = (filters + kPanel - 1) / kPanel, steps = (channels + lane - 1) / lane;
+  const int64_t channels = input.size(1) / groups, lane = shares_source(groups, filters / groups) ? kByteStep : 1;
+  const int64_t panels = divide_up<int64_t>(filters, kPanel), steps = divide_up(channels, lane);
   if (weight.dim() != 6 || weight.size(0) != panels || weight.size(3) != steps || weight.size(4) != kPanel ||
       weight.size(5) != lane || weight.numel() == 0) {
     fail(kU8, "weight must be packed filters, (", panels, ", kH, kW, ", steps, ", ", kPanel, ", ", lane, ") for ",

@@ -33,9 +33,6 @@ template <typename... Words>
 // Throws unless `mode` is one of two.
 void check_mode(const char* argument, const std::string& mode, const char* one, const char* other);
 
-// How often a loop of `_cpu_ceiling` or `_cuda_ceiling` runs.
-void check_steps(const char* op, int64_t steps);
-
 // float64 for float64, float32 for everything narrower: adder outputs lie near -1000 with a spread of a few units,
 // which half precision would round away.
 ScalarType accumulation_type(const Tensor& input);

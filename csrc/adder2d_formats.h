@@ -31,4 +31,11 @@ inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, S
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
+// Strides by index, whatever contiguous() leaves in the dimensions of size one.
+inline Strides dense_strides(const Tensor& tensor, MemoryFormat format) {
+  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
+  if (format == MemoryFormat::ChannelsLast) return {height * width * channels, width * channels, channels, 1};
+  return {channels * height * width, width, 1, height * width};
+}
+
 }  // namespace adderzoo

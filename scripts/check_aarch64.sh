@@ -13,5 +13,5 @@ fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 aarch64-linux-gnu-g++ -std=c++20 -O3 -Wno-psabi -static -Icsrc/cpu -o "$folder/loops" \
-    tests/ops/loops_main.cpp csrc/cpu/adder2d_plan.cpp csrc/cpu/adder2d_loops*.cpp
+    tests/ops/loops_main.cpp csrc/cpu/{adder2d_plan*,adder2d_loops*,capability}.cpp csrc/benchmark/ceilings*.cpp
 qemu-aarch64 "$folder/loops" "$@"

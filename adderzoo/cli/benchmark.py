@@ -198,8 +198,10 @@ def _operator_text(results: list["OperatorResult"]) -> str:
 
     texts = []
     for title in dict.fromkeys(result.title for result in results):
-        table = operator_table([result for result in results if result.title == title])
-        texts.append(f"{title}: elements |x - w|, share of the ceiling\n{align(table, {0, 1, 6})}")
+        of_title = [result for result in results if result.title == title]
+        lines = [f"{title}: elements |x - w|, share of the ceiling", align(operator_table(of_title), {0, 1, 6})]
+        reasons = dict.fromkeys(result.no_ceiling for result in of_title)
+        texts.append("\n".join([*lines, *(f"no ceiling: {reason}" for reason in reasons if reason)]))
     return "\n\n".join(texts)
 
 

@@ -1,6 +1,7 @@
 """Loads, builds or replaces the compiled library, so that `torch.ops.adderzoo` has its operators in any case."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -8,13 +9,13 @@ import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
 from . import _build, reference
+from ._build import BENCHMARK, CUDA_BENCHMARK, CUDA_OPERATORS, OPERATORS, Library
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -32,8 +33,6 @@ SCHEMAS = (
     "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
     "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor",
     "_cpu_capability() -> str",
-    "_cpu_ceiling(str form, int steps) -> int",
-    "_cuda_ceiling(Tensor like, str form, int steps) -> int",
 )
 
 # Registrations made from Python live as long as this object.
@@ -44,24 +43,11 @@ class LibraryNotFoundError(Exception):
     """One way to get the compiled library does not lead to it; the message says why."""
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """A compiled library: `_C`, or what adds kernels for another device to it."""
-
-    name: str
-    sources: Callable[[], list[Path]]
-    cuda: bool = False
-
-
-_CPU = _Compiled("_C", _build.source_files)
-_CUDA = _Compiled("_C_cuda", _build.cuda_source_files, cuda=True)
-
-
-def _load_installed(compiled: _Compiled) -> None:
+def _load_installed(compiled: Library) -> None:
     libraries = sorted(PACKAGE.glob(f"{compiled.name}.*so"))
     if not libraries:
         raise LibraryNotFoundError("the package has no compiled library")
-    if compiled.sources() and not _build.is_marked(libraries[0], _build.build_digest(compiled.cuda)):
+    if compiled.sources() and not _build.is_marked(libraries[0], compiled.digest()):
         raise LibraryNotFoundError("the compiled library is of other sources or flags than those beside it")
     try:
         torch.ops.load_library(libraries[0])
@@ -80,23 +66,25 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = path
 
 
-def _check_compiler(compiled: _Compiled) -> None:
+def _check_compiler(compiled: Library) -> None:
     if not compiled.sources():
         raise LibraryNotFoundError("the C++ sources are not beside the package")
     compiler = os.environ.get("CXX") or "c++"  # PyTorch's own choice
     if shutil.which(compiler.split()[0]) is None:
         raise LibraryNotFoundError(f"there is no C++ compiler, {compiler} is not found")
-    if compiled.cuda and torch.version.cuda is None:
-        raise LibraryNotFoundError("this PyTorch is not built for CUDA")
+    if compiled.cuda:
+        try:
+            wanted, reason = _build.cuda_is_wanted()
+        except ValueError as error:
+            raise LibraryNotFoundError(str(error)) from error
+        if not wanted:
+            raise LibraryNotFoundError(reason)
 
 
 def _cuda_link_flags(cuda_home: str | None) -> list[str]:
-    if cuda_home is None:
-        raise LibraryNotFoundError("there is no CUDA toolkit: no nvcc is found, and CUDA_HOME is not set")
-    version, wanted = _build.cuda_version(cuda_home), str(torch.version.cuda)
-    if version.split(".")[0] != wanted.split(".")[0]:  # other minor versions go together
-        raise LibraryNotFoundError(f"the CUDA toolkit in {cuda_home} is {version}, PyTorch is built for {wanted}")
-    return [f"-L{folder}" for folder in _build.cuda_library_folders(cuda_home)]
+    if reason := _build.cuda_is_lacking(cuda_home):
+        raise LibraryNotFoundError(reason)
+    return [f"-L{folder}" for folder in _build.cuda_library_folders(str(cuda_home))]
 
 
 def _open_cache(name: str) -> Path:
@@ -118,9 +106,9 @@ def _open_cache(name: str) -> Path:
     return folder
 
 
-def _load_built(compiled: _Compiled) -> None:
+def _load_built(compiled: Library) -> None:
     _check_compiler(compiled)
-    digest = _build.build_digest(compiled.cuda)
+    digest = compiled.digest()
     folder = _open_cache(f"adderzoo_{digest[:16]}")
     library, complete = folder / f"adderzoo{compiled.name}.so", folder / f"complete{compiled.name}"
     try:
@@ -130,8 +118,8 @@ def _load_built(compiled: _Compiled) -> None:
 
                 link = _cuda_link_flags(cpp_extension.CUDA_HOME) if compiled.cuda else []
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
-                kernels, time = ("kernels for GPUs", "minutes") if compiled.cuda else ("operators", "about a minute")
-                text = f"adderzoo: compiling its {kernels} into {folder}, once; this takes {time}"
+                time = "minutes" if compiled.cuda else "about a minute"
+                text = f"adderzoo: compiling its {compiled.contents} into {folder}, once; this takes {time}"
                 print(text, file=sys.stderr, flush=True)
                 with _own_programs_on_path():
                     cpp_extension.load(  # builds it, and loads it as well
@@ -153,7 +141,7 @@ def _load_built(compiled: _Compiled) -> None:
         raise LibraryNotFoundError(f"building it failed: {reason}") from error
 
 
-_WAYS: tuple[tuple[str, Callable[[_Compiled], None]], ...] = (
+_WAYS: tuple[tuple[str, Callable[[Library], None]], ...] = (
     ("compiled at installation", _load_installed),
     ("compiled on first use", _load_built),
 )
@@ -165,7 +153,7 @@ def _load() -> str:
     reasons = []
     for name, load in _WAYS:
         try:
-            load(_CPU)
+            load(OPERATORS)
             return name
         except LibraryNotFoundError as error:
             reasons.append(str(error))
@@ -199,7 +187,7 @@ class _Cuda:
             cls.reasons = ()
             for name, load in _WAYS if build else _WAYS[:1]:
                 try:
-                    load(_CUDA)
+                    load(CUDA_OPERATORS)
                     cls.backend = name
                     return True
                 except LibraryNotFoundError as error:
@@ -251,6 +239,24 @@ _ON_ANY_DEVICE: dict[str, Callable[..., torch.Tensor]] = {
 }
 for _name, _kernel in _ON_ANY_DEVICE.items():
     LIBRARY.impl(_name, _on_device(_name, _kernel), "CompositeExplicitAutograd")
+
+
+@functools.cache
+def load_ceilings(device: str = "cpu") -> str | None:
+    """Compiles and loads `torch.ops.adderzoo_benchmark`, the loops that bound the operators.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Returns:
+        Why they are not there; None if they are.
+    """
+    for library in (BENCHMARK, CUDA_BENCHMARK) if device == "cuda" else (BENCHMARK,):
+        try:
+            _load_built(library)
+        except LibraryNotFoundError as error:
+            return str(error)
+    return None
 
 
 def backend(device: str = "cpu") -> str:

@@ -2,9 +2,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
-#include <functional>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,26 +30,19 @@ Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format) {
   return torch::stable::contiguous(torch::stable::to(tensor, type), format);
 }
 
-// Strides by index, whatever contiguous() leaves in the dimensions of size one.
-Strides dense_strides(MemoryFormat format, int64_t channels, int64_t height, int64_t width) {
-  if (format == MemoryFormat::ChannelsLast) return {height * width * channels, width * channels, channels, 1};
-  return {channels * height * width, width, 1, height * width};
-}
-
 // A float or double tensor in either format, as it is if it is dense.
 template <typename T>
 struct Dense {
   Dense(const Tensor& given, ScalarType type) : Dense(given, type, format_like(given)) {}
   Dense(const Tensor& given, ScalarType type, MemoryFormat format)
-      : tensor(dense(given, type, format)),
-        view{tensor.const_data_ptr<T>(), dense_strides(format, given.size(1), given.size(2), given.size(3))} {}
+      : tensor(dense(given, type, format)), view{tensor.const_data_ptr<T>(), dense_strides(given, format)} {}
   Tensor tensor;
   View<const T> view;
 };
 
 template <typename T>
 View<T> view(Tensor& tensor, MemoryFormat format) {
-  return {tensor.mutable_data_ptr<T>(), dense_strides(format, tensor.size(1), tensor.size(2), tensor.size(3))};
+  return {tensor.mutable_data_ptr<T>(), dense_strides(tensor, format)};
 }
 
 // Memory that begins at a cache line.
@@ -94,14 +84,14 @@ constexpr int64_t kMostScratchBytes = int64_t{1} << 32;
 
 template <typename T>
 void run(const Geometry& g, const Accumulation<T>& work) {
-  if (work.num_items == 0) return;
-  if (work.scratch_size > kMostScratchBytes / static_cast<int64_t>(sizeof(T))) {
+  if (work.items.count == 0) return;
+  if (work.items.scratch_size > kMostScratchBytes / static_cast<int64_t>(sizeof(T))) {
     fail("adder2d", "stride and padding must leave rows of at most ", kMostScratchBytes,
          " bytes for a point's taps, got stride (", g.stride_h, ", ", g.stride_w, ") and padding (", g.padding_h, ", ",
          g.padding_w, ")");
   }
-  torch::stable::parallel_for(0, work.num_items, grain(work.item_steps), [&](int64_t begin, int64_t end) {
-    const Buffer<T> scratch(work.scratch_size);
+  torch::stable::parallel_for(0, work.items.count, grain(work.items.steps), [&](int64_t begin, int64_t end) {
+    const Buffer<T> scratch(work.items.scratch_size);
     loops<T>().run(work, begin, end, scratch.begin());
   });
 }
@@ -111,10 +101,10 @@ void forward(const Geometry& g, View<const T> input, const T* filters, const T* 
              Epilogue<T> epilogue, View<T> output) {
   Plan<T> plan;
   plan.work.function = loops<T>().max_distance ? Function::kMaxDistance : Function::kDistance;
-  plan.work.filters = filters;
-  plan.work.filter_sums = filter_sums;
-  plan.work.filter_limits = filter_limits;
-  plan.work.epilogue = epilogue;
+  plan.work.filters.packed = filters;
+  plan.work.filters.sums = filter_sums;
+  plan.work.filters.limits = filter_limits;
+  plan.work.output.epilogue = epilogue;
   plan_forward(plan, g, input, output, threads());
   run(g, plan.work);
 }
@@ -132,7 +122,7 @@ void backward_input(Function function, const Geometry& g, View<const T> grad, Vi
     for (int64_t x = 0; x < std::min(g.stride_w, g.width); ++x) {
       Plan<T> plan;
       plan.work.function = function;
-      plan.work.filters = filters.packed.begin();
+      plan.work.filters.packed = filters.packed.begin();
       plan_backward(plan, g, y, x, grad, input, grad_input, threads());
       run(g, plan.work);
     }
@@ -215,19 +205,10 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const Dense<uint8_t> x(input, ScalarType::Byte, format);
   const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
                b = torch::stable::contiguous(shift);
-  Epilogue<uint8_t> epilogue{
-      .scale = a.const_data_ptr<float>(),
-      .shift = b.const_data_ptr<float>(),
-      .byte_addend = nullptr,
-      .float_addend = nullptr,
-      .addend_scale = static_cast<float>(addend_scale),
-      .lowest = relu    ? 0.0f
-                : bytes ? -static_cast<float>(*out_zero_point)
-                        : -std::numeric_limits<float>::infinity(),
-      .highest = static_cast<float>(out_max - out_zero_point.value_or(0)),
-      .zero_point = static_cast<int32_t>(out_zero_point.value_or(0)),
-      .float_output = bytes ? nullptr : output.mutable_data_ptr<float>(),
-  };
+  Epilogue<uint8_t> epilogue = byte_epilogue(relu, out_zero_point, out_max, addend_scale);
+  epilogue.scale = a.const_data_ptr<float>();
+  epilogue.shift = b.const_data_ptr<float>();
+  epilogue.float_output = bytes ? nullptr : output.mutable_data_ptr<float>();
   std::optional<Tensor> added;
   if (addend.has_value()) {
     added = dense(*addend, addend->scalar_type(), format);
@@ -238,10 +219,10 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
     }
   }
   Plan<uint8_t> plan;
-  plan.work.filters = filters.const_data_ptr<uint8_t>();
-  plan.work.padding = static_cast<uint8_t>(zero_point);
-  plan.work.epilogue = epilogue;
-  const Strides strides = dense_strides(format, output.size(1), output.size(2), output.size(3));
+  plan.work.filters.packed = filters.const_data_ptr<uint8_t>();
+  plan.work.region.padding = static_cast<uint8_t>(zero_point);
+  plan.work.output.epilogue = epilogue;
+  const Strides strides = dense_strides(output, format);
   plan_forward<uint8_t>(plan, g, x.view, {bytes ? output.mutable_data_ptr<uint8_t>() : nullptr, strides}, threads());
   run(g, plan.work);
   if (is_channels_last(input)) return output;
@@ -287,31 +268,6 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   return torch::stable::to(grad_weight, weight.scalar_type());
 }
 
-// For `adderzoo benchmark`: runs the loop of `form` on all threads, and returns the number of elements.
-int64_t cpu_ceiling(std::string form, int64_t steps) {
-  check_steps("_cpu_ceiling", steps);
-  std::function<int64_t(int64_t)> loop;
-  const auto of_floats = [](Ceiling ceiling) {
-    return [ceiling](int64_t steps) { return loops<float>().ceiling(ceiling, steps); };
-  };
-  if (form == "multiply_add") {
-    loop = of_floats(Ceiling::kMultiplyAdd);
-  } else if (form == "distance") {
-    loop = of_floats(Ceiling::kDistance);
-  } else if (form == "slope") {
-    loop = of_floats(Ceiling::kSlope);
-  } else if (form == "byte_distance") {
-    loop = loops<uint8_t>().ceiling;
-  } else {
-    fail("_cpu_ceiling", "form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got '", form, "'");
-  }
-  std::atomic<int64_t> elements = 0;
-  torch::stable::parallel_for(0, threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) elements += loop(steps);
-  });
-  return elements;
-}
-
 std::string cpu_capability() { return loops<float>().capability; }
 
 }  // namespace
@@ -327,5 +283,4 @@ STABLE_TORCH_LIBRARY_IMPL(adderzoo, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(adderzoo, CompositeExplicitAutograd, m) {
   m.impl("_cpu_capability", TORCH_BOX(&adderzoo::cpu::cpu_capability));
-  m.impl("_cpu_ceiling", TORCH_BOX(&adderzoo::cpu::cpu_ceiling));
 }

@@ -12,39 +12,28 @@ constexpr int64_t kFewPoints = 48;
 constexpr int64_t kRegionBytes = 1 << 18;
 constexpr int64_t kManySteps = 1 << 24;
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename T>
-int64_t region_rows(const Accumulation<T>& a, int64_t rows) {
-  if (a.num_tap_rows == 0) return 0;
-  // Every image that the rows touch has rows of its own.
-  const int64_t reach = a.tap_rows[a.num_tap_rows - 1] - a.tap_rows[0] + 1;
-  const int64_t images = std::min(a.batch, (rows + a.rows - 2) / a.rows + 1);
-  return (rows - 1) * a.step_h + reach + (images - 1) * std::max<int64_t>(0, reach - a.step_h);
-}
-
-// The pieces: as long as the sources of successive taps join, but no block may have more than kBlock steps.
+// The pieces: as long as the sources of successive taps join, but no block may have more than kBlockSteps.
 template <typename T>
 void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step_w) {
-  Accumulation<T>& a = plan.work;
+  Accumulation<T>& work = plan.work;
   int64_t in_block = 0;
   plan.blocks = {0};
   const auto add = [&](int64_t source, int64_t step, int64_t length) {
     while (length > 0) {
-      if (in_block == kBlock) {
+      if (in_block == kBlockSteps) {
         plan.blocks.push_back(static_cast<int64_t>(plan.pieces.size()));
         in_block = 0;
       }
-      const int64_t part = std::min(length, kBlock - in_block);
+      const int64_t part = std::min(length, kBlockSteps - in_block);
       const bool begins_block = plan.blocks.back() == static_cast<int64_t>(plan.pieces.size());
-      if (!begins_block && plan.pieces.back().source + plan.pieces.back().length * a.source_step == source &&
+      if (!begins_block && plan.pieces.back().source + plan.pieces.back().length * work.region.step == source &&
           plan.pieces.back().step + plan.pieces.back().length == step) {
         plan.pieces.back().length += part;
       } else {
         plan.pieces.push_back({source, step, part});
       }
       in_block += part;
-      source += part * a.source_step;
+      source += part * work.region.step;
       step += part;
       length -= part;
     }
@@ -53,129 +42,140 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
     for (size_t j = 0; j < plan.tap_columns.size(); ++j) {
       const int64_t row = plan.tap_rows[i] - plan.tap_rows[0], column = plan.tap_columns[j] - plan.tap_columns[0];
       const int64_t tap_steps = first_step + static_cast<int64_t>(i) * step_h + static_cast<int64_t>(j) * step_w;
-      add((row * a.region_width + column) * a.region_pixel, tap_steps, a.tap_steps);
+      add((row * work.region.width + column) * work.region.pixel, tap_steps, work.region.tap_steps);
     }
   }
   plan.blocks.push_back(static_cast<int64_t>(plan.pieces.size()));
-  a.pieces = plan.pieces.data();
-  a.blocks = plan.blocks.data();
-  a.num_blocks = static_cast<int64_t>(plan.blocks.size()) - 1;
+  work.region.pieces = plan.pieces.data();
+  work.region.blocks = plan.blocks.data();
+  work.region.num_blocks = static_cast<int64_t>(plan.blocks.size()) - 1;
 }
 
-// Cuts the work into items.
+// Rows of an item: its region and its points fit into a cache, and the items' number is a multiple of the threads,
+// where there are enough of them.
 template <typename T>
-void plan_items(Accumulation<T>& a, int64_t threads) {
-  const int64_t all_rows = a.batch * a.rows;
-  const int64_t groups = a.shared ? a.groups : 1;
-  // A group that begins within a panel may end within one.
-  const int64_t panels = !a.shared                                      ? divide_up(a.channels, kPanel)
-                         : groups > 1 && a.group_channels % kPanel != 0 ? a.group_channels / kPanel + 2
-                                                                        : divide_up(a.group_channels, kPanel);
-  a.panels_of_item = a.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
-  if (!a.shared) a.source_step = a.panels_of_item * kPanel;
-  if (a.staged) a.region_pixel = a.tap_steps * a.source_step;
-  if (all_rows == 0 || a.columns == 0) {
-    a.num_items = 0;
-    return;
-  }
-
-  // Rows: a multiple of the threads, where there are enough of them.
-  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / a.columns));
-  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / a.columns));
-  const int64_t row_bytes = a.staged ? a.region_width * a.region_pixel * sizeof(T) : 0;
-  while (rows > few_rows && region_rows(a, rows) * row_bytes > kRegionBytes) --rows;
+int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int64_t threads) {
+  const int64_t all_rows = work.lattice.all_rows();
+  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
+  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
+  const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
+  while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
   // Large strides: mostly rows that no tap reads.
-  if (region_rows(a, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
-  const int64_t panel_chunks = divide_up(panels, a.panels_of_item);
-  const int64_t columns_of_items = groups * panel_chunks;
+  if (region_rows(work, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
   const int64_t wanted = divide_up(4 * threads, columns_of_items);
   if (divide_up(all_rows, rows) < wanted) rows = std::max(few_rows, all_rows / wanted);
   int64_t chunks = divide_up(all_rows, rows);
   if (columns_of_items % threads != 0 && chunks > threads) chunks = divide_up(chunks, threads) * threads;
-  a.rows_of_item = divide_up(all_rows, chunks);
-  chunks = divide_up(all_rows, a.rows_of_item);
+  return divide_up(all_rows, chunks);
+}
+
+// What an item takes, in memory and time.
+template <typename T>
+void measure_items(Accumulation<T>& work) {
+  work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
+  work.items.max_region_rows = region_rows(work, work.items.rows);
+  const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
+  // For the choice of a grain, which large ones are beyond.
+  work.items.steps =
+      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
+  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals and of inputs (of bytes,
+  // two of totals of four bytes), and two sums for each point; the region; two for each point of its rows; two for each
+  // pixel of one.
+  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
+  work.items.scratch_size =
+      work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
+      (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
+      2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
+}
+
+// Cuts the work into items.
+template <typename T>
+void plan_items(Accumulation<T>& work, int64_t threads) {
+  const int64_t all_rows = work.lattice.all_rows();
+  const int64_t groups = work.region.shared ? work.output.groups : 1;
+  // A group that begins within a panel may end within one.
+  const int64_t panels = !work.region.shared ? divide_up(work.output.channels, kPanel)
+                         : groups > 1 && work.output.group_channels % kPanel != 0
+                             ? work.output.group_channels / kPanel + 2
+                             : divide_up(work.output.group_channels, kPanel);
+  work.items.panels = work.region.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
+  if (!work.region.shared) work.region.step = work.items.panels * kPanel;
+  if (work.region.staged) work.region.pixel = work.region.tap_steps * work.region.step;
+  if (all_rows == 0 || work.lattice.columns == 0) {
+    work.items.count = 0;
+    return;
+  }
+
+  const int64_t columns_of_items = groups * divide_up(panels, work.items.panels);
+  work.items.rows = rows_of_item(work, columns_of_items, threads);
+  const int64_t chunks = divide_up(all_rows, work.items.rows);
 
   // Panels, where there are too few rows for all threads.
-  if (a.shared && chunks * groups < 2 * threads) {
+  if (work.region.shared && chunks * groups < 2 * threads) {
     const int64_t parts = std::min(panels, divide_up(2 * threads, chunks * groups));
-    a.panels_of_item = divide_up(panels, parts);
+    work.items.panels = divide_up(panels, parts);
   }
-  a.num_items = chunks * groups * divide_up(panels, a.panels_of_item);
-  a.panel_chunks = divide_up(panels, a.panels_of_item);
+  work.items.count = chunks * groups * divide_up(panels, work.items.panels);
+  work.items.panel_chunks = divide_up(panels, work.items.panels);
 
-  a.max_points = divide_up(a.rows_of_item * a.columns, kPanel) * kPanel;  // for the alignment of what lies behind
-  a.max_region_rows = region_rows(a, a.rows_of_item);
-  const int64_t num_steps = a.num_tap_rows * a.num_tap_columns * a.tap_steps;
-  // For the choice of a grain, which large ones are beyond.
-  a.item_steps = std::min(a.max_points, kManySteps) * std::min(a.panels_of_item * num_steps + kPanel, kManySteps);
-  // As `run` divides it: three numbers of eight bytes, four panels of totals and of inputs (of bytes, two of totals of
-  // four bytes), and two sums for each point; the region; two for each point of its rows; two for each pixel of one.
-  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
-  a.scratch_size = a.max_points * (kNumbers + 2 * 4 * kPanel + 2) +
-                   (a.staged ? a.max_region_rows * a.region_width * a.region_pixel : 0) +
-                   2 * (a.max_region_rows * a.columns + a.region_width);
+  measure_items(work);
 }
 
 template <typename T>
 void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t height, int64_t width,
                  int64_t channels) {
-  Accumulation<T>& a = plan.work;
-  a.source = source.data;
-  a.source_strides = source.strides;
-  a.source_height = height;
-  a.source_width = width;
-  a.source_channels = channels;
-  a.shared = g.groups == 1 || a.group_channels >= kPanel;
-  a.source_step = sizeof(T) == 1 && a.shared ? kByteStep : 1;
-  a.tap_steps = divide_up(channels, a.source_step);
-  a.groups = g.groups;
-  a.tap_rows = plan.tap_rows.data();
-  a.tap_columns = plan.tap_columns.data();
-  a.num_tap_rows = static_cast<int64_t>(plan.tap_rows.size());
-  a.num_tap_columns = static_cast<int64_t>(plan.tap_columns.size());
-  const bool taps = a.num_tap_rows > 0 && a.num_tap_columns > 0;
+  Accumulation<T>& work = plan.work;
+  work.source.data = source.data;
+  work.source.strides = source.strides;
+  work.source.height = height;
+  work.source.width = width;
+  work.source.channels = channels;
+  work.region.shared = shares_source(g.groups, work.output.group_channels);
+  work.region.step = sizeof(T) == 1 && work.region.shared ? kByteStep : 1;
+  work.region.tap_steps = divide_up(channels, work.region.step);
+  work.output.groups = g.groups;
+  work.lattice.tap_rows = plan.tap_rows.data();
+  work.lattice.tap_columns = plan.tap_columns.data();
+  work.lattice.num_tap_rows = static_cast<int64_t>(plan.tap_rows.size());
+  work.lattice.num_tap_columns = static_cast<int64_t>(plan.tap_columns.size());
+  const bool taps = work.lattice.taps() > 0;
   if (!taps) {
     plan.tap_rows.clear();
     plan.tap_columns.clear();
-    a.num_tap_rows = a.num_tap_columns = 0;
+    work.lattice.num_tap_rows = work.lattice.num_tap_columns = 0;
   }
   const bool inside = !taps || (plan.tap_rows.front() >= 0 && plan.tap_columns.front() >= 0 &&
-                                plan.tap_rows.back() + (a.rows - 1) * a.step_h < height &&
-                                plan.tap_columns.back() + (a.columns - 1) * a.step_w < width);
+                                plan.tap_rows.back() + (work.lattice.rows - 1) * work.lattice.step_h < height &&
+                                plan.tap_columns.back() + (work.lattice.columns - 1) * work.lattice.step_w < width);
   // A tap that is outside at every point is so wherever it is outside: near, that a dilation does not make a region of
   // it.
   const auto bring_near = [](std::vector<int64_t>& places, int64_t last_point, int64_t size) {
     for (int64_t& place : places) place = std::clamp(place, -last_point - 1, size);
   };
-  bring_near(plan.tap_rows, (a.rows - 1) * a.step_h, height);
-  bring_near(plan.tap_columns, (a.columns - 1) * a.step_w, width);
+  bring_near(plan.tap_rows, (work.lattice.rows - 1) * work.lattice.step_h, height);
+  bring_near(plan.tap_columns, (work.lattice.columns - 1) * work.lattice.step_w, width);
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;
-  a.staged = !(a.shared && inside && dense && channels % a.source_step == 0);
-  a.region_pixel = source.strides.column;
-  a.region_width = !a.staged ? width
-                   : taps    ? (a.columns - 1) * a.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
-                             : 0;
+  work.region.staged = !(work.region.shared && inside && dense && channels % work.region.step == 0);
+  work.region.pixel = source.strides.column;
+  work.region.width =
+      !work.region.staged ? width
+      : taps ? (work.lattice.columns - 1) * work.lattice.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
+             : 0;
 }
 
-// The taps of one axis, from the last to the first, so that the gradient's places ascend. Those that serve a remainder
-// are equally far apart: one step over the filter is the same for all.
-struct Axis {
-  std::vector<int64_t> places;  // in the gradient, from that of the point
-  int64_t first = 0, step = 0;  // of the reversed taps
-};
+// The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to
+// the first, as the filters are packed.
+std::vector<int64_t> places_of(const ReachingTaps& taps) {
+  std::vector<int64_t> places;
+  for (int64_t tap = taps.count - 1; tap >= 0; --tap) places.push_back(taps.output0 - tap * taps.output_step);
+  return places;
+}
 
-Axis taps_reaching(int64_t remainder, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  Axis axis;
-  for (int64_t reversed = 0; reversed < kernel; ++reversed) {
-    const int64_t place = remainder + padding - (kernel - 1 - reversed) * dilation;
-    if (place % stride != 0) continue;
-    if (axis.places.empty()) axis.first = reversed;
-    if (axis.places.size() == 1) axis.step = reversed - axis.first;
-    axis.places.push_back(place / stride);
-  }
-  return axis;
+// The number of the first of them among the packed taps of the axis.
+int64_t first_packed(const ReachingTaps& taps, int64_t kernel) {
+  return taps.count == 0 ? 0 : kernel - 1 - (taps.first + (taps.count - 1) * taps.period);
 }
 
 }  // namespace
@@ -207,49 +207,51 @@ FilterShape backward_filters(const Geometry& g) {
 
 template <typename T>
 void plan_forward(Plan<T>& plan, const Geometry& g, View<const T> input, View<T> output, int64_t threads) {
-  Accumulation<T>& a = plan.work;
-  a.batch = g.batch;
-  a.rows = g.out_height;
-  a.columns = g.out_width;
-  a.step_h = g.stride_h;
-  a.step_w = g.stride_w;
-  a.channels = g.groups * g.filters;
-  a.group_channels = g.filters;
+  Accumulation<T>& work = plan.work;
+  work.lattice.batch = g.batch;
+  work.lattice.rows = g.out_height;
+  work.lattice.columns = g.out_width;
+  work.lattice.step_h = g.stride_h;
+  work.lattice.step_w = g.stride_w;
+  work.output.channels = g.groups * g.filters;
+  work.output.group_channels = g.filters;
   for (int64_t i = 0; i < g.kernel_h; ++i) plan.tap_rows.push_back(i * g.dilation_h - g.padding_h);
   for (int64_t j = 0; j < g.kernel_w; ++j) plan.tap_columns.push_back(j * g.dilation_w - g.padding_w);
   plan_source(plan, g, input, g.height, g.width, g.channels);
-  a.filter_steps = g.taps() * a.tap_steps;
-  a.output = output.data;
-  a.output_strides = output.strides;
-  plan_items(a, threads);
-  plan_pieces(plan, 0, g.kernel_w * a.tap_steps, a.tap_steps);
+  work.filters.steps = g.taps() * work.region.tap_steps;
+  work.output.data = output.data;
+  work.output.strides = output.strides;
+  plan_items(work, threads);
+  plan_pieces(plan, 0, g.kernel_w * work.region.tap_steps, work.region.tap_steps);
+  check_plan(plan);
 }
 
 template <typename T>
 void plan_backward(Plan<T>& plan, const Geometry& g, int64_t y, int64_t x, View<const T> grad, View<const T> input,
                    View<T> grad_input, int64_t threads) {
-  Accumulation<T>& a = plan.work;
-  a.batch = g.batch;
-  a.rows = (g.height - y + g.stride_h - 1) / g.stride_h;
-  a.columns = (g.width - x + g.stride_w - 1) / g.stride_w;
-  a.step_h = a.step_w = 1;
-  a.channels = g.groups * g.channels;
-  a.group_channels = g.channels;
-  const Axis rows = taps_reaching(y, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
-  const Axis columns = taps_reaching(x, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
-  plan.tap_rows = rows.places;
-  plan.tap_columns = columns.places;
+  Accumulation<T>& work = plan.work;
+  work.lattice.batch = g.batch;
+  work.lattice.rows = divide_up(g.height - y, g.stride_h);
+  work.lattice.columns = divide_up(g.width - x, g.stride_w);
+  work.lattice.step_h = work.lattice.step_w = 1;
+  work.output.channels = g.groups * g.channels;
+  work.output.group_channels = g.channels;
+  const ReachingTaps rows = taps_reaching(y, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+  const ReachingTaps columns = taps_reaching(x, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+  plan.tap_rows = places_of(rows);
+  plan.tap_columns = places_of(columns);
   plan_source(plan, g, grad, g.out_height, g.out_width, g.filters);
-  a.filter_steps = g.taps() * g.filters;
+  work.filters.steps = g.taps() * g.filters;
   const Strides& to = grad_input.strides;
-  a.output = grad_input.data + y * to.row + x * to.column;
-  a.output_strides = {to.image, to.row * g.stride_h, to.column * g.stride_w, to.channel};
+  work.output.data = grad_input.data + y * to.row + x * to.column;
+  work.output.strides = {to.image, to.row * g.stride_h, to.column * g.stride_w, to.channel};
   const Strides& from = input.strides;
-  a.input = input.data + y * from.row + x * from.column;
-  a.input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel};
-  plan_items(a, threads);
-  plan_pieces(plan, (rows.first * g.kernel_w + columns.first) * g.filters, rows.step * g.kernel_w * g.filters,
-              columns.step * g.filters);
+  work.output.input = input.data + y * from.row + x * from.column;
+  work.output.input_strides = {from.image, from.row * g.stride_h, from.column * g.stride_w, from.channel};
+  plan_items(work, threads);
+  const int64_t first_tap = first_packed(rows, g.kernel_h) * g.kernel_w + first_packed(columns, g.kernel_w);
+  plan_pieces(plan, first_tap * g.filters, rows.period * g.kernel_w * g.filters, columns.period * g.filters);
+  check_plan(plan);
 }
 
 #define ADDERZOO_INSTANTIATE_FORWARD(T) \

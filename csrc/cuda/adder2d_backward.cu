@@ -6,40 +6,22 @@
 namespace adderzoo::cuda {
 namespace {
 
-// The taps that reach an axis' positions that leave `phase` modulo the stride: kernel taps first, first + period, ...;
-// position phase + stride * y is reached by the gradient's y + reach0 - i * reach_step.
-struct Phase {
-  int64_t taps = 0, first = 0, period = 1, reach0 = 0, reach_step = 0, positions = 0;
-
-  Phase(int64_t size, int64_t phase, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-    positions = phase < size ? divide_up(size - phase, stride) : 0;
-    std::vector<int64_t> reaching;
-    for (int64_t k = 0; k < kernel; ++k) {
-      if ((phase + padding - k * dilation) % stride == 0) reaching.push_back(k);
-    }
-    taps = static_cast<int64_t>(reaching.size());
-    if (taps == 0) return;
-    first = reaching[0];
-    period = taps > 1 ? reaching[1] - reaching[0] : 1;
-    reach0 = (phase + padding - first * dilation) / stride;
-    reach_step = period * dilation / stride;
-  }
-};
-
-Walk backward_walk(const Geometry& g, const Phase& rows, const Phase& columns, int64_t row, int64_t column,
-                   const Strides& grad, const Strides& input, const Strides& output) {
+// Of the input's pixels whose row and column leave the remainders `row` and `column` modulo the stride.
+Walk backward_walk(const Geometry& g, const ReachingTaps& rows, const ReachingTaps& columns, int64_t row,
+                   int64_t column, const Strides& grad, const Strides& input, const Strides& output) {
+  const int64_t height = divide_up(g.height - row, g.stride_h), width = divide_up(g.width - column, g.stride_w);
   return {
-      .points = g.batch * rows.positions * columns.positions,
-      .rows = number(rows.positions),
-      .columns = number(columns.positions),
+      .points = g.batch * height * width,
+      .rows = number(height),
+      .columns = number(width),
       .step_h = 1,
       .step_w = 1,
-      .tap_rows = number(columns.taps > 0 ? rows.taps : 0),
-      .tap_row0 = number(rows.reach0),
-      .tap_row_step = -number(rows.reach_step),
-      .tap_columns = number(columns.taps),
-      .tap_column0 = number(columns.reach0),
-      .tap_column_step = -number(columns.reach_step),
+      .tap_rows = number(columns.count > 0 ? rows.count : 0),
+      .tap_row0 = number(rows.output0),
+      .tap_row_step = -number(rows.output_step),
+      .tap_columns = number(columns.count),
+      .tap_column0 = number(columns.output0),
+      .tap_column_step = -number(columns.output_step),
       .groups = number(g.groups),
       .channels = number(g.filters),
       .outputs = number(g.channels),
@@ -64,18 +46,18 @@ using Slim = Tile<128, 32, 8, 4, 16>;
 using Thin = Tile<128, 16, 4, 4, 16>;
 
 template <typename In>
-void run_backward(const Queue& queue, const Walk& w, bool sign, const float* grad, const float* filters,
+void run_backward(const Queue& queue, const Walk& walk, bool sign, const float* grad, const float* filters,
                   const In* input, In* output) {
-  if (w.points == 0) return;
-  if (sign || w.outputs < kNarrow || !fits_tiles<Square, Slim, Thin>(w)) {
+  if (walk.points == 0) return;
+  if (sign || walk.outputs < kNarrow || !fits_tiles<Square, Slim, Thin>(walk)) {
     const auto kernel = sign ? direct<SignSlope, float, float, In, In> : direct<ClippedSlope, float, float, In, In>;
-    queue.run(kernel, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w, grad, filters, input, Affine{},
-              output, w.output.channel == 1);
+    queue.run(kernel, blocks_of_outputs(walk.points * walk.groups * walk.outputs), kThreads, walk, grad, filters, input,
+              Epilogue<float>{}, output, walk.output.channel == 1);
     return;
   }
-  with_best_tile<Square, Slim, Thin>(w, queue.processors(), [&]<typename T>(T) {
-    const auto kernel = by_fours(w, grad) ? slopes<T, float, true, In, In> : slopes<T, float, false, In, In>;
-    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, grad, filters, input, output);
+  with_best_tile<Square, Slim, Thin>(walk, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = by_fours(walk, grad) ? slopes<T, float, true, In, In> : slopes<T, float, false, In, In>;
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, grad, filters, input, output);
   });
 }
 
@@ -95,9 +77,9 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
   const Tensor filters = packed_filters(queue, g, torch::stable::contiguous(weight), type, true);
   const Strides strides = dense_strides(grad_input, format);
   for (int64_t row = 0; row < std::min(g.stride_h, g.height); ++row) {
-    const Phase rows(g.height, row, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+    const ReachingTaps rows = taps_reaching(row, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
     for (int64_t column = 0; column < std::min(g.stride_w, g.width); ++column) {
-      const Phase columns(g.width, column, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+      const ReachingTaps columns = taps_reaching(column, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
       const Walk walk = backward_walk(g, rows, columns, row, column, dy.strides, x.strides, strides);
       if (walk.points == 0) continue;
       if (type == ScalarType::Double) {
@@ -105,7 +87,7 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
                                  : direct<ClippedSlope, double, double, double, double>;
         queue.run(kernel, blocks_of_outputs(walk.points * input.size(1)), kThreads, walk,
                   dy.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(),
-                  x.tensor.const_data_ptr<double>(), AffineOf<double>{}, grad_input.mutable_data_ptr<double>(),
+                  x.tensor.const_data_ptr<double>(), Epilogue<double>{}, grad_input.mutable_data_ptr<double>(),
                   walk.output.channel == 1);
         continue;
       }

@@ -5,42 +5,45 @@
 
 namespace adderzoo::cuda {
 
-// What a sum of bytes becomes.
-__device__ inline void write(const ByteAffine& a, uint32_t sum, int channel, int64_t offset) {
-  float y = add(multiply(static_cast<float>(static_cast<int32_t>(sum)), a.scale[channel]), a.shift[channel]);
-  if (a.byte_addend) y = add(y, multiply(static_cast<float>(a.byte_addend[offset]), a.addend_scale));
-  if (a.float_addend) y = add(y, multiply(a.float_addend[offset], a.addend_scale));
-  if (a.floats) {
-    a.floats[offset] = y < a.lowest ? a.lowest : y;
+__device__ inline void write(const ByteOutput& output, uint32_t sum, int channel, int64_t offset) {
+  const Epilogue<uint8_t>& e = output.epilogue;
+  float y = add(multiply(static_cast<float>(static_cast<int32_t>(sum)), e.scale[channel]), e.shift[channel]);
+  if (e.byte_addend) y = add(y, multiply(static_cast<float>(e.byte_addend[offset]), e.addend_scale));
+  if (e.float_addend) y = add(y, multiply(e.float_addend[offset], e.addend_scale));
+  if (e.float_output) {
+    e.float_output[offset] = y < e.lowest ? e.lowest : y;
   } else {
-    y = y > a.lowest ? y : a.lowest;  // NaN becomes the lowest
-    y = y < a.highest ? y : a.highest;
-    a.bytes[offset] = static_cast<uint8_t>(static_cast<int>(round_to_even(y)) + a.zero_point);
+    y = y > e.lowest ? y : e.lowest;  // NaN becomes the lowest
+    y = y < e.highest ? y : e.highest;
+    output.bytes[offset] = static_cast<uint8_t>(static_cast<int>(round_to_even(y)) + e.zero_point);
   }
 }
 
 // Packed filters of bytes: (panels, taps, rows, lanes, `lane_bytes` successive channels).
-__device__ inline uint8_t filter_byte(const Walk& w, const uint8_t* filters, int lane_bytes, int output,
-                                      const Step& s) {
-  const int rows = (w.channels + lane_bytes - 1) / lane_bytes;
-  const int tap = s.tap_row * w.tap_columns + s.tap_column;
-  const int64_t row = (static_cast<int64_t>(output / kLanes) * w.filter_taps + tap) * rows + s.channel / lane_bytes;
-  return filters[(row * kLanes + output % kLanes) * lane_bytes + s.channel % lane_bytes];
+__device__ inline uint8_t filter_byte(const Walk& walk, const uint8_t* filters, int lane_bytes, int output,
+                                      const Step& step) {
+  const int rows = divide_up(walk.channels, lane_bytes);
+  const int tap = step.tap_row * walk.tap_columns + step.tap_column;
+  const int64_t row =
+      (static_cast<int64_t>(output / kPanel) * walk.filter_taps + tap) * rows + step.channel / lane_bytes;
+  return filters[(row * kPanel + output % kPanel) * lane_bytes + step.channel % lane_bytes];
 }
 
-__global__ void direct_bytes(Walk w, const uint8_t* source, const uint8_t* filters, int lane_bytes, ByteAffine affine) {
-  const int64_t outputs = static_cast<int64_t>(w.groups) * w.outputs, total = w.points * outputs;
+__global__ void direct_bytes(Walk walk, const uint8_t* source, const uint8_t* filters, int lane_bytes,
+                             ByteOutput output) {
+  const int64_t outputs = static_cast<int64_t>(walk.groups) * walk.outputs, total = walk.points * outputs;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int channel = static_cast<int>(i % outputs);
-    const Reach reach = Reach::of(w, i / outputs, channel / w.outputs);
+    const Reach reach = Reach::of(walk, i / outputs, channel / walk.outputs);
     uint32_t sum = 0;
-    for (Step step{0, 0, 0}; !step.ended(w); step.advance(w, 1)) {
-      const int x = reach.inside(w, step) ? source[reach.at(w, step)] : affine.padding;
-      const int f = filter_byte(w, filters, lane_bytes, channel, step);
+    for (Step step{0, 0, 0}; !step.ended(walk); step.advance(walk, 1)) {
+      const int x = reach.inside(walk, step) ? source[reach.at(walk, step)] : output.padding;
+      const int f = filter_byte(walk, filters, lane_bytes, channel, step);
       sum += x > f ? x - f : f - x;
     }
-    write(affine, sum, channel, offset_at(w, find_point(w, i / outputs), w.output) + channel * w.output.channel);
+    write(output, sum, channel,
+          offset_at(walk, find_point(walk, i / outputs), walk.output) + channel * walk.output.channel);
   }
 }
 
@@ -64,7 +67,7 @@ struct FetchBytes {
   static_assert(T::kThreads % kThreadsOfPoint == 0 && T::kThreads % kThreadsOfRow == 0);
   static_assert(kWords % kTogether == 0 && kFilterWords % kTogether == 0);
 
-  const Walk& w;
+  const Walk& walk;
   const uint8_t* source;
   const uint8_t* filters;
   int padding, first_filter, panels, words_of_tap;
@@ -78,16 +81,16 @@ struct FetchBytes {
   static __device__ int filter_row(int i) { return threadIdx.x / kThreadsOfRow + i * (T::kThreads / kThreadsOfRow); }
   static __device__ int filter_word() { return threadIdx.x % kThreadsOfRow * kTogether; }
 
-  __device__ FetchBytes(const Walk& w, const uint8_t* source, const uint8_t* filters, int padding, int64_t point0,
+  __device__ FetchBytes(const Walk& walk, const uint8_t* source, const uint8_t* filters, int padding, int64_t point0,
                         int group, int first_filter)
-      : w(w), source(source), filters(filters), padding(padding), first_filter(first_filter) {
-    panels = static_cast<int>((static_cast<int64_t>(w.groups) * w.outputs + kLanes - 1) / kLanes);
-    words_of_tap = (w.channels + 7) / 8 * 2;
-    words = static_cast<int64_t>(w.tap_rows) * w.tap_columns * words_of_tap;
+      : walk(walk), source(source), filters(filters), padding(padding), first_filter(first_filter) {
+    panels = static_cast<int>(divide_up<int64_t>(static_cast<int64_t>(walk.groups) * walk.outputs, kPanel));
+    words_of_tap = divide_up(walk.channels, static_cast<int>(kByteStep)) * 2;
+    words = static_cast<int64_t>(walk.tap_rows) * walk.tap_columns * words_of_tap;
 #pragma unroll
-    for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(w, point0 + point(i), group);
+    for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(walk, point0 + point(i), group);
     step = {0, 0, 0};
-    if (VECTOR) step.advance(w, word() * 4);
+    if (VECTOR) step.advance(walk, word() * 4);
   }
 
   // The words from `word0` on; chunk by chunk.
@@ -95,26 +98,26 @@ struct FetchBytes {
     if constexpr (VECTOR) {
 #pragma unroll
       for (int i = 0; i < kReaches; ++i) {
-        if (!step.ended(w) && reach[i].inside(w, step)) {
-          load_four(reinterpret_cast<const uint32_t*>(source + reach[i].at(w, step)), values + 4 * i);
+        if (!step.ended(walk) && reach[i].inside(walk, step)) {
+          load_four(reinterpret_cast<const uint32_t*>(source + reach[i].at(walk, step)), values + 4 * i);
         } else {
-          const uint32_t word = step.ended(w) ? 0 : 0x01010101u * static_cast<uint32_t>(padding);
+          const uint32_t word = step.ended(walk) ? 0 : 0x01010101u * static_cast<uint32_t>(padding);
           for (int j = 0; j < 4; ++j) values[4 * i + j] = word;
         }
       }
-      step.advance(w, T::kSteps * 4);
+      step.advance(walk, T::kSteps * 4);
     } else {
       const int64_t at = word0 + word();
       const int tap = static_cast<int>(at / words_of_tap), channel = static_cast<int>(at % words_of_tap) * 4;
-      const Step place{channel, tap / w.tap_columns, tap % w.tap_columns};
-      const int there = w.channels - channel < 4 ? w.channels - channel : 4;
+      const Step place{channel, tap / walk.tap_columns, tap % walk.tap_columns};
+      const int there = walk.channels - channel < 4 ? walk.channels - channel : 4;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
         values[i] = 0;
         if (at >= words || there <= 0) continue;
-        const bool inside = reach[i].inside(w, place);
+        const bool inside = reach[i].inside(walk, place);
         for (int j = 0; j < there; ++j) {
-          const uint32_t byte = inside ? source[reach[i].at(w, place) + j] : static_cast<uint32_t>(padding);
+          const uint32_t byte = inside ? source[reach[i].at(walk, place) + j] : static_cast<uint32_t>(padding);
           values[i] |= byte << (8 * j);
         }
       }
@@ -123,8 +126,8 @@ struct FetchBytes {
     for (int i = 0; i < kFilterWords / kTogether; ++i) {
       const int64_t row = word0 / 2 + filter_row(i);
       const int filter = first_filter + filter_word() / 2;
-      const int64_t at = ((filter / kLanes * (words / 2) + row) * kLanes + filter % kLanes) * 8 + filter_word() % 2 * 4;
-      const bool valid = 2 * row < words && filter / kLanes < panels;
+      const int64_t at = ((filter / kPanel * (words / 2) + row) * kPanel + filter % kPanel) * 8 + filter_word() % 2 * 4;
+      const bool valid = 2 * row < words && filter / kPanel < panels;
       if constexpr (VECTOR) {
         for (int j = 0; j < 4; ++j) filter_words[4 * i + j] = 0;
         if (valid) load_four(reinterpret_cast<const uint32_t*>(filters + at), filter_words + 4 * i);
@@ -150,14 +153,14 @@ struct FetchBytes {
 // One instruction takes four differences and adds them up.
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(T::kThreads)
-    byte_distances(Walk w, const uint8_t* source, const uint8_t* filters, ByteAffine affine) {
+    byte_distances(Walk walk, const uint8_t* source, const uint8_t* filters, ByteOutput output) {
   __shared__ SharedWords<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
   const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
-  FetchBytes<T, VECTOR> fetch(w, source, filters, affine.padding, point0, group, group * w.outputs + filter0);
+  FetchBytes<T, VECTOR> fetch(walk, source, filters, output.padding, point0, group, group * walk.outputs + filter0);
 
   uint32_t sums[T::kThreadPoints][T::kThreadFilters] = {};
-  const int64_t chunks = (fetch.words + T::kSteps - 1) / T::kSteps;
+  const int64_t chunks = divide_up<int64_t>(fetch.words, T::kSteps);
   fetch.load(0);
   fetch.store(shared, 0);
   __syncthreads();
@@ -175,12 +178,12 @@ __global__ void __launch_bounds__(T::kThreads)
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
     const int64_t point = point0 + T::thread_point(i);
-    if (point >= w.points) continue;
-    const int64_t offset = offset_at(w, find_point(w, point), w.output);
+    if (point >= walk.points) continue;
+    const int64_t offset = offset_at(walk, find_point(walk, point), walk.output);
 #pragma unroll
     for (int j = 0; j < T::kThreadFilters; ++j) {
-      const int filter = filter0 + T::thread_filter(j), channel = group * w.outputs + filter;
-      if (filter < w.outputs) write(affine, sums[i][j], channel, offset + channel * w.output.channel);
+      const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
+      if (filter < walk.outputs) write(output, sums[i][j], channel, offset + channel * walk.output.channel);
     }
   }
 }

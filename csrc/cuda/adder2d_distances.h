@@ -8,14 +8,14 @@ namespace adderzoo::cuda {
 // Forward: two additions an element, |.| and - being free on operands.
 template <typename T, typename S, bool VECTOR, typename Out>
 __global__ void __launch_bounds__(T::kThreads)
-    distances(Walk w, const S* source, const float* filters, Affine affine, Out* output) {
+    distances(Walk walk, const S* source, const float* filters, Epilogue<float> epilogue, Out* output) {
   __shared__ Shared<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
   const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
-  Fetch<T, S, VECTOR> fetch(w, source, filters, point0, group, group * w.outputs + filter0);
+  Fetch<T, S, VECTOR> fetch(walk, source, filters, point0, group, group * walk.outputs + filter0);
   float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
 
-  const int64_t chunks = chunks_of<T>(w);
+  const int64_t chunks = chunks_of<T>(walk);
   fetch.load();
   fetch.store(shared, 0, 1.0f);
   __syncthreads();
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(T::kThreads)
       take_step<T>(shared, stage, k, sums,
                    [](float sum, float x, float f, int, int) { return sum + magnitude(x - f); });
     }
-    if ((chunk + 1) % (kBlock / T::kSteps) == 0) add_up<T>(totals, sums);
+    if ((chunk + 1) % (kBlockSteps / T::kSteps) == 0) add_up<T>(totals, sums);
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage, 1.0f);
     __syncthreads();
   }
@@ -35,12 +35,13 @@ __global__ void __launch_bounds__(T::kThreads)
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
     const int64_t point = point0 + T::thread_point(i);
-    if (point >= w.points) continue;
-    const int64_t offset = offset_at(w, find_point(w, point), w.output);
+    if (point >= walk.points) continue;
+    const int64_t offset = offset_at(walk, find_point(walk, point), walk.output);
 #pragma unroll
     for (int j = 0; j < T::kThreadFilters; ++j) {
-      const int filter = filter0 + T::thread_filter(j), channel = group * w.outputs + filter;
-      if (filter < w.outputs) write(affine, -totals[i][j], channel, offset + channel * w.output.channel, output);
+      const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
+      if (filter < walk.outputs)
+        write(epilogue, -totals[i][j], channel, offset + channel * walk.output.channel, output);
     }
   }
 }

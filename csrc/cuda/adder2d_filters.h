@@ -14,16 +14,17 @@ struct Packing {
 };
 
 template <typename T, typename W>
-__global__ void pack(Packing p, const W* filters, T* packed) {
-  const int64_t total = static_cast<int64_t>(p.panels) * p.taps * p.channels * kLanes;
+__global__ void pack(Packing packing, const W* filters, T* packed) {
+  const int64_t total = static_cast<int64_t>(packing.panels) * packing.taps * packing.channels * kPanel;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t row = i / kLanes;
-    const int channel = static_cast<int>(row % p.channels), tap = static_cast<int>(row / p.channels % p.taps);
-    const int output = static_cast<int>(row / p.channels / p.taps * kLanes + i % kLanes);
-    const int64_t at = output / p.group_outputs * p.group_stride + output % p.group_outputs * p.output_stride +
-                       channel * p.channel_stride + tap;
-    packed[i] = output < p.outputs ? static_cast<T>(to_number(filters[at])) : T(0);
+    const int64_t row = i / kPanel;
+    const int channel = static_cast<int>(row % packing.channels),
+              tap = static_cast<int>(row / packing.channels % packing.taps);
+    const int output = static_cast<int>(row / packing.channels / packing.taps * kPanel + i % kPanel);
+    const int64_t at = output / packing.group_outputs * packing.group_stride +
+                       output % packing.group_outputs * packing.output_stride + channel * packing.channel_stride + tap;
+    packed[i] = output < packing.outputs ? static_cast<T>(to_number(filters[at])) : T(0);
   }
 }
 
@@ -32,25 +33,26 @@ __global__ void pack(Packing p, const W* filters, T* packed) {
 constexpr int kSignThreads = 128;
 
 template <typename T, typename S, typename W, typename Out>
-__global__ void filter_signs(Walk w, const S* source, const W* filters, Strides grad_strides, const T* grad,
+__global__ void filter_signs(Walk walk, const S* source, const W* filters, Strides grad_strides, const T* grad,
                              Out* output) {
   __shared__ T partial[kSignThreads];
-  const int64_t elements = static_cast<int64_t>(w.groups) * w.outputs * w.channels * w.filter_taps;
+  const int64_t elements = static_cast<int64_t>(walk.groups) * walk.outputs * walk.channels * walk.filter_taps;
   for (int64_t e = blockIdx.x; e < elements; e += gridDim.x) {  // dense OIHW
-    const int tap = static_cast<int>(e % w.filter_taps), channel = static_cast<int>(e / w.filter_taps % w.channels);
-    const int output_channel = static_cast<int>(e / w.filter_taps / w.channels);
-    const Step step{channel, tap / w.tap_columns, tap % w.tap_columns};
+    const int tap = static_cast<int>(e % walk.filter_taps),
+              channel = static_cast<int>(e / walk.filter_taps % walk.channels);
+    const int output_channel = static_cast<int>(e / walk.filter_taps / walk.channels);
+    const Step step{channel, tap / walk.tap_columns, tap % walk.tap_columns};
     const T f = static_cast<T>(to_number(filters[e]));
     T total = 0, sum = 0;
     int terms = 0;
-    for (int64_t point = threadIdx.x; point < w.points; point += kSignThreads) {
-      const Reach reach = Reach::of(w, point, output_channel / w.outputs);
-      const Point p = find_point(w, point);
-      const T x = reach.inside(w, step) ? static_cast<T>(to_number(source[reach.at(w, step)])) : T(0);
-      const T g = grad[p.image * grad_strides.image + p.row * grad_strides.row + p.column * grad_strides.column +
-                       output_channel * grad_strides.channel];
-      sum += SignSlope::term(g, x, f);
-      if (++terms == kBlock) {
+    for (int64_t point = threadIdx.x; point < walk.points; point += kSignThreads) {
+      const Reach reach = Reach::of(walk, point, output_channel / walk.outputs);
+      const Point p = find_point(walk, point);
+      const T x = reach.inside(walk, step) ? static_cast<T>(to_number(source[reach.at(walk, step)])) : T(0);
+      const T value = grad[p.image * grad_strides.image + p.row * grad_strides.row + p.column * grad_strides.column +
+                           output_channel * grad_strides.channel];
+      sum += SignSlope::term(value, x, f);
+      if (++terms == kBlockSteps) {
         total += sum;
         sum = 0;
         terms = 0;

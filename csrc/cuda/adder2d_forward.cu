@@ -12,17 +12,17 @@ using Slim = Tile<128, 32, 8, 4, 8>;
 using Thin = Tile<128, 16, 4, 4, 8>;
 
 template <typename S, typename Out>
-void run_forward(const Queue& queue, const Walk& w, const S* source, const float* filters, const Affine& affine,
-                 Out* output) {
-  if (w.points == 0) return;
-  if (w.outputs < kNarrow || !fits_tiles<Wide, Square, Slim, Thin>(w)) {
-    queue.run(direct<Distance, float, S, S, Out>, blocks_of_outputs(w.points * w.groups * w.outputs), kThreads, w,
-              source, filters, source, affine, output, w.output.channel == 1);
+void run_forward(const Queue& queue, const Walk& walk, const S* source, const float* filters,
+                 const Epilogue<float>& epilogue, Out* output) {
+  if (walk.points == 0) return;
+  if (walk.outputs < kNarrow || !fits_tiles<Wide, Square, Slim, Thin>(walk)) {
+    queue.run(direct<Distance, float, S, S, Out>, blocks_of_outputs(walk.points * walk.groups * walk.outputs), kThreads,
+              walk, source, filters, source, epilogue, output, walk.output.channel == 1);
     return;
   }
-  with_best_tile<Wide, Square, Slim, Thin>(w, queue.processors(), [&]<typename T>(T) {
-    const auto kernel = by_fours(w, source) ? distances<T, S, true, Out> : distances<T, S, false, Out>;
-    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, filters, affine, output);
+  with_best_tile<Wide, Square, Slim, Thin>(walk, queue.processors(), [&]<typename T>(T) {
+    const auto kernel = by_fours(walk, source) ? distances<T, S, true, Out> : distances<T, S, false, Out>;
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, source, filters, epilogue, output);
   });
 }
 
@@ -43,7 +43,7 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   if (type == ScalarType::Double) {
     const double* const source = x.tensor.const_data_ptr<double>();
     queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, walk,
-              source, filters.const_data_ptr<double>(), source, AffineOf<double>{}, output.mutable_data_ptr<double>(),
+              source, filters.const_data_ptr<double>(), source, Epilogue<double>{}, output.mutable_data_ptr<double>(),
               walk.output.channel == 1);
     return output;
   }
@@ -69,19 +69,19 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   if (walk.points == 0) return output;
   std::optional<Dense> added;
   if (addend.has_value()) added.emplace(torch::stable::to(*addend, accumulation_type(input)), format);
-  const auto affine = [&]<typename T>(T) {
-    return AffineOf<T>{a.const_data_ptr<T>(), b.const_data_ptr<T>(),
+  const auto epilogue = [&]<typename T>(T) {
+    return Epilogue<T>{a.const_data_ptr<T>(), b.const_data_ptr<T>(),
                        added ? added->tensor.template const_data_ptr<T>() : nullptr, relu};
   };
   if (input.scalar_type() == ScalarType::Double) {
     const double* const source = x.tensor.const_data_ptr<double>();
     queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, walk,
-              source, filters.const_data_ptr<double>(), source, affine(0.0), output.mutable_data_ptr<double>(),
+              source, filters.const_data_ptr<double>(), source, epilogue(0.0), output.mutable_data_ptr<double>(),
               walk.output.channel == 1);
     return output;
   }
   with_pointer(x.tensor, [&]<typename S>(const S* source) {
-    run_forward<S, S>(queue, walk, source, filters.const_data_ptr<float>(), affine(0.0f),
+    run_forward<S, S>(queue, walk, source, filters.const_data_ptr<float>(), epilogue(0.0f),
                       static_cast<S*>(output.mutable_data_ptr()));
   });
   return output;

@@ -82,13 +82,6 @@ struct Queue {
 };
 #endif
 
-// Strides by index, whatever a tensor has in the dimensions of size one.
-inline Strides dense_strides(const Tensor& tensor, MemoryFormat format) {
-  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
-  if (format == MemoryFormat::ChannelsLast) return {height * width * channels, width * channels, channels, 1};
-  return {channels * height * width, width, 1, height * width};
-}
-
 // A dense tensor and its strides.
 struct Dense {
   Dense(const Tensor& given, MemoryFormat format)
@@ -97,8 +90,6 @@ struct Dense {
   Tensor tensor;
   Strides strides;
 };
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int number(int64_t n) {
   if (n > kLargestSize) fail("adder2d", "a dimension must be less than 2^31 on a GPU, got ", n);
@@ -165,34 +156,35 @@ inline dim3 blocks_of_outputs(int64_t outputs) {
 constexpr int kNarrow = 4;
 
 template <typename T>
-dim3 blocks_of_tiles(const Walk& w) {
-  return dim3(static_cast<unsigned>(divide_up(w.points, T::kPoints)),
-              static_cast<unsigned>(divide_up(w.outputs, T::kFilters)), static_cast<unsigned>(w.groups));
+dim3 blocks_of_tiles(const Walk& walk) {
+  return dim3(static_cast<unsigned>(divide_up(walk.points, T::kPoints)),
+              static_cast<unsigned>(divide_up(walk.outputs, T::kFilters)), static_cast<unsigned>(walk.groups));
 }
 
 // What a grid of blocks can count.
 template <typename... Tiles>
-bool fits_tiles(const Walk& w) {
-  return ((divide_up(w.points, Tiles::kPoints) < (int64_t{1} << 31) &&
-           divide_up(w.outputs, Tiles::kFilters) < (1 << 16)) &&
+bool fits_tiles(const Walk& walk) {
+  return ((divide_up(walk.points, Tiles::kPoints) < (int64_t{1} << 31) &&
+           divide_up(walk.outputs, Tiles::kFilters) < (1 << 16)) &&
           ...) &&
-         w.groups < (1 << 16);
+         walk.groups < (1 << 16);
 }
 
 // Instructions of the processor that gets most blocks: tiles that are cut off, and processors left without one, count.
 template <typename T>
-double cost_of(const Walk& w, int processors) {
-  const int64_t blocks = divide_up(w.points, T::kPoints) * divide_up(w.outputs, T::kFilters) * w.groups;
+double cost_of(const Walk& walk, int processors) {
+  const int64_t blocks =
+      divide_up(walk.points, T::kPoints) * static_cast<int64_t>(divide_up(walk.outputs, T::kFilters)) * walk.groups;
   return T::kInstructions * T::kPoints * T::kFilters * static_cast<double>(divide_up(blocks, processors));
 }
 
 // Calls `run` with the tile, among these, that costs least.
 template <typename... Tiles, typename F>
-void with_best_tile(const Walk& w, int processors, F run) {
-  const double least = std::min({cost_of<Tiles>(w, processors)...});
+void with_best_tile(const Walk& walk, int processors, F run) {
+  const double least = std::min({cost_of<Tiles>(walk, processors)...});
   bool done = false;
   const auto consider = [&]<typename T>(T tile) {
-    if (done || cost_of<T>(w, processors) > least) return;
+    if (done || cost_of<T>(walk, processors) > least) return;
     run(tile);
     done = true;
   };
@@ -201,10 +193,10 @@ void with_best_tile(const Walk& w, int processors, F run) {
 
 // Whether four channels of a pixel can be fetched at once, wherever the pixel is.
 template <typename S>
-bool by_fours(const Walk& w, const S* source) {
-  const Strides& s = w.source;
-  return s.channel == 1 && w.channels % 4 == 0 && s.image % 4 == 0 && s.row % 4 == 0 && s.column % 4 == 0 &&
-         reinterpret_cast<uintptr_t>(source) % (4 * sizeof(S)) == 0;
+bool by_fours(const Walk& walk, const S* source) {
+  const Strides& strides = walk.source;
+  return strides.channel == 1 && walk.channels % 4 == 0 && strides.image % 4 == 0 && strides.row % 4 == 0 &&
+         strides.column % 4 == 0 && reinterpret_cast<uintptr_t>(source) % (4 * sizeof(S)) == 0;
 }
 
 }  // namespace adderzoo::cuda

@@ -10,8 +10,8 @@ namespace adderzoo::cuda {
 inline Tensor packed_filters(const Queue& queue, const Geometry& g, const Tensor& weight, ScalarType type,
                              bool backward) {
   const int64_t outputs = g.groups * (backward ? g.channels : g.filters), channels = backward ? g.filters : g.channels;
-  const int64_t panels = divide_up(outputs, kLanes);
-  Tensor packed = torch::stable::empty({panels * g.taps() * channels * kLanes}, type, std::nullopt, weight.device());
+  const int64_t panels = divide_up(outputs, kPanel);
+  Tensor packed = torch::stable::empty({panels * g.taps() * channels * kPanel}, type, std::nullopt, weight.device());
   const Packing packing{
       .taps = number(g.taps()),
       .channels = number(channels),
@@ -27,8 +27,8 @@ inline Tensor packed_filters(const Queue& queue, const Geometry& g, const Tensor
     queue.run(pack<double, double>, blocks, kThreads, packing, weight.const_data_ptr<double>(),
               packed.mutable_data_ptr<double>());
   } else {
-    with_pointer(weight, [&]<typename W>(const W* w) {
-      queue.run(pack<float, W>, blocks, kThreads, packing, w, packed.mutable_data_ptr<float>());
+    with_pointer(weight, [&]<typename W>(const W* from) {
+      queue.run(pack<float, W>, blocks, kThreads, packing, from, packed.mutable_data_ptr<float>());
     });
   }
   return packed;

@@ -48,11 +48,11 @@ struct Fetch {
   static constexpr int kQuads = VECTOR ? kValues / 4 : 1;  // points of this thread
   static constexpr int kRowsApart = T::kThreads / T::kPoints;
   static constexpr int kFilterThreads = T::kFilters / 4;  // of one step
-  static constexpr int kFilterQuads = (T::kSteps * kFilterThreads + T::kThreads - 1) / T::kThreads;
+  static constexpr int kFilterQuads = divide_up(T::kSteps * kFilterThreads, T::kThreads);
   static_assert(!VECTOR || kValues % 4 == 0);
   static_assert(VECTOR || T::kThreads % T::kPoints == 0);
 
-  const Walk& w;
+  const Walk& walk;
   const S* source;
   const float* filters;
   int64_t panel;  // elements of one
@@ -66,20 +66,20 @@ struct Fetch {
     return VECTOR ? threadIdx.x / (T::kSteps / 4) + quad * (T::kThreads / (T::kSteps / 4)) : threadIdx.x % T::kPoints;
   }
 
-  __device__ Fetch(const Walk& w, const S* source, const float* filters, int64_t point0, int group, int filter0)
-      : w(w),
+  __device__ Fetch(const Walk& walk, const S* source, const float* filters, int64_t point0, int group, int filter0)
+      : walk(walk),
         source(source),
         filters(filters),
-        panel(static_cast<int64_t>(w.filter_taps) * w.channels * kLanes),
+        panel(static_cast<int64_t>(walk.filter_taps) * walk.channels * kPanel),
         filter0(filter0),
-        last_filter((w.groups * w.outputs + kLanes - 1) / kLanes * kLanes - 4),
+        last_filter(divide_up(walk.groups * walk.outputs, kPanel) * kPanel - 4),
         aligned(filter0 % 4 == 0),
         step{0, 0, 0} {
-    for (int i = 0; i < kQuads; ++i) reach[i] = Reach::of(w, point0 + point(i), group);
-    step.advance(w, VECTOR ? threadIdx.x % (T::kSteps / 4) * 4 : threadIdx.x / T::kPoints);
+    for (int i = 0; i < kQuads; ++i) reach[i] = Reach::of(walk, point0 + point(i), group);
+    step.advance(walk, VECTOR ? threadIdx.x % (T::kSteps / 4) * 4 : threadIdx.x / T::kPoints);
     for (int i = 0; i < kFilterQuads; ++i) {
       filter_step[i] = {0, 0, 0};
-      filter_step[i].advance(w, filter_row(i));
+      filter_step[i].advance(walk, filter_row(i));
     }
   }
   static __device__ int filter_row(int i) { return (threadIdx.x + i * T::kThreads) / kFilterThreads; }
@@ -90,36 +90,36 @@ struct Fetch {
     if constexpr (VECTOR) {
 #pragma unroll
       for (int i = 0; i < kQuads; ++i) {
-        if (!step.ended(w) && reach[i].inside(w, step)) {
-          load_four(source + reach[i].at(w, step), values + 4 * i);
+        if (!step.ended(walk) && reach[i].inside(walk, step)) {
+          load_four(source + reach[i].at(walk, step), values + 4 * i);
         } else {
           for (int j = 0; j < 4; ++j) values[4 * i + j] = 0.0f;
         }
       }
-      step.advance(w, T::kSteps);
+      step.advance(walk, T::kSteps);
     } else {
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        const bool inside = !step.ended(w) && reach[0].inside(w, step);
-        values[i] = inside ? to_number(source[reach[0].at(w, step)]) : 0.0f;
-        step.advance(w, kRowsApart);
+        const bool inside = !step.ended(walk) && reach[0].inside(walk, step);
+        values[i] = inside ? to_number(source[reach[0].at(walk, step)]) : 0.0f;
+        step.advance(walk, kRowsApart);
       }
     }
 #pragma unroll
     for (int i = 0; i < kFilterQuads; ++i) {
       const int filter = filter0 + filter_column();
-      const bool there = filter_row(i) < T::kSteps && !filter_step[i].ended(w);
-      const int64_t row = there ? filter_step[i].filter_row(w) * kLanes : 0;
+      const bool there = filter_row(i) < T::kSteps && !filter_step[i].ended(walk);
+      const int64_t row = there ? filter_step[i].filter_row(walk) * kPanel : 0;
       for (int j = 0; j < 4; ++j) quads[i][j] = 0.0f;
       if (there && aligned && filter <= last_filter) {
-        load_four(filters + filter / kLanes * panel + row + filter % kLanes, quads[i]);
+        load_four(filters + filter / kPanel * panel + row + filter % kPanel, quads[i]);
       } else if (there && !aligned) {
         for (int j = 0; j < 4; ++j) {
           const int f = filter + j;
-          if (f < last_filter + 4) quads[i][j] = filters[f / kLanes * panel + row + f % kLanes];
+          if (f < last_filter + 4) quads[i][j] = filters[f / kPanel * panel + row + f % kPanel];
         }
       }
-      filter_step[i].advance(w, T::kSteps);
+      filter_step[i].advance(walk, T::kSteps);
     }
   }
 
@@ -155,8 +155,8 @@ struct Fetch {
 };
 
 template <typename T>
-__device__ int64_t chunks_of(const Walk& w) {
-  return (static_cast<int64_t>(w.tap_rows) * w.tap_columns * w.channels + T::kSteps - 1) / T::kSteps;
+__device__ int64_t chunks_of(const Walk& walk) {
+  return divide_up<int64_t>(static_cast<int64_t>(walk.tap_rows) * walk.tap_columns * walk.channels, T::kSteps);
 }
 
 // One step: the thread's points and filters from shared memory, and what `term` makes of each pair and its sum.

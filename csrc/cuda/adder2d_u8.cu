@@ -1,6 +1,4 @@
 // The forward operator on bytes on NVIDIA GPUs.
-#include <limits>
-
 #include "adder2d_bytes.h"
 #include "adder2d_launch.h"
 
@@ -26,40 +24,34 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const Dense x(input, format);
   const Tensor filters = aligned_filters(weight), a = torch::stable::contiguous(scale),
                b = torch::stable::contiguous(shift);
-  const Walk w = forward_walk(g, x.strides, dense_strides(output, format));
-  if (w.points == 0) return output;
+  const Walk walk = forward_walk(g, x.strides, dense_strides(output, format));
+  if (walk.points == 0) return output;
   std::optional<Dense> added;
   if (addend.has_value()) added.emplace(*addend, format);
   const bool byte_addend = added && added->tensor.scalar_type() == ScalarType::Byte;
-  const ByteAffine affine{
-      .scale = a.const_data_ptr<float>(),
-      .shift = b.const_data_ptr<float>(),
-      .byte_addend = byte_addend ? added->tensor.const_data_ptr<uint8_t>() : nullptr,
-      .float_addend = added && !byte_addend ? added->tensor.const_data_ptr<float>() : nullptr,
-      .addend_scale = static_cast<float>(addend_scale),
-      .lowest = relu    ? 0.0f
-                : bytes ? -static_cast<float>(*out_zero_point)
-                        : -std::numeric_limits<float>::infinity(),
-      .highest = static_cast<float>(out_max - out_zero_point.value_or(0)),
-      .zero_point = number(out_zero_point.value_or(0)),
-      .padding = number(zero_point),
-      .bytes = bytes ? output.mutable_data_ptr<uint8_t>() : nullptr,
-      .floats = bytes ? nullptr : output.mutable_data_ptr<float>(),
-  };
+  ByteOutput sums{.epilogue = byte_epilogue(relu, out_zero_point, out_max, addend_scale),
+                  .padding = number(zero_point),
+                  .bytes = bytes ? output.mutable_data_ptr<uint8_t>() : nullptr};
+  sums.epilogue.scale = a.const_data_ptr<float>();
+  sums.epilogue.shift = b.const_data_ptr<float>();
+  if (byte_addend) sums.epilogue.byte_addend = added->tensor.const_data_ptr<uint8_t>();
+  if (added && !byte_addend) sums.epilogue.float_addend = added->tensor.const_data_ptr<float>();
+  if (!bytes) sums.epilogue.float_output = output.mutable_data_ptr<float>();
   const uint8_t* const source = x.tensor.const_data_ptr<uint8_t>();
   const uint8_t* const packed = filters.const_data_ptr<uint8_t>();
   const int lane_bytes = number(filters.size(5));
-  if (lane_bytes != kByteStep || w.outputs < kNarrow || !fits_tiles<Wide, Square, Slim>(w) || x.strides.channel != 1) {
-    queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, w, source, packed, lane_bytes, affine);
+  if (lane_bytes != kByteStep || walk.outputs < kNarrow || !fits_tiles<Wide, Square, Slim>(walk) ||
+      x.strides.channel != 1) {
+    queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, walk, source, packed, lane_bytes, sums);
     return output;
   }
   // Sixteen channels of a pixel at once, and two lanes.
-  const bool vector = by_fours(w, reinterpret_cast<const uint32_t*>(source)) && w.channels % 16 == 0 &&
-                      w.source.image % 16 == 0 && w.source.row % 16 == 0 && w.source.column % 16 == 0 &&
-                      (w.groups == 1 || w.outputs % 2 == 0);
-  with_best_tile<Wide, Square, Slim>(w, queue.processors(), [&]<typename T>(T) {
+  const bool vector = by_fours(walk, reinterpret_cast<const uint32_t*>(source)) && walk.channels % 16 == 0 &&
+                      walk.source.image % 16 == 0 && walk.source.row % 16 == 0 && walk.source.column % 16 == 0 &&
+                      (walk.groups == 1 || walk.outputs % 2 == 0);
+  with_best_tile<Wide, Square, Slim>(walk, queue.processors(), [&]<typename T>(T) {
     const auto kernel = vector ? byte_distances<T, true> : byte_distances<T, false>;
-    queue.run(kernel, blocks_of_tiles<T>(w), T::kThreads, w, source, packed, affine);
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, source, packed, sums);
   });
   return output;
 }

@@ -8,17 +8,10 @@
 
 #include <cstdint>
 
+#include "../adder2d_epilogue.h"
+#include "../adder2d_geometry.h"
+
 namespace adderzoo::cuda {
-
-// Filters of a panel of packed filters (packing.py).
-constexpr int kLanes = 16;
-
-// Terms of a partial sum: longer float32 sums lose the precision that the operator promises.
-constexpr int kBlock = 128;
-
-struct Strides {
-  int64_t image, row, column, channel;
-};
 
 // A lattice of points, and the pixels of the source that the taps reach from a point (y, x): row
 // y * step_h + tap_row0 + i * tap_row_step for tap i, and the column likewise. Those outside the source are zero.
@@ -43,27 +36,11 @@ struct Walk {
   Strides output, input;
 };
 
-// What becomes of a sum: sum * scale + shift + addend, then max(0, that). Without scale, the sum itself.
-template <typename T>
-struct AffineOf {
-  const T* scale = nullptr;
-  const T* shift = nullptr;
-  const T* addend = nullptr;  // with the output's strides, or null
-  bool relu = false;
-};
-using Affine = AffineOf<float>;
-
-// Of bytes, every operation rounded to float32, as on the CPU.
-struct ByteAffine {
-  const float* scale;
-  const float* shift;
-  const uint8_t* byte_addend;  // with the output's strides; one of the two at most
-  const float* float_addend;
-  float addend_scale, lowest, highest;
-  int zero_point;
+// What becomes of a sum of bytes, and where.
+struct ByteOutput {
+  Epilogue<uint8_t> epilogue;
   int padding;     // what the bytes of a padded pixel are
-  uint8_t* bytes;  // one of the two
-  float* floats;
+  uint8_t* bytes;  // where the epilogue has no floats
 };
 
 }  // namespace adderzoo::cuda

@@ -55,6 +55,18 @@ def test_everything_of_a_small_network(adderzoo: Command, device: torch.device, 
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["b.json", "b.png"]
 
 
+def test_where_there_is_no_ceiling_a_line_says_why(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the user of a wheel, in which there are no sources."""
+    reason = "the C++ sources are not beside the package"
+    monkeypatch.setattr("adderzoo.engine.benchmark.layers.load_ceilings", lambda device: reason)
+    options = ("--batch-size", 1, "--seconds", 0.01, "--parts", "operator")
+    done = adderzoo("benchmark", "--models", "adder_lenet5", *options)
+    assert done.status == 0, done
+    *_, last = done.out.splitlines()
+    assert last == f"no ceiling: {reason}"
+    assert done.out.count(reason) == 1
+
+
 def test_byte_networks(adderzoo: Command, device: torch.device, tmp_path: Path) -> None:
     done = adderzoo(
         "benchmark", "--device", device, "--precision", "u8", "--models", "adder_lenet5", "--batch-size", 2,
@@ -139,7 +151,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     jobs.clear()
     devices.clear()
     # As on a GPU, of which nothing is used here.
-    monkeypatch.setattr("adderzoo.cli.benchmark.open_device", torch.device)
+    monkeypatch.setattr("adderzoo.engine.group.open_device", torch.device)
     monkeypatch.setattr(benchmark, "describe_machine", lambda device: device)
     monkeypatch.setattr("adderzoo.cli.benchmark._write", lambda report, args, last: None)
     assert adderzoo("benchmark", "--device", "cuda:1").status == 0

@@ -13,9 +13,12 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "../../csrc/benchmark/ceilings.h"
 #include "adder2d_plan.h"
 
 namespace {
@@ -30,12 +33,12 @@ bool is_left_out() { return ++combinations % every != 0; }
 // ------------------------------------------------------------------------------------------------------------ problems
 
 enum class Values {
-  kPlain,       // with many ties of x and w
+  kPlain,      // with many ties of x and w
   kCanceling,  // some pixels near the filters and far from zero, where the fast distance does not hold
-  kOpposed,     // large numbers of both signs, in some places the same in pixels and filters: their sums hide them
-  kHuge,        // numbers whose sums overflow, though some of their distances do not
-  kOddInput,    // NaN and infinities in the input
-  kOdd,         // and in filters and gradient
+  kOpposed,    // large numbers of both signs, in some places the same in pixels and filters: their sums hide them
+  kHuge,       // numbers whose sums overflow, though some of their distances do not
+  kOddInput,   // NaN and infinities in the input
+  kOdd,        // and in filters and gradient
 };
 
 struct Problem {
@@ -295,9 +298,9 @@ std::vector<double> scaled(std::vector<double> numbers, double factor) {
 template <typename T>
 void run(const Accumulation<T>& work, int64_t threads) {
   for (int64_t thread = threads - 1; thread >= 0; --thread) {
-    const int64_t begin = work.num_items * thread / threads, end = work.num_items * (thread + 1) / threads;
+    const int64_t begin = work.items.count * thread / threads, end = work.items.count * (thread + 1) / threads;
     if (begin == end) continue;
-    const Buffer<T> scratch(work.scratch_size);
+    const Buffer<T> scratch(work.items.scratch_size);
     loops<T>().run(work, begin, end, scratch.get());
   }
 }
@@ -405,14 +408,14 @@ void check_forward(const Problem& p, const Reference& r) {
             auto y = std::make_unique<Image<T>>(g.batch, p.out(), g.out_height, g.out_width, to);
             Plan<T> plan;
             plan.work.function = function;
-            plan.work.filters = filters.packed.get();
-            plan.work.filter_sums = filters.sums.get();
-            plan.work.filter_limits = filters.limits.get();
+            plan.work.filters.packed = filters.packed.get();
+            plan.work.filters.sums = filters.sums.get();
+            plan.work.filters.limits = filters.limits.get();
             if (affine.scaled) {
-              plan.work.epilogue = {.scale = scale.data(),
-                                    .shift = shift.data(),
-                                    .addend = affine.added ? addend.data() : nullptr,
-                                    .relu = affine.relu};
+              plan.work.output.epilogue = {.scale = scale.data(),
+                                           .shift = shift.data(),
+                                           .addend = affine.added ? addend.data() : nullptr,
+                                           .relu = affine.relu};
             }
             plan_forward(plan, g, x.view(), y->view(), threads);
             run(plan.work, threads);
@@ -459,7 +462,7 @@ void check_backward(const Problem& p, const Reference& r) {
               for (int64_t column = 0; column < std::min(g.stride_w, g.width); ++column) {
                 Plan<T> plan;
                 plan.work.function = c.function;
-                plan.work.filters = filters.packed.get();
+                plan.work.filters.packed = filters.packed.get();
                 plan_backward(plan, g, row, column, dy.view(), x.view(), dx->view(), threads);
                 run(plan.work, threads);
               }
@@ -603,17 +606,17 @@ void check_bytes(const Geometry& g, uint64_t seed) {
           Image<uint8_t> bytes(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
           Image<float> floats(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
           Plan<uint8_t> plan;
-          plan.work.filters = filters.get();
-          plan.work.padding = padding;
-          plan.work.epilogue = {.scale = scale.data(),
-                                .shift = shift.data(),
-                                .byte_addend = addend == Addend::kBytes ? byte_addend.data() : nullptr,
-                                .float_addend = addend == Addend::kFloats ? float_addend.data() : nullptr,
-                                .addend_scale = addend_scale,
-                                .lowest = lowest,
-                                .highest = float(most - zero_point),
-                                .zero_point = zero_point,
-                                .float_output = float_output ? floats.view().data : nullptr};
+          plan.work.filters.packed = filters.get();
+          plan.work.region.padding = padding;
+          plan.work.output.epilogue = {.scale = scale.data(),
+                                       .shift = shift.data(),
+                                       .byte_addend = addend == Addend::kBytes ? byte_addend.data() : nullptr,
+                                       .float_addend = addend == Addend::kFloats ? float_addend.data() : nullptr,
+                                       .addend_scale = addend_scale,
+                                       .lowest = lowest,
+                                       .highest = float(most - zero_point),
+                                       .zero_point = zero_point,
+                                       .float_output = float_output ? floats.view().data : nullptr};
           plan_forward(plan, g, x.view(), bytes.view(), threads);
           run(plan.work, threads);
           if (!bytes.guards_hold() || !floats.guards_hold()) fail(what, p, "written beyond the output");
@@ -729,7 +732,7 @@ std::vector<Geometry> geometries() {
 }
 
 constexpr Values kAllValues[] = {Values::kPlain, Values::kCanceling, Values::kOpposed,
-                                 Values::kHuge,  Values::kOddInput,   Values::kOdd};
+                                 Values::kHuge,  Values::kOddInput,  Values::kOdd};
 
 // One of a million or so, of at most so many elements as take some milliseconds.
 Geometry random_geometry(Random& random) {
@@ -749,6 +752,98 @@ Geometry random_geometry(Random& random) {
         size.h + 2 * padding.h > dilation.h * (kernel.h - 1) && size.w + 2 * padding.w > dilation.w * (kernel.w - 1);
     const int64_t outputs = batch * g.out_height * g.out_width * channels.groups * channels.out;
     if (fits && outputs * channels.in * g.taps() <= 200'000) return g;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------
+// plans
+
+template <typename Number>
+void expect(const char* what, const std::vector<Number>& actual, const std::vector<Number>& expected) {
+  if (actual == expected) return;
+  std::printf("FAILED: %s are not those of the example:", what);
+  for (const Number number : actual) std::printf(" %lld", static_cast<long long>(number));
+  std::printf("\n");
+  ++failures;
+}
+
+// A plan of the example, and what it points to.
+struct Example {
+  Image<float> x, y;
+  Buffer<float> filters;
+  Plan<float> plan;
+
+  Example()
+      : x(1, 16, 8, 8, Layout::kContiguous, std::vector<double>(16 * 64)),
+        y(1, 16, 8, 8, Layout::kContiguous),
+        filters(144 * kPanel) {
+    plan.work.function = Function::kMaxDistance;
+    plan.work.filters = {.packed = filters.get(), .sums = filters.get(), .limits = filters.get(), .steps = 0};
+    plan_forward(plan, geometry(1, {1, 16, 16}, 8, 3, 1, 1), std::as_const(x).view(), y.view(), 1);
+  }
+};
+
+// What adder2d_accumulation.h says of it.
+void check_example() {
+  const Example example;
+  const Accumulation<float>& work = example.plan.work;
+  using Numbers = std::vector<int64_t>;
+  expect<int64_t>("lattice", {work.lattice.rows, work.lattice.columns, work.lattice.step_h, work.lattice.step_w},
+                  {8, 8, 1, 1});
+  expect("tap rows", example.plan.tap_rows, {-1, 0, 1});
+  expect("tap columns", example.plan.tap_columns, {-1, 0, 1});
+  expect<int64_t>("filters", {work.filters.steps}, {144});
+  expect<int64_t>("items", {work.items.count, work.items.rows, work.items.max_points, work.items.panels},
+                  {2, 4, 32, 1});
+  expect<int64_t>("regions", {work.items.max_region_rows, work.region.width, work.region.pixel, work.region.step},
+                  {6, 10, 16, 1});
+  Numbers pieces;
+  for (const Piece& piece : example.plan.pieces) pieces.insert(pieces.end(), {piece.source, piece.step, piece.length});
+  expect("pieces", pieces, {0, 0, 48, 160, 48, 48, 320, 96, 32, 352, 128, 16});
+  expect("blocks", example.plan.blocks, {0, 3, 4});
+}
+
+// That no plan which breaks an invariant is taken.
+void check_invariants() {
+  using Break = void (*)(Plan<float>&);
+  static constexpr Break kBreaks[] = {
+      [](Plan<float>& plan) { plan.work.lattice.step_h = 0; },
+      [](Plan<float>& plan) { plan.work.lattice.num_tap_rows = 0; },
+      [](Plan<float>& plan) { std::swap(plan.tap_rows[0], plan.tap_rows[1]); },
+      [](Plan<float>& plan) { plan.work.source.data = nullptr; },
+      [](Plan<float>& plan) { ++plan.work.source.channels; },
+      [](Plan<float>& plan) { plan.work.region.staged = false; },
+      [](Plan<float>& plan) { plan.work.region.shared = false; },
+      [](Plan<float>& plan) { --plan.work.region.width; },
+      [](Plan<float>& plan) { ++plan.work.region.pixel; },
+      [](Plan<float>& plan) { ++plan.blocks.back(); },
+      [](Plan<float>& plan) { plan.blocks[1] = 4; },
+      [](Plan<float>& plan) { plan.pieces[1].source = 1000; },
+      [](Plan<float>& plan) { plan.pieces[3].step = 129; },
+      [](Plan<float>& plan) { ++plan.pieces[3].length; },
+      [](Plan<float>& plan) { plan.work.filters.packed = nullptr; },
+      [](Plan<float>& plan) { plan.work.filters.limits = nullptr; },
+      [](Plan<float>& plan) { --plan.work.filters.steps; },
+      [](Plan<float>& plan) { plan.work.output.groups = 2; },
+      [](Plan<float>& plan) { plan.work.output.input = plan.work.source.data; },
+      [](Plan<float>& plan) { plan.work.output.epilogue.scale = plan.work.source.data; },
+      [](Plan<float>& plan) { plan.work.output.epilogue.relu = true; },
+      [](Plan<float>& plan) { plan.work.items.rows = 2; },
+      [](Plan<float>& plan) { plan.work.items.panels = 0; },
+      [](Plan<float>& plan) { plan.work.items.max_points = 16; },
+      [](Plan<float>& plan) { plan.work.items.max_region_rows = 5; },
+      [](Plan<float>& plan) { plan.work.items.scratch_size = 0; },
+  };
+  for (size_t i = 0; i < std::size(kBreaks); ++i) {
+    Example example;
+    kBreaks[i](example.plan);
+    try {
+      check_plan(example.plan);
+    } catch (const std::logic_error&) {
+      continue;
+    }
+    std::printf("FAILED: a plan that is broken in way %d is taken\n", static_cast<int>(i));
+    ++failures;
   }
 }
 
@@ -782,15 +877,12 @@ int main(int argc, char** argv) try {
     check_all_types(g, kAllValues[i % std::size(kAllValues)], random.below(1u << 31));
     check_bytes(g, random.below(1u << 31));
   }
-  std::vector<int64_t> counts = {loops<uint8_t>().ceiling(100)};
-  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope}) {
-    counts.push_back(loops<float>().ceiling(form, 100));
-  }
-  for (const int64_t count : counts) {
-    if (count <= 0) {
-      std::printf("FAILED: a ceiling counts no elements\n");
-      ++failures;
-    }
+  check_example();
+  check_invariants();
+  for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope, Ceiling::kByteDistance}) {
+    if (ceiling_loop()(form, 100) > 0) continue;
+    std::printf("FAILED: a ceiling counts no elements\n");
+    ++failures;
   }
   std::printf("capability %s: %lld values compared, %lld failures\n", loops<float>().capability,
               static_cast<long long>(comparisons), static_cast<long long>(failures));

@@ -116,6 +116,11 @@ def test_installed_library_is_loaded_and_nothing_is_compiled(
     assert "Warning" not in printed
 
 
+def set_up(checkout: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+
+
 def test_setup_without_a_compiler_installs_the_rest(
     checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path
 ) -> None:
@@ -125,10 +130,59 @@ def test_setup_without_a_compiler_installs_the_rest(
     environment["PATH"] = sysconfig.get_path(
         "scripts"
     )  # where pip's ninja is, whose failure setuptools does not expect
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    done = set_up(checkout, environment | {"ADDERZOO_CUDA": "0"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(checkout.rglob("*.so"))
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("adderzoo: ")]
+    assert line == (
+        "adderzoo: compiling the operators for the CPU; those for NVIDIA GPUs are left out: ADDERZOO_CUDA is 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("1", r"ADDERZOO_CUDA=1 asks for kernels for NVIDIA GPUs, but (there is no CUDA toolkit|this PyTorch is not)"),
+        ("yes", r"ADDERZOO_CUDA must be 0 or 1, or not set, got 'yes'"),
+    ],
+)
+def test_setup_that_cannot_do_what_is_asked_of_it_ends_before_it_compiles(
+    checkout: Path, no_compiler: dict[str, str | Path], tmp_path: Path, asked: str, message: str
+) -> None:
+    shutil.copy(CHECKOUT / "setup.py", checkout)
+    (checkout / "pyproject.toml").write_text("")
+    environment = os.environ | {name: str(value) for name, value in no_compiler.items()}
+    done = set_up(checkout, environment | {"ADDERZOO_CUDA": asked, "CUDA_HOME": str(tmp_path)})
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not list(checkout.rglob("*.o"))
+
+
+# ADDERZOO_CUDA, whether a GPU is visible, and what comes of it.
+@pytest.mark.parametrize(
+    ("asked", "visible", "expected"),
+    [
+        (None, True, (True, "a GPU is visible")),
+        (None, False, (False, "no GPU is visible (ADDERZOO_CUDA=1 compiles them all the same)")),
+        ("", False, (False, "no GPU is visible (ADDERZOO_CUDA=1 compiles them all the same)")),
+        ("1", False, (True, "ADDERZOO_CUDA is 1")),
+        ("0", True, (False, "ADDERZOO_CUDA is 0")),
+    ],
+)
+def test_kernels_for_gpus_are_compiled_where_one_is_visible_or_when_asked(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, visible: bool, expected: tuple[bool, str]
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    if asked is None:
+        monkeypatch.delenv("ADDERZOO_CUDA", raising=False)
+    else:
+        monkeypatch.setenv("ADDERZOO_CUDA", asked)
+    assert _library._build.cuda_is_wanted() == expected
+    if not expected[0]:
+        with pytest.raises(_library.LibraryNotFoundError, match=f"^{re.escape(expected[1])}$"):
+            _library._load_built(_library.CUDA_OPERATORS)
 
 
 @pytest.mark.parametrize("change", ["sources", "flags"])
@@ -146,7 +200,7 @@ def test_installed_library_of_other_sources_or_flags_is_not_used(
     monkeypatch.setattr(_library, "PACKAGE", checkout / "adderzoo")
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match="the compiled library is of other sources or flags"):
-        _library._load_installed(_library._CPU)
+        _library._load_installed(_library.OPERATORS)
 
 
 def test_setup_and_first_use_mark_a_library_with_the_same_digest(tmp_path: Path) -> None:
@@ -155,10 +209,11 @@ def test_setup_and_first_use_mark_a_library_with_the_same_digest(tmp_path: Path)
     copy = tmp_path / "adderzoo" / "ops" / "_build.py"
     copy.parent.mkdir(parents=True)
     shutil.copy(CHECKOUT / "adderzoo" / "ops" / "_build.py", copy)
-    alone = runpy.run_path(str(copy))["build_digest"]
-    digests = [_library._build.build_digest(cuda) for cuda in (False, True)]
-    assert [alone(cuda) for cuda in (False, True)] == digests
-    assert digests[0] != digests[1]
+    alone = runpy.run_path(str(copy))
+    names = ["OPERATORS", "CUDA_OPERATORS", "BENCHMARK", "CUDA_BENCHMARK"]
+    digests = [getattr(_library._build, name).digest() for name in names]
+    assert [alone[name].digest() for name in names] == digests
+    assert len(set(digests)) == 4
     assert _library._build.is_marked(compiled_library(), digests[0])
     assert not _library._build.is_marked(compiled_library(), digests[1])
 
@@ -169,7 +224,7 @@ def test_installed_library_that_does_not_load_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(_library, "PACKAGE", tmp_path)
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=re.escape(f"{library} does not load: ")):
-        _library._load_installed(_library._CPU)
+        _library._load_installed(_library.OPERATORS)
 
 
 # --------------------------------------------------------------------------------------------------- built on first use
@@ -232,7 +287,7 @@ def test_other_sources_never_take_an_old_build(
     monkeypatch.setattr(_library._build, "SOURCES", checkout / "csrc")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(build.cache))
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: .*error: #error another version"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
     assert not list(build.cache.glob("adderzoo_*/complete_C"))[1:]
 
 
@@ -242,7 +297,7 @@ def test_other_sources_never_take_an_old_build(
 def test_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(_library.LibraryNotFoundError, match=r"no C\+\+ compiler, no-such-compiler -m64 is not found"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +306,7 @@ def test_sources_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.
     other.touch()
     monkeypatch.setattr(_library._build, "SOURCES", tmp_path / "csrc")
     with pytest.raises(_library.LibraryNotFoundError, match=r"the C\+\+ sources are not beside the package"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +314,7 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     file.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
     with pytest.raises(_library.LibraryNotFoundError, match=f"building it failed: .*{re.escape(str(file))}"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_home_that_cannot_be_written_names_the_variable_that_helps(
@@ -270,12 +325,12 @@ def test_home_that_cannot_be_written_names_the_variable_that_helps(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     remedy = "set TORCH_EXTENSIONS_DIR to a folder that can be written$"
     with pytest.raises(_library.LibraryNotFoundError, match=remedy):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(_library, "_check_compiler", lambda compiled: None)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for another user than root
     with pytest.raises(_library.LibraryNotFoundError, match=f"no right to write into {tmp_path}/.*; {remedy}"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +340,7 @@ def test_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: Could not determine home directory"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +349,7 @@ def test_failure_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(_library, "FileLock", fail)
     with pytest.raises(_library.LibraryNotFoundError, match=r"building it failed: OSError\(\)"):
-        _library._load_built(_library._CPU)
+        _library._load_built(_library.OPERATORS)
 
 
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_why(
@@ -350,6 +405,25 @@ def test_python_and_cpp_define_the_same_schemas() -> None:
     assert source.count("m.def(") == len(_library.SCHEMAS)
 
 
+def test_the_benchmarks_loops_are_no_part_of_the_operators_library(tmp_path: Path) -> None:
+    script = "import torch, adderzoo.ops; print(hasattr(torch.ops.adderzoo_benchmark, 'cpu_ceiling'))"
+    assert run_python(script, cwd=tmp_path) == "False\n"
+    assert "ceiling" not in str(_library.SCHEMAS)
+    assert "ceiling" not in subprocess.run(["nm", "-C", str(compiled_library())], capture_output=True, text=True).stdout
+
+
+def test_the_benchmarks_loops_of_a_package_without_sources_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a wheel installs it."""
+    monkeypatch.setattr(_library._build, "SOURCES", tmp_path)
+    _library.load_ceilings.cache_clear()
+    try:
+        assert _library.load_ceilings("cpu") == "the C++ sources are not beside the package"
+    finally:
+        _library.load_ceilings.cache_clear()
+
+
 def test_library_loaded_before_the_package_is_kept(tmp_path: Path) -> None:
     """A second definition of the schema would end the process."""
     library = compiled_library()
@@ -376,7 +450,9 @@ def test_library_takes_no_symbol_from_pytorch_that_may_change() -> None:
 
 def test_installed_kernels_for_gpus_come_with_the_package() -> None:
     if not list(_library.PACKAGE.glob("_C_cuda.*so")):
-        pytest.skip("the kernels for GPUs were not compiled at installation: there was no CUDA toolkit")
+        pytest.skip(
+            "the kernels for GPUs were not compiled at installation: no GPU was visible, or no CUDA toolkit was there"
+        )
     assert _library._Cuda.backend == "compiled at installation", _library._Cuda.reasons
     for schema in _library.SCHEMAS:
         name = schema.split("(")[0]
@@ -390,20 +466,22 @@ def cuda_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     if torch.version.cuda is None:
         pytest.skip("this PyTorch is not built for CUDA")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "torch_extensions"))
+    monkeypatch.setenv("ADDERZOO_CUDA", "1")
     return torch.version.cuda
 
 
 def test_pytorch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADDERZOO_CUDA", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(_library.LibraryNotFoundError, match="this PyTorch is not built for CUDA"):
-        _library._load_built(_library._CUDA)
+        _library._load_built(_library.CUDA_OPERATORS)
 
 
 @pytest.mark.usefixtures("cuda_pytorch")
 def test_cuda_toolkit_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     with pytest.raises(_library.LibraryNotFoundError, match="there is no CUDA toolkit: no nvcc is found"):
-        _library._load_built(_library._CUDA)
+        _library._load_built(_library.CUDA_OPERATORS)
 
 
 def test_cuda_toolkit_of_another_version_is_named(
@@ -416,7 +494,7 @@ def test_cuda_toolkit_of_another_version_is_named(
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
     message = f"the CUDA toolkit in {tmp_path}/toolkit is 9.1, PyTorch is built for {cuda_pytorch}"
     with pytest.raises(_library.LibraryNotFoundError, match=f"^{re.escape(message)}$"):
-        _library._load_built(_library._CUDA)
+        _library._load_built(_library.CUDA_OPERATORS)
 
 
 def test_tensors_without_kernels_get_a_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +532,7 @@ def test_threads_that_come_while_kernels_are_compiled_wait_for_them(
     for thread in threads:
         thread.join()
     assert got == [there] * 4
-    assert calls == [_library._CUDA]
+    assert calls == [_library.CUDA_OPERATORS]
 
 
 def test_toolkit_behind_a_wrapper_is_found(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from processes import CHECKOUT
 
-CPU = CHECKOUT / "csrc" / "cpu"
+CPU, BENCHMARK = CHECKOUT / "csrc" / "cpu", CHECKOUT / "csrc" / "benchmark"
 SOURCES = [
     Path(__file__).with_name("loops_main.cpp"),
-    CPU / "adder2d_plan.cpp",
+    CPU / "capability.cpp",
+    *sorted(CPU.glob("adder2d_plan*.cpp")),
     *sorted(CPU.glob("adder2d_loops*.cpp")),
+    *sorted(BENCHMARK.glob("ceilings*.cpp")),
 ]
 
 
@@ -59,24 +61,28 @@ def test_loops_match_the_definition_in_listed_and_in_random_geometries(program: 
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("stem", "tables"),
+    [(CPU / "adder2d_loops", ["kFloat", "kDouble", "kBytes"]), (BENCHMARK / "ceilings", ["kCeiling"])],
+)
 def test_a_build_without_optimization_shares_no_code_of_an_instruction_set(
-    compiler: str, capability: str, tmp_path: Path
+    compiler: str, stem: Path, tables: list[str], capability: str, tmp_path: Path
 ) -> None:
     """Of an inline function or a template that several files compile, the linker takes any: for all processors."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("there is no nm")
     to = tmp_path / "loops.o"
-    source = CPU / f"adder2d_loops_{capability}.cpp"
+    source = f"{stem}_{capability}.cpp"
     done = subprocess.run(
-        [compiler, "-std=c++20", "-O0", "-Wno-psabi", "-c", str(source), "-o", str(to)],
+        [compiler, "-std=c++20", "-O0", "-Wno-psabi", "-c", source, "-o", str(to)],
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     symbols = subprocess.run([nm, "-C", "--defined-only", "--extern-only", str(to)], capture_output=True, text=True)
     names = {line.split(maxsplit=2)[2] for line in symbols.stdout.splitlines()}
     namespace = f"adderzoo::cpu::{capability}_loops"
-    expected = {f"{namespace}::{table}" for table in ("kFloat", "kDouble", "kBytes")}
+    expected = {f"{namespace}::{table}" for table in tables}
     if platform.machine() != "x86_64" and capability != "default":
         expected = set()
     assert names == expected, "only the tables of the loops are for other files"

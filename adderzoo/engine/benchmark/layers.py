@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
+from adderzoo.ops._library import load_ceilings
 from adderzoo.ops._pytorch import TorchDispatchMode, defaults_of
 from adderzoo.ops.adder2d import full_weight_gradient
 from adderzoo.ops.geometry import output_size
@@ -98,9 +99,9 @@ def adder_layers(name: str, batch: int) -> Counter[Layer]:
 
 def _ceiling(form: str, device: str) -> tuple[Local, int]:
     """A tight loop of the same instructions on all threads, the device's own limit, and its elements."""
-    loop: Any = torch.ops.adderzoo._cpu_ceiling
+    loop: Any = torch.ops.adderzoo_benchmark.cpu_ceiling
     if is_gpu(device):
-        loop = partial(torch.ops.adderzoo._cuda_ceiling, torch.empty(0, device=device))
+        loop = partial(torch.ops.adderzoo_benchmark.cuda_ceiling, torch.empty(0, device=device))
     steps = 1 << 10
     while True:
         timed = runner(partial(loop, form, steps), device)
@@ -141,6 +142,7 @@ class OperatorResult:
         memory_format: Of input and gradient.
         form: The loop that the ceiling was measured with.
         ceiling: Elements a second that it reached, median of the rounds; None without compiled loops.
+        no_ceiling: Why there is none; empty where there is one.
         rate: Elements a second over all layers of the network, each as often as it has it.
         share: `rate` by `ceiling`, compared in each round: the mean over the layers, weighted by their time.
         layers: Each distinct layer.
@@ -157,6 +159,7 @@ class OperatorResult:
     share: float | None
     layers: tuple[LayerResult, ...]
     precision: str = "float32"
+    no_ceiling: str = ""
 
     @property
     def title(self) -> str:
@@ -211,6 +214,13 @@ class _Data:
         return lambda: full_weight_gradient(g, x, w, *layer.geometry)
 
 
+def _why_no_ceiling(device: str) -> str:
+    """Loads the loops that bound the operators, or compiles them; says why they are not there, if they are not."""
+    if ops.backend(device) == "PyTorch reference":
+        return "the operator is PyTorch's reference"
+    return load_ceilings(device) or ""
+
+
 def measure_operator(
     name: str,
     batch: int,
@@ -230,14 +240,14 @@ def measure_operator(
         device: "cpu", "cuda" or one of several GPUs.
     """
     layers = adder_layers(name, batch)
-    compiled = ops.backend(torch.device(device).type) != "PyTorch reference"
+    no_ceiling = _why_no_ceiling(torch.device(device).type)
     kinds = [(precision, *kind) for precision in precisions for kind in CEILINGS[precision]]
     all_data = {precision: _Data(layers, precision, device) for precision in precisions}
     runners: dict[Any, Local] = {}
     ceiling_elements = {}
     for kind in kinds:
         precision, memory_format, direction = kind
-        if compiled:
+        if not no_ceiling:
             runners[kind], ceiling_elements[kind] = _ceiling(CEILINGS[precision][memory_format, direction], device)
         for layer in layers:
             runners[*kind, layer] = runner(all_data[precision].call(layer, memory_format, direction), device)
@@ -245,9 +255,10 @@ def measure_operator(
         timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[2]}, {key[1]}"))
     results = []
     for kind in kinds:
-        ceiling = timings[kind] / ceiling_elements[kind] if compiled else None
+        ceiling = None if no_ceiling else timings[kind] / ceiling_elements[kind]
         of_layers = {layer: timings[*kind, layer] for layer in layers}
-        results.append(_summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling))
+        result = _summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling)
+        results.append(replace(result, no_ceiling=no_ceiling))
     runners.clear()  # and with them the tensors, whose memory networks may need next
     all_data.clear()
     leave(device)

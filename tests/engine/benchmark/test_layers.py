@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adderzoo
+from adderzoo import ops
 from adderzoo.engine.benchmark.layers import CEILINGS, FORMATS, Layer, _Data, _summary, adder_layers, measure_operator
 from adderzoo.engine.benchmark.timing import Timing
 
@@ -135,6 +136,16 @@ def test_without_compiled_loops_there_is_no_share() -> None:
     timings = {LAYERS[0]: Timing((1e-6,), 1)}
     result = _summary("net", 2, ("contiguous", "forward"), "float32", Counter(timings.keys()), timings, None)
     assert (result.ceiling, result.share, result.layers[0].share) == (None, None, None)
+
+
+def test_a_package_without_sources_is_measured_and_says_why_there_is_no_ceiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("adderzoo.engine.benchmark.layers.load_ceilings", lambda device: f"no loops for {device}")
+    results = measure_operator("adder_lenet5", 2, 0.001)
+    if ops.backend() != "PyTorch reference":
+        assert {result.no_ceiling for result in results} == {"no loops for cpu"}
+    assert all(result.rate > 0 and result.ceiling is result.share is None for result in results)
 
 
 @pytest.mark.parametrize("precision", CEILINGS)

@@ -2,7 +2,8 @@
 // many threads as a GPU runs at a time.
 #include <type_traits>
 
-#include "adder2d_launch.h"
+#include "../cuda/adder2d_launch.h"
+#include "checks.h"
 
 namespace adderzoo::cuda {
 namespace {
@@ -93,7 +94,7 @@ int multiprocessors([[maybe_unused]] const Tensor& like) {
 #ifdef __CUDACC__
   int count = 0;
   const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, like.get_device_index());
-  if (error != cudaSuccess) fail("_cuda_ceiling", "the GPU does not say what it has: ", cudaGetErrorString(error));
+  if (error != cudaSuccess) fail("cuda_ceiling", "the GPU does not say what it has: ", cudaGetErrorString(error));
   return count;
 #else
   return 1;
@@ -115,17 +116,17 @@ int64_t run(const Tensor& like, int64_t steps) {
 // Puts the loop of `form` into the queue of `like`'s device, `steps` times or a few times more. Returns the number of
 // elements, before they are computed.
 int64_t cuda_ceiling(const Tensor& like, std::string form, int64_t steps) {
-  check_steps("_cuda_ceiling", steps);
+  check_steps("cuda_ceiling", steps);
   if (form == "multiply_add") return run<MultiplyAdds>(like, steps);
   if (form == "distance") return run<Distances>(like, steps);
   if (form == "slope") return run<Slopes>(like, steps);
   if (form == "byte_distance") return run<ByteDistances>(like, steps);
-  fail("_cuda_ceiling", "form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got '", form, "'");
+  fail_form("cuda_ceiling", form);
 }
 
 }  // namespace
 }  // namespace adderzoo::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(adderzoo, ADDERZOO_DEVICE, m) {
-  m.impl("_cuda_ceiling", TORCH_BOX(&adderzoo::cuda::cuda_ceiling));
+STABLE_TORCH_LIBRARY_IMPL(adderzoo_benchmark, ADDERZOO_DEVICE, m) {
+  m.impl("cuda_ceiling", TORCH_BOX(&adderzoo::cuda::cuda_ceiling));
 }

@@ -1,0 +1,43 @@
+#include "capability.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace adderzoo::cpu {
+namespace {
+
+Capability best_capability() {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return Capability::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::kAvx2;
+#endif
+  return Capability::kDefault;
+}
+
+Capability choose_capability() {
+  const Capability best = best_capability();
+  const char* asked = std::getenv("ADDERZOO_CPU_CAPABILITY");
+  if (asked == nullptr || *asked == '\0') return best;
+  const std::string name = asked;
+  const Capability capability = name == "avx512" ? Capability::kAvx512
+                                : name == "avx2" ? Capability::kAvx2
+                                                 : Capability::kDefault;
+  if ((capability == Capability::kDefault && name != "default") || capability > best) {
+    throw std::runtime_error("ADDERZOO_CPU_CAPABILITY is '" + name +
+                             "'; it takes 'default', 'avx2' or 'avx512', as far as this processor has them");
+  }
+  return capability;
+}
+
+}  // namespace
+
+Capability capability() {
+  static const Capability chosen = choose_capability();
+  return chosen;
+}
+
+}  // namespace adderzoo::cpu

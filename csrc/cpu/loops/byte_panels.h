@@ -1,0 +1,85 @@
+// All tiles of an item of bytes.
+#pragma once
+
+#include "byte_outputs.h"
+#include "byte_tile_1x16.h"
+#include "byte_tile_points_x_vectors.h"
+
+namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
+namespace {
+
+// So many points before they are written, addend and output are fetched into the second cache.
+constexpr int64_t kFetchAhead = 96;
+
+// Fetches what the item reads or writes of some points at `place`: all their channels, of which a tile has few.
+template <typename T>
+void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* place) {
+  const int64_t first = item.first_panel * kPanel, last = smaller(item.last_panel * kPanel, item.last_channel);
+  for (const int64_t end = smaller(point + points, item.points); point < end; ++point) {
+    const T* const channels = place + item.output_offsets[point];
+    for (int64_t c = first; c < last; c += 64 / sizeof(T)) __builtin_prefetch(channels + c, 0, 2);
+  }
+}
+
+// All points of an item, for kPanels panels from `panel` on.
+template <int kPanels, typename Addend, typename Output>
+void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
+                     Output* output) {
+  constexpr int kVecs = kPanels * kVectors<uint8_t>;
+  constexpr int64_t kWidth = kPanels * kPanel;
+  constexpr int kMost = points_of_byte_tile(kVecs);
+  const uint8_t* filters =
+      work.filters.packed + panel * work.filters.steps * kPanel * (work.region.shared ? kByteStep : 1);
+  const int64_t tiles = divide_up<int64_t>(item.points, kMost);
+  for (int64_t block = 0; block < work.region.num_blocks; ++block) {
+    int64_t point = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
+      const int points = static_cast<int>(divide_up(item.points - point, tiles - t));
+      int32_t* totals = item.totals + point * kWidth;
+      if (block == 0 && panel == item.first_panel) {
+        if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);
+        fetch(item, point + kFetchAhead, points, output);
+      }
+      if (work.region.shared) {
+        add_bytes<kVecs>(work, item.region, item.offsets + point, filters, block, totals, points);
+      } else {
+        const uint8_t* source = item.region + (panel - item.first_panel) * kPanel;
+        for (int p = 0; p < points; ++p) {
+          add_own_bytes(work, source + item.offsets[point + p], filters, block, totals + p * kWidth);
+        }
+      }
+      point += points;
+    }
+  }
+  finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
+}
+
+template <typename Addend, typename Output>
+void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
+  constexpr int kMost = kMaxPanels<uint8_t>;
+  int64_t panel = item.first_panel;
+  for (; work.region.shared && panel + kMost <= item.last_panel; panel += kMost) {
+    run_byte_panels<kMost>(work, item, panel, addend, output);
+  }
+  for (; panel < item.last_panel; ++panel) run_byte_panels<1>(work, item, panel, addend, output);
+}
+
+template <typename Output>
+void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, Output* output) {
+  if (work.output.epilogue.byte_addend != nullptr) {
+    run_bytes(work, item, work.output.epilogue.byte_addend, output);
+  } else if (work.output.epilogue.float_addend != nullptr) {
+    run_bytes(work, item, work.output.epilogue.float_addend, output);
+  } else {
+    run_bytes<NoAddend>(work, item, nullptr, output);
+  }
+}
+
+inline void run_function(const Accumulation<uint8_t>& work, const Item<uint8_t>& item) {
+  work.output.epilogue.float_output == nullptr ? run_bytes(work, item, work.output.data)
+                                               : run_bytes(work, item, work.output.epilogue.float_output);
+}
+
+}  // namespace
+}  // namespace adderzoo::cpu::ADDERZOO_CAPABILITY

@@ -1,0 +1,127 @@
+// All tiles of an item: for some panels of channels at a time, all blocks of steps, all points.
+#pragma once
+
+#include "outputs.h"
+#include "tile_points_x_vectors.h"
+
+namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
+namespace {
+
+// Takes the exact form's results where the fast form does not hold. The others stay as they are: else they would depend
+// on the tile that they happen to lie in, and so on the number of threads.
+template <Function F, bool kShared, bool kAffine, int kVecs, typename T>
+__attribute__((noinline)) void redo(const Accumulation<T>& work, const Item<T>& item, Tile<T> tile, int64_t point,
+                                    int points, int64_t first_channel) {
+  constexpr int64_t width = kVecs * kLanes<T>;
+  const bool direct = writes_output(work, item, first_channel, width);
+  for (const int64_t end = point + points; point < end; ++point, ++tile.offsets) {
+    tile.inputs = item.inputs + point * width;
+    tile.totals = item.totals + point * width;
+    // finish() may have overwritten the totals.
+    add_blocks<F, kShared, 1, kVecs>(work, tile, 0, work.region.num_blocks);
+    typename Simd<T>::Mask odd[kVecs];
+    if (finish<F, kAffine, kVecs>(work, item, point, 1, first_channel, odd)) continue;
+    T* results = direct ? work.output.data + item.output_offsets[point] + first_channel : tile.totals;
+    T fast[width];
+    std::memcpy(fast, results, sizeof(fast));
+    add_blocks<exact(F), kShared, 1, kVecs>(work, tile, 0, work.region.num_blocks);
+    finish<exact(F), kAffine, kVecs>(work, item, point, 1, first_channel);
+    for (int64_t i = 0; i < width; ++i) {
+      if (odd[i / kLanes<T>][i % kLanes<T>] == 0) results[i] = fast[i];
+    }
+  }
+}
+
+// All points of an item, for kPanels panels from `panel` on.
+template <Function F, bool kShared, bool kAffine, int kPanels, typename T>
+void run_panels(const Accumulation<T>& work, const Item<T>& item, int64_t panel) {
+  constexpr int kVecs = kPanels * kVectors<T>;
+  constexpr int64_t width = kPanels * kPanel;
+  constexpr int kMost = points_of_tile(F, kVecs);
+  const int64_t first_channel = panel * kPanel, panel_size = work.filters.steps * kPanel;
+  if constexpr (has_input(F)) load_inputs(work, item, first_channel, width);
+
+  const int64_t tiles = divide_up<int64_t>(item.points, kMost);
+  const int64_t steps = work.lattice.taps() * work.source.channels;
+  const int64_t ahead_step = panel == item.first_panel ? item.ahead_bytes / (tiles * steps + 1) : 0;
+  const int64_t blocks = takes_all_blocks(F, kVecs) ? work.region.num_blocks : 1;
+  for (int64_t block = 0; block < work.region.num_blocks; block += blocks) {
+    int64_t point = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
+      const int points = static_cast<int>(divide_up(item.points - point, tiles - t));
+      const int64_t tile_steps = smaller(kBlockSteps * blocks, steps - block * kBlockSteps);
+      const Tile<T> tile{
+          .source = item.region + (kShared ? 0 : first_channel - item.first_panel * kPanel),
+          .offsets = item.offsets + point,
+          .filters = work.filters.packed + panel * panel_size,
+          .panel_size = panel_size,
+          .inputs = item.inputs + point * width,
+          .totals = item.totals + point * width,
+          .ahead = item.ahead + (block * kBlockSteps * tiles + t * tile_steps) * ahead_step,
+          .ahead_step = ahead_step,
+      };
+      add_blocks<F, kShared, kVecs>(work, tile, block, block + blocks, points);
+      if (block + blocks == work.region.num_blocks) {
+        [[maybe_unused]] const bool holds = finish<F, kAffine, kVecs>(work, item, point, points, first_channel);
+        if constexpr (exact(F) != F) {
+          if (!holds) redo<F, kShared, kAffine, kVecs>(work, item, tile, point, points, first_channel);
+        }
+      }
+      point += points;
+    }
+  }
+
+  store_totals(work, item, first_channel, width);
+}
+
+template <Function F, bool kShared, bool kAffine, typename T>
+void run_item(const Accumulation<T>& work, const Item<T>& item) {
+  for (int64_t panel = item.first_panel; panel < item.last_panel;) {
+    const int64_t left = item.last_panel - panel;
+    if (kMaxPanels<T> >= 4 && left >= 4) {
+      run_panels<F, kShared, kAffine, kMaxPanels<T> >= 4 ? 4 : 1>(work, item, panel);
+      panel += 4;
+    } else if (kMaxPanels<T> >= 2 && left >= 2) {
+      run_panels<F, kShared, kAffine, kMaxPanels<T> >= 2 ? 2 : 1>(work, item, panel);
+      panel += 2;
+    } else {
+      run_panels<F, kShared, kAffine, 1>(work, item, panel);
+      panel += 1;
+    }
+  }
+}
+
+// The sources of unshared layers are loaded as vectors: there the sum of a point's sources, which the maximum needs, is
+// one of each channel, and would cost as much as it saves.
+template <Function F, bool kAffine, typename T>
+void run_shared(const Accumulation<T>& work, const Item<T>& item) {
+  constexpr Function kUnshared = F == Function::kMaxDistance ? Function::kDistance : F;
+  work.region.shared ? run_item<F, true, kAffine>(work, item) : run_item<kUnshared, false, kAffine>(work, item);
+}
+
+template <typename T>
+void run_function(const Accumulation<T>& work, const Item<T>& item) {
+  const bool affine = work.output.epilogue.scale != nullptr;
+  switch (work.function) {
+    case Function::kDistance:
+      affine ? run_shared<Function::kDistance, true>(work, item) : run_shared<Function::kDistance, false>(work, item);
+      break;
+    case Function::kMaxDistance:
+      affine ? run_shared<Function::kMaxDistance, true>(work, item)
+             : run_shared<Function::kMaxDistance, false>(work, item);
+      break;
+    case Function::kClippedSlope:
+      run_shared<Function::kClippedSlope, false>(work, item);
+      break;
+    case Function::kExactClippedSlope:
+      run_shared<Function::kExactClippedSlope, false>(work, item);
+      break;
+    case Function::kSignSlope:
+      run_shared<Function::kSignSlope, false>(work, item);
+      break;
+  }
+}
+
+}  // namespace
+}  // namespace adderzoo::cpu::ADDERZOO_CAPABILITY

@@ -1,0 +1,49 @@
+// What the sums are of: one term more, for each function.
+#pragma once
+
+#include "vectors.h"
+
+namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
+namespace {
+
+// What recomputes a tile for which the fast form does not hold.
+constexpr Function exact(Function f) {
+  return f == Function::kMaxDistance    ? Function::kDistance
+         : f == Function::kClippedSlope ? Function::kExactClippedSlope
+                                        : f;
+}
+
+// The sum with one more term.
+//
+// kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where
+// multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen
+// 5: the speed of a convolution). Like the plain form's, its rounding error is within 1e-6 of sum(|x| + |w|). It is not
+// relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and `redo`
+// replaces those values by the plain form's.
+//
+// Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient because the
+// source ends, a slope counts for nothing, and 0 * NaN would: the exact ones leave out what has the bits of `outside`.
+template <Function F, typename T>
+inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T> source, Vector<T> filter,
+                                                         Vector<T> input, Vector<T> one, Mask<T> outside) {
+  if constexpr (F == Function::kDistance) {
+    return sum + Simd<T>::distance(source, filter);
+  } else if constexpr (F == Function::kMaxDistance) {
+    return Simd<T>::add(sum, Simd<T>::max(source, filter), one);
+  } else if constexpr (F == Function::kClippedSlope) {
+    return Simd<T>::multiply_add(source, Simd<T>::clip(filter - input, one), sum);
+  } else {
+    const Vector<T> zero = {}, slope = filter - input;
+    Vector<T> bounded;
+    if constexpr (F == Function::kSignSlope) {
+      bounded = slope > zero ? one : (slope < zero ? -one : slope);
+    } else {
+      bounded = one < slope ? one : slope;
+      bounded = -one > bounded ? -one : bounded;
+    }
+    return sum + ((Mask<T>)source == outside ? zero : source * bounded);
+  }
+}
+
+}  // namespace
+}  // namespace adderzoo::cpu::ADDERZOO_CAPABILITY
