@@ -4,6 +4,7 @@ import argparse
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -100,7 +101,11 @@ def zoo() -> str:
         ]
         for network in catalogue.networks():
             if network.task == task:
-                cells = [f"`{network.name}`", *(f"{n:,}" for n in _costs(network)), "x".join(map(str, network.input_size))]
+                cells = [
+                    f"`{network.name}`",
+                    *(f"{n:,}" for n in _costs(network)),
+                    "x".join(map(str, network.input_size)),
+                ]
                 lines.append(f"| {' | '.join(cells)} | {'<br>'.join(_weights(network))} |")
     return "\n".join(lines) + "\n"
 
@@ -144,7 +149,9 @@ def commands() -> str:
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     formatter = parser._get_formatter()
-    value = formatter._format_args(action, formatter._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
+    value = (
+        formatter._format_args(action, formatter._get_default_metavar_for_optional(action)) if action.nargs != 0 else ""
+    )
     names = [f"`{' '.join(filter(None, (option, value)))}`" for option in action.option_strings] or [f"`{value}`"]
     return f"| {', '.join(names)} | {_escaped(formatter._expand_help(action)) if action.help else ''} |"
 
@@ -155,8 +162,8 @@ def _escaped(text: str) -> str:
 
 def modules() -> list[str]:
     """The public modules; networks are made by name."""
-    names = [name for name in adderzoo.__all__ if name != "models"]
-    return ["adderzoo", *(f"adderzoo.{name}" for name in names if isinstance(getattr(adderzoo, name), ModuleType))]
+    names = [name for name in adderzoo.__all__ if isinstance(getattr(adderzoo, name), ModuleType) and name != "models"]
+    return ["adderzoo", *(f"adderzoo.{name}" for name in sorted([*names, "microcontroller"]))]
 
 
 def api_pages() -> dict[str, str]:
@@ -166,21 +173,34 @@ def api_pages() -> dict[str, str]:
 
 def _api_page(name: str) -> str:
     lines = [f"# {name}", ""]
-    for path in _public_parts(importlib.import_module(name)):
-        members = _members(importlib.import_module(path))
-        if path != name:
-            lines += [f"## {path}", ""]
-        lines += [f"::: {path}", "    options:", f"      members: {members}"]
-        lines += [f"      heading_level: {2 if path == name else 3}", ""]
+    for part in _public_parts(importlib.import_module(name)):
+        level = 2
+        if part.__name__ != name:
+            lines += [f"## {part.__name__}", ""]
+            level = 3
+        members = _members(part)
+        # A function with the name of its module is found there alone.
+        hidden = [
+            f"{part.__name__}.{member}.{member}" for member in members if f"{part.__name__}.{member}" in sys.modules
+        ]
+        members = [member for member in members if f"{part.__name__}.{member}" not in sys.modules]
+        lines += _directive(part.__name__, level, members=members)
+        for path in hidden:
+            lines += _directive(path, level, show_root_heading=True)
     return "\n".join(lines)
 
 
-def _public_parts(module: ModuleType) -> list[str]:
+def _directive(path: str, level: int, **options: Any) -> list[str]:
+    lines = [f"      {name}: {value}" for name, value in {"heading_level": level, **options}.items()]
+    return [f"::: {path}", "    options:", *lines, ""]
+
+
+def _public_parts(module: ModuleType) -> list[ModuleType]:
     """The module, or of a package that has nothing of its own the modules in it."""
     if hasattr(module, "__all__") or not hasattr(module, "__path__"):
-        return [module.__name__]
-    names = [f"{module.__name__}.{info.name}" for info in pkgutil.iter_modules(module.__path__)]
-    return [name for name in names if not name.rpartition(".")[2].startswith("_")]
+        return [module]
+    names = [info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_")]
+    return [importlib.import_module(f"{module.__name__}.{name}") for name in names]
 
 
 def _members(module: ModuleType) -> list[str]:
