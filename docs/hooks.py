@@ -23,10 +23,12 @@ WEIGHTS = ROOT / "adderzoo" / "weights"
 
 
 def on_config(config: Any) -> Any:
-    """Put the modules into the navigation."""
+    """Put the modules into the navigation, and have the equations in docstrings shown as such."""
     (reference,) = (entry["Reference"] for entry in config["nav"] if "Reference" in entry)
     (python,) = (entry for entry in reference if "Python" in entry)
     python["Python"] = [{name: path} for name, path in zip(modules(), api_pages(), strict=True)]
+    equations = Path(__file__).with_name("equations.py")
+    config["plugins"]["mkdocstrings"].config["handlers"]["python"]["options"]["extensions"] = [str(equations)]
     return config
 
 
@@ -137,14 +139,18 @@ def commands() -> str:
         parser = argparse.ArgumentParser(prog=f"adderzoo {name}", add_help=False)
         importlib.import_module(f"adderzoo.cli.{name}").add_arguments(parser)
         lines += ["", f"## adderzoo {name}", "", f"{text[0].upper()}{text[1:]}."]
-        for group in parser._action_groups:
-            rows = [_row(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
-            if rows:
-                title = "" if group.title in ("options", "positional arguments") else f"### {group.title}"
-                lines += ["", title, "", "| argument | |", "| --- | --- |", *rows]
+        positionals, options, *others = parser._action_groups
+        lines += _table(parser, "", positionals._group_actions + options._group_actions)
+        for group in others:
+            lines += _table(parser, f"### {group.title}", group._group_actions)
         if parser.epilog:
             lines += ["", _escaped(parser.epilog)]
     return "\n".join(lines) + "\n"
+
+
+def _table(parser: argparse.ArgumentParser, title: str, actions: list[argparse.Action]) -> list[str]:
+    rows = [_row(parser, action) for action in actions if action.help != argparse.SUPPRESS]
+    return ["", title, "", "| argument | meaning |", "| --- | --- |", *rows] if rows else []
 
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
@@ -184,9 +190,9 @@ def _api_page(name: str) -> str:
             f"{part.__name__}.{member}.{member}" for member in members if f"{part.__name__}.{member}" in sys.modules
         ]
         members = [member for member in members if f"{part.__name__}.{member}" not in sys.modules]
-        lines += _directive(part.__name__, level, members=members)
         for path in hidden:
             lines += _directive(path, level, show_root_heading=True)
+        lines += _directive(part.__name__, level, members=members)
     return "\n".join(lines)
 
 
