@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
@@ -24,9 +25,7 @@ WEIGHTS = ROOT / "adderzoo" / "weights"
 
 def on_config(config: Any) -> Any:
     """Put the modules into the navigation, and have the equations in docstrings shown as such."""
-    (reference,) = (entry["Reference"] for entry in config["nav"] if "Reference" in entry)
-    (python,) = (entry for entry in reference if "Python" in entry)
-    python["Python"] = [{name: path} for name, path in zip(modules(), api_pages(), strict=True)]
+    config["nav"] = navigation(config["nav"])
     equations = Path(__file__).with_name("equations.py")
     config["plugins"]["mkdocstrings"].config["handlers"]["python"]["options"]["extensions"] = [str(equations)]
     return config
@@ -53,6 +52,14 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- the pages
+
+
+def navigation(nav: list[Any]) -> list[Any]:
+    """The navigation with the modules in it."""
+    (reference,) = (entry["Reference"] for entry in nav if "Reference" in entry)
+    (python,) = (entry for entry in reference if "Python" in entry)
+    python["Python"] = [{name: path} for name, path in zip(modules(), api_pages(), strict=True)]
+    return nav
 
 
 def pages() -> dict[str, str]:
@@ -184,21 +191,13 @@ def _api_page(name: str) -> str:
         if part.__name__ != name:
             lines += [f"## {part.__name__}", ""]
             level = 3
-        members = _members(part)
-        # A function with the name of its module is found there alone.
-        hidden = [
-            f"{part.__name__}.{member}.{member}" for member in members if f"{part.__name__}.{member}" in sys.modules
-        ]
-        members = [member for member in members if f"{part.__name__}.{member}" not in sys.modules]
-        for path in hidden:
-            lines += _directive(path, level, show_root_heading=True)
-        lines += _directive(part.__name__, level, members=members)
+        lines += [inspect.getdoc(part) or "", ""]
+        for member in _members(part):
+            path = f"{part.__name__}.{member}"
+            # A function with the name of its module is found there alone.
+            lines += [f"::: {path}.{member}" if path in sys.modules else f"::: {path}"]
+            lines += ["    options:", f"      heading_level: {level}", ""]
     return "\n".join(lines)
-
-
-def _directive(path: str, level: int, **options: Any) -> list[str]:
-    lines = [f"      {name}: {value}" for name, value in {"heading_level": level, **options}.items()]
-    return [f"::: {path}", "    options:", *lines, ""]
 
 
 def _public_parts(module: ModuleType) -> list[ModuleType]:

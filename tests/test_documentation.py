@@ -140,6 +140,22 @@ def test_readme_is_one_screen() -> None:
     assert len(DOCUMENTS["README.md"].splitlines()) <= 200
 
 
+def test_readme_shows_speeds_of_the_benchmarks() -> None:
+    shown, measured = (
+        cells(DOCUMENTS[document], "adder network in bytes")
+        for document in ("README.md", "docs/pages/results/benchmarks.md")
+    )
+    assert len(shown) == 15
+    assert shown.items() <= measured.items()
+
+
+def cells(text: str, row: str) -> dict[tuple[str, str], str]:
+    """Of the table that has this row, by row and column."""
+    (table,) = (match for match in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE) if row in match)
+    head, _, *rows = ([cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    return {(label, column): value for label, *values in rows for column, value in zip(head[1:], values, strict=True)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_to_files(document: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import timm
+import yaml
 
 from adderzoo import layers
 from adderzoo.cli import COMMANDS, main
@@ -36,6 +37,14 @@ def test_every_option_has_a_row(hooks: ModuleType, command: str, capsys: pytest.
     assert "%(default)s" not in section
     # A pipe in a cell would end it.
     assert all(re.fullmatch(r"(\\\||[^|])*", text) for _, text in rows)
+
+
+def test_every_page_is_in_the_navigation_and_nothing_else(hooks: ModuleType) -> None:
+    nav = hooks.navigation(yaml.safe_load((ROOT / "docs" / "mkdocs.yml").read_text())["nav"])
+    shown = re.findall(r": '([\w/.-]+\.md)'", str(nav))
+    pages = {str(path.relative_to(ROOT / "docs" / "pages")) for path in (ROOT / "docs" / "pages").rglob("*.md")}
+    cards = {path for path in hooks.pages() if path.startswith("reference/zoo/")}
+    assert sorted(shown) == sorted((pages | hooks.pages().keys()) - cards)
 
 
 def test_every_network_is_in_the_zoo(hooks: ModuleType) -> None:
