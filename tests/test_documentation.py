@@ -102,6 +102,12 @@ def test_block_runs(block: Block, clone: Path) -> None:
     run(block, clone)
 
 
+def test_commands_that_are_shown_with_their_output_run_elsewhere() -> None:
+    shown = re.findall(r"^\$ (.+)$", "\n".join(DOCUMENTS.values()), re.MULTILINE)
+    assert shown
+    assert set(shown) <= {line for block in BLOCKS for line in block.code.splitlines()}
+
+
 @pytest.mark.parametrize("block", LOOP, ids=name)
 def test_the_training_loop_learns(block: Block, clone: Path) -> None:
     # Chance is 10 %, scikit-learn's own example (a support vector machine on the same halves) 97 %.
