@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs timm's own tests of models, from the source distribution of the installed timm, on every network of this package.
-# Takes minutes; arguments go to pytest. The test that loads the AdderNet authors' checkpoint downloads it, unless it
-# lies in $TORCH_HOME/hub/checkpoints.
+# Runs timm's own tests of models, from the source distribution of the installed timm, on every classifier of this
+# package; they have none for networks for super-resolution. Takes minutes; arguments go to pytest. The test that loads
+# the AdderNet authors' checkpoint downloads it, unless it lies in $TORCH_HOME/hub/checkpoints.
 set -euo pipefail
 EXTRAS=dev
 source "$(dirname "$0")/setup.sh"

@@ -112,19 +112,19 @@ def empty_environment(folder: Path, python: Path) -> Path:
     return folder / "venv" / "bin" / "python"
 
 
-def install_and_use(distribution: Path, python: Path, folder: Path, readme: bool) -> None:
+def install_and_use(distribution: Path, python: Path, folder: Path, documentation: bool) -> None:
     folder.mkdir()
     installed = empty_environment(folder, python)
     pip = (installed, "-m", "pip", "install", "-q")
     if distribution.suffix != ".whl":
         run(*pip, "setuptools>=77", "ninja", cwd=folder)
-    run(*pip, "--no-build-isolation", f"{distribution}[demo,onnx]" if readme else distribution, cwd=folder)
+    run(*pip, "--no-build-isolation", f"{distribution}[demo,onnx]" if documentation else distribution, cwd=folder)
     run(installed, "-m", "pip", "check", cwd=folder)
     run(installed, "-c", SMOKE, cwd=folder)
     run(installed.parent / "adderzoo", "list", "--pretrained", cwd=folder)
-    if readme:
+    if documentation:
         run(*pip, "pytest", "pytest-timeout", cwd=folder)
-        run(installed.parent / "pytest", "-q", ROOT / "tests" / "test_readme.py", cwd=folder)
+        run(installed.parent / "pytest", "-q", ROOT / "tests" / "test_documentation.py", cwd=folder)
 
 
 def main() -> None:
@@ -133,8 +133,8 @@ def main() -> None:
         "pythons",
         nargs="*",
         default=[sys.executable],
-        help="Pythons with a PyTorch, in whose company the distributions are installed; the last one gets the README's "
-        "blocks as well (default: this Python)",
+        help="Pythons with a PyTorch, in whose company the distributions are installed; the last one gets the "
+        "documentation's blocks as well (default: this Python)",
     )
     pythons = [Path(os.path.abspath(python)) for python in parser.parse_args().pythons]
     with tempfile.TemporaryDirectory(prefix="check_wheel_") as temporary:
@@ -146,8 +146,8 @@ def main() -> None:
         for distribution in (source, wheel):
             print(f"pip install {distribution.name}", flush=True)
             for number, python in enumerate(pythons):
-                readme = distribution == wheel and number == len(pythons) - 1
-                install_and_use(distribution, python, folder / f"{distribution.stem}_{number}", readme)
+                last = distribution == wheel and number == len(pythons) - 1
+                install_and_use(distribution, python, folder / f"{distribution.stem}_{number}", last)
         (ROOT / "dist").mkdir(exist_ok=True)
         for distribution in (source, wheel):
             shutil.copy(distribution, ROOT / "dist")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets everything up and shows an adder network at work on real images, beside its CNN twin.
 set -euo pipefail
-EXTRAS=demo,onnx # what the README's blocks take
+EXTRAS=demo,onnx # what the documentation's blocks take
 source "$(dirname "$0")/setup.sh"
 exec .venv/bin/python scripts/demo.py "$@"

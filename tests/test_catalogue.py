@@ -37,6 +37,7 @@ from adderzoo.layers.image import BicubicUpsample
 from adderzoo.publish.networks import describe, network_table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+REPRODUCTIONS = (CHECKOUT / "docs" / "pages" / "results" / "reproductions.md").read_text()
 WEIGHTS = CHECKOUT / "adderzoo" / "weights"
 
 # The entry points as they stand in the sources, whatever the registry makes of them.
@@ -315,21 +316,48 @@ def test_every_accuracy_has_the_error_of_its_size() -> None:
         assert row["recipe"]
 
 
-def test_the_readme_shows_the_same_figures() -> None:
-    """In its table of weights; a row that does not say how many images is of those of the row above."""
-    lines = (CHECKOUT / "README.md").read_text().splitlines()
-    shown, images = {}, ""
-    for line in lines:
-        if match := re.match(r"\| `(\w+)` \| `(\w+)` \| [^|]+ \| ([\d.]+ ± [\d.]+)( [^|]+)? \| ", line):
-            (images,) = re.findall(r"\d[\d,]*", match[4] or images)
-            shown[f"{match[1]}.{match[2]}"] = (match[3], images)
-    assert shown == {
-        name: (f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}") for name, row in accuracies().items()
-    }
+def test_the_readme_shows_the_same_figures(networks: dict[str, ModelInfo]) -> None:
+    """In its table of adder networks, a row for all their weights, with the CNN twin's beside them."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \| [^|]+ \(([\d,]+)\) \| ([^|]+) \| ([^|]*) ?\| ([^|]+) \| ([^|]+) \|$",
+        (CHECKOUT / "README.md").read_text(),
+        re.M,
+    )
+    results = json.loads((WEIGHTS / "results.json").read_text())
+    assert {f"{name}.{tag}" for name, tag, *_ in rows} == {name for name in results if name.startswith("adder_")}
+    for name, tag, images, measured, twins, cost, twins_cost in rows:
+        network, cnn = networks[name], networks[name.replace("adder_", "cnn_")]
+        row, other = results[f"{name}.{tag}"], results.get(f"{cnn.name}.{tag}")
+        assert (measured, images) == figures(row)
+        assert (twins.strip(), images) == (figures(other) if other else ("", images))
+        assert cost == f"{short(network.multiply_adds)} + {short(network.adder_elements)}"
+        assert twins_cost == short(cnn.multiply_adds)
 
 
-def test_the_readme_shows_the_same_figures_of_bicubic_interpolation() -> None:
-    (row,) = re.findall(r"^\| bicubic interpolation, PSNR.*\n((?:\|.*\n)+)", (CHECKOUT / "README.md").read_text(), re.M)
+def figures(row: dict[str, Any]) -> tuple[str, str]:
+    """Top-1 accuracy or PSNR on the first test set, and on how many images."""
+    if "top1" in row:
+        return f"{row['top1']:.2f} ± {row['top1_se']:.2f}", f"{row['images']:,}"
+    first = row["test_sets"][0]
+    return f"{first['psnr']:.2f}", f"{first['images']:,}"
+
+
+def short(count: int) -> str:
+    """As `adderzoo list` has it."""
+    unit, letter = next(((u, c) for u, c in ((1e9, "G"), (1e6, "M")) if count >= u), (1e6, "M"))
+    digits = 1 if count >= (1e11 if letter == "G" else 1e6) else 2
+    return f"{count / unit:.{digits}f}{letter}" if count else "0"
+
+
+def test_the_page_of_reproductions_shows_the_same_accuracies() -> None:
+    shown = re.findall(r"\d\d\.\d\d ± \d\.\d\d", re.findall(r"^\| top-1 .*\n((?:\|.*\n)+)", REPRODUCTIONS, re.M)[0])
+    rows = accuracies()
+    names = ("adder_resnet20.huawei_cifar10", "adder_resnet20.cifar10", "cnn_resnet20.cifar10")
+    assert shown == [figures(rows[name])[0] for name in names]
+
+
+def test_the_page_of_reproductions_shows_the_same_figures_of_bicubic_interpolation() -> None:
+    (row,) = re.findall(r"^\| bicubic interpolation, PSNR.*\n((?:\|.*\n)+)", REPRODUCTIONS, re.M)
     shown = {}
     for name, scales, measured in re.findall(r"^\| (\w+) ([x\d, ]+) \| ([^|]+) \|", row, re.M):
         shown |= {
@@ -339,10 +367,10 @@ def test_the_readme_shows_the_same_figures_of_bicubic_interpolation() -> None:
     assert shown == {(row["dataset"], f"x{row['scale']}"): f"{row['psnr']:.2f}/{row['ssim']:.4f}" for row in rows}
 
 
-def test_the_readme_shows_the_same_figures_of_super_resolution() -> None:
+def test_the_page_of_reproductions_shows_the_same_figures_of_super_resolution() -> None:
     """In its table of networks, a column a test set."""
-    text = (CHECKOUT / "README.md").read_text()
-    ((head, body),) = re.findall(r"^\| network \| tag \| (Set5 [^\n]+) \|\n\|[-| :]+\n((?:\|.*\n)+)", text, re.M)
+    pattern = r"^\| network \| tag \| (Set5 [^\n]+) \|\n\|[-| :]+\n((?:\|.*\n)+)"
+    ((head, body),) = re.findall(pattern, REPRODUCTIONS, re.M)
     shown = {}
     for name, tag, figures in re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^\n]+) \|$", body, re.M):
         shown[f"{name}.{tag}"] = dict(zip(head.split(" | "), figures.split(" | "), strict=True))

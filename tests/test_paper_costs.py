@@ -158,8 +158,8 @@ def test_tables_of_the_paper(name: str, words: list[str], figures: list[str], pr
     assert note in said
 
 
-def test_the_readme_shows_these_figures() -> None:
-    readme = (CHECKOUT / "README.md").read_text()
+def test_the_reproductions_show_these_figures() -> None:
+    page = (CHECKOUT / "docs" / "pages" / "results" / "reproductions.md").read_text()
     networks = ("vgg_small", "resnet20", "resnet32", "resnet18", "resnet50")
     papers = [table(f"cnn_{name}")[0] for name in networks]
     printed = [next(cells for name, cells in rows.items() if name.startswith("printed")) for rows in papers]
@@ -168,4 +168,4 @@ def test_the_readme_shows_these_figures() -> None:
         ("all layers but BatchNorm", [rows["without BatchNorm, all layers as convolutions"] for rows in papers]),
         ("without first and last layer too", [rows["without BatchNorm, first and last layer"] for rows in papers]),
     ):
-        assert f"| {title} | {' | '.join(cell for cell, _ in cells)} |" in readme
+        assert f"| {title} | {' | '.join(cell for cell, _ in cells)} |" in page

@@ -66,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Gray images stay gray; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, color profile and "
         "resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An alpha channel is "
         "interpolated, and colors under transparent pixels do not show. All frames of an animation are made larger, "
-        "with their timing (GIF, PNG, WebP), and all pages of a TIFF. Tiles overlap, so that the result is that of the "
-        "whole image. Of several images, one that cannot be read does not keep the others from being written, but "
-        "ends in exit status 1."
+        "with their timing (GIF, PNG, WebP), and all pages of a TIFF. Tiles overlap as far as the network looks: the "
+        "result differs from that of the whole image by rounding alone. Of several images, one "
+        "that cannot be read does not keep the others from being written, but ends in exit status 1."
     )
 
 

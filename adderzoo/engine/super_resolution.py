@@ -26,8 +26,8 @@ def upscale(
 ) -> Tensor:
     """A larger image, of tiles where it would not fit into memory at once.
 
-    Tiles overlap by the network's `radius`, so that together they are the result of the whole image (to the bit but for
-    the order in which PyTorch's convolutions add up).
+    Tiles overlap by the network's `radius`, so that together they are the result of the whole image but for rounding:
+    PyTorch's convolutions add up in another order on another size, after which an integer may be one off.
 
     Args:
         model: Network for super-resolution, in evaluation mode.

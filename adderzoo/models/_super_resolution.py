@@ -24,7 +24,7 @@ class SuperResolutionNet(TensorModule):
     Attributes:
         scale: How many times as large its output is.
         radius: How far it looks: a pixel of the output depends on no pixel of the input further than this from its own,
-            along rows and columns. Tiles that overlap by as much are the whole image's result.
+            along rows and columns. Tiles that overlap by as much are the whole image's result but for rounding.
     """
 
     scale: int

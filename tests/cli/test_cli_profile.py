@@ -145,11 +145,10 @@ def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...],
     assert done.error.startswith(f"adderzoo profile: error: {message}")
 
 
-def test_the_readme_shows_these_totals(adderzoo: Command) -> None:
-    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
-    assert "adderzoo profile --model adder_resnet20\n" in readme
+def test_the_guide_shows_these_totals(adderzoo: Command) -> None:
+    guide = (Path(__file__).resolve().parent.parent.parent / "docs" / "pages" / "guides" / "profile.md").read_text()
     totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
-    assert f"\n```text\n...\n{totals}```\n" in readme
+    assert f"\n```console\n$ adderzoo profile --model adder_resnet20\n...\n{totals}```\n" in guide
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

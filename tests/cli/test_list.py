@@ -121,10 +121,10 @@ def test_a_filter_that_nothing_matches_is_one_line(adderzoo: Command, arguments:
     assert adderzoo("list", *arguments, "--json").error == f"adderzoo list: error: {message}"
 
 
-def test_the_readme_shows_this_table(adderzoo: Command) -> None:
-    readme = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
-    assert 'adderzoo list "*_resnet20"\n' in readme
-    assert f"\n```text\n{adderzoo('list', '*_resnet20').out}```\n" in readme
+def test_the_guide_shows_this_table(adderzoo: Command) -> None:
+    guide = (Path(__file__).resolve().parent.parent.parent / "docs" / "pages" / "guides" / "networks.md").read_text()
+    assert 'adderzoo list "*_resnet20"\n' in guide
+    assert f"\n```text\n{adderzoo('list', '*_resnet20').out}```\n" in guide
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(

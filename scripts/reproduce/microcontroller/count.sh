@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Instructions of ResNet-8 (random weights, of which their number does not depend) and ResNet-20 on microcontrollers under
-# qemu: README's table. CIFAR10 is a folder with images in train/ (see scripts/reproduce/cifar10.sh).
+# qemu: the table of benchmarks in docs/. CIFAR10 is a folder with images in train/ (see scripts/reproduce/cifar10.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 images=$1
