@@ -1,4 +1,4 @@
-"""The `adderzoo` command."""
+"""The `adderzoo` command: a module a command, which parses, calls and prints."""
 
 import argparse
 import codecs

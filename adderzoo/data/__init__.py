@@ -1,4 +1,4 @@
-"""Data sets and batches of them."""
+"""Images of a user and of data sets, one reader of folders, one decoder of pixels, and batches of them."""
 
 from .datasets import (
     Images,

@@ -1,1 +1,1 @@
-"""Networks for inference: fusion, integers, and files that run without this package's code."""
+"""Networks for inference: tracing, fusion, integers."""

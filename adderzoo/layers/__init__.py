@@ -1,4 +1,4 @@
-"""torch.nn modules."""
+"""Adder layers and their relatives, binary and shift layers among them, as modules."""
 
 from adderzoo import ops as ops  # registers the operator that the layers call
 

@@ -1,4 +1,4 @@
-"""The families, registered with timm when this package is imported."""
+"""The networks, a module a family, registered with timm when this package is imported."""
 
 from ._builder import WEIGHTS as WEIGHTS
 from ._super_resolution import SuperResolutionNet as SuperResolutionNet

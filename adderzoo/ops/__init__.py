@@ -1,4 +1,4 @@
-"""The operators as Python sees them."""
+"""The operators as Python sees them: the library loaded or built, gradients, shapes, and a reference."""
 
 from ._library import backend
 from .adder2d import adder2d
