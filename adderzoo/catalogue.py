@@ -16,6 +16,8 @@ from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 
 if TYPE_CHECKING:
+    from adderzoo.layers._tensor_module import Network
+
     pass
 
 NETWORKS = Path(__file__).parent / "networks.json"
@@ -164,7 +166,7 @@ def twin(name: str) -> str | None:
     return other if _is_ours(name) and _is_ours(other) else None
 
 
-def published_classes(model: Any) -> Any:
+def published_classes(model: "Network") -> Any:
     """What timm knows about the classes of a network's tag, if the network still has these; else None."""
     from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 

@@ -29,6 +29,7 @@ from adderzoo.files.weights import (
 )
 from adderzoo.hub import from_hub
 from adderzoo.inference.quantization import quantize, simulate
+from adderzoo.layers._tensor_module import Network
 from adderzoo.models._builder import FOREIGN_SHA256
 from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
 from adderzoo.models._state_dict import (
@@ -55,7 +56,7 @@ def load(
     *,
     other_classes: bool = False,
     **arguments: Any,
-) -> nn.Module:
+) -> Network:
     """The network of a file that this package or the AdderNet authors have written.
 
     That is the float weights of a training, in a file or its folder; a quantized network, which gives the same bits as
@@ -88,6 +89,7 @@ def load(
         arguments["num_classes"] = num_classes
     if isinstance(model, nn.Module) and arguments:
         raise ValueError(f"arguments are for a network by name, got {shown(arguments)} and a {type(model).__name__}")
+    network: Any
     if is_quantized(path) and not other_classes:
         return _load_quantized(path, model, arguments)
     if isinstance(model, nn.Module):
@@ -128,7 +130,7 @@ def _name_of(path: Path) -> str:
     return with_tag(name, said.get("tag"))
 
 
-def _load_quantized(path: Path, model: str | nn.Module | None, arguments: dict[str, Any]) -> fx.GraphModule:
+def _load_quantized(path: Path, model: str | nn.Module | None, arguments: dict[str, Any]) -> Any:
     num_classes = (arguments.pop("num_classes", None) if isinstance(model, str) else None) or read_num_classes(path)
     if arguments:
         raise ValueError(f"{path} is a quantized network, which takes no arguments, got {shown(arguments)}")
@@ -137,7 +139,7 @@ def _load_quantized(path: Path, model: str | nn.Module | None, arguments: dict[s
     network: Any = load_quantized_as(path, model.partition(".")[0], num_classes)
     if "." in model:  # else the file's own tag
         with torch.device("meta"):
-            tagged: Any = create_model(model)
+            tagged: Network = create_model(model)
         network.pretrained_cfg.clear()
         network.pretrained_cfg.update(tagged.pretrained_cfg)
         take_description(network, path)
@@ -161,7 +163,7 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
     model.load_state_dict(fit(read_state_dict(path), model, path, other_classes))
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
+def create_model(name: str, **arguments: Any) -> Network:
     """timm's `create_model`.
 
     Raises:
@@ -172,7 +174,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     try:
         if ":" in name:
             _check_source(name, arguments.get("cache_dir"))
-        model: nn.Module = timm.create_model(name, **arguments)
+        model: Network = timm.create_model(name, **arguments)
     except (AssertionError, OSError, RuntimeError) as error:
         raise ValueError(f"model {name!r} cannot be created: {error}") from error
     except Exception as error:  # what the text of somebody's folder or repository makes timm and networks raise
@@ -221,7 +223,7 @@ def _open_for(
     return model, fit(content, model, path, other_classes)
 
 
-def create_with(name: str, arguments: dict[str, Any]) -> Any:
+def create_with(name: str, arguments: dict[str, Any]) -> Network:
     """:func:`create_model`, for arguments that the user or a file gives."""
     try:
         return create_model(name, **arguments)

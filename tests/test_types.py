@@ -24,6 +24,10 @@ reveal_type(adder_resnet20(num_classes=5, conv_layer="shift")(x))  # torch._tens
 adder_resnet20(num_classes="three")  # error: "num_classes" to "adder_resnet20" has incompatible type "str"
 cnn_lenet5(classes=3)  # error: Unexpected keyword argument "classes"
 adder_edsr_baseline_x2(blocks=4, width=1.5)  # error: "width" to "adder_edsr_baseline_x2" has incompatible type "float"
+reveal_type(adderzoo.create_model("adder_resnet20")(x))  # torch._tensor.Tensor
+reveal_type(adderzoo.create_model("adder_resnet20").num_classes)  # int
+reveal_type(adderzoo.load("weights.safetensors")(x))  # torch._tensor.Tensor
+reveal_type(adderzoo.fuse(adder_resnet20()))  # torch.fx.graph_module.GraphModule
 reveal_type(Adder2d(3, 4, 3)(x))  # torch._tensor.Tensor
 reveal_type(AdderLinear(3, 4)(x))  # torch._tensor.Tensor
 reveal_type(AdderTranspose2d(3, 4, 3)(x))  # torch._tensor.Tensor

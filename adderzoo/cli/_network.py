@@ -3,10 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adderzoo.engine.options import literal
 from adderzoo.files.foreign import weights_in
+
+if TYPE_CHECKING:
+    from adderzoo.layers._tensor_module import Network
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -98,7 +101,7 @@ def names_its_tag(args: argparse.Namespace) -> bool:
     return args.pretrained or "." in args.model
 
 
-def known_classes(model: Any, args: argparse.Namespace, dataset: Any) -> list[str] | None:
+def known_classes(model: "Network", args: argparse.Namespace, dataset: Any) -> list[str] | None:
     """The names of a network's classes in its order, as folders have them: of the checkpoint's metadata, or of its tag.
 
     Those of a tag are taken if the data set has no others; else for folders alone, and if the user names the tag.

@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import to_json
 
 from ._network import add_network_arguments, names_its_tag, open_network, say
+
+if TYPE_CHECKING:
+    from adderzoo.layers._tensor_module import Network
 
 _BATCH_SIZE = 32
 
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("; ".join(failures))
 
 
-def class_names(model: Any, args: argparse.Namespace) -> list[str]:
+def class_names(model: "Network", args: argparse.Namespace) -> list[str]:
     """A name for every class, from where the arguments say, the checkpoint or the weights' tag; else its index.
 
     Raises:

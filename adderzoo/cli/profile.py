@@ -15,6 +15,7 @@ from .quantize import add_some_images_arguments, check_some_images, open_some_im
 
 if TYPE_CHECKING:
     from adderzoo.analysis.costs import Operations, Profile
+    from adderzoo.layers._tensor_module import Network
 
 _TYPES = ("float32", "int8")
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{drawn}")
 
 
-def _twin(name: str, model: Any, args: argparse.Namespace) -> tuple[str, Any] | None:
+def _twin(name: str, model: "Network", args: argparse.Namespace) -> tuple[str, Any] | None:
     """The network of the other kind, by name; with published weights if the network has them too, else on "meta"."""
     import timm
     import torch
@@ -167,7 +168,7 @@ def _report(name: str, profiles: "dict[str, Profile]") -> dict[str, Any]:
 
 
 def _draw(
-    model: Any,
+    model: "Network",
     twin: tuple[str, Any] | None,
     profiles: "dict[str, Profile]",
     folder: Path,

@@ -3,11 +3,14 @@
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import to_json
 
 from ._network import add_network_arguments, open_network, say
+
+if TYPE_CHECKING:
+    from adderzoo.layers._tensor_module import Network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _calibrated(model: Any, args: argparse.Namespace, bits: int) -> tuple[Any, str, list[Any]]:
+def _calibrated(model: "Network", args: argparse.Namespace, bits: int) -> tuple[Any, str, list[Any]]:
     """The simulation, what its ranges come from, and of a classifier the images, which `export --format c` wants."""
     from adderzoo.inference.quantization import calibrate
     from adderzoo.models import is_super_resolution
@@ -125,7 +128,7 @@ def check_some_images(args: argparse.Namespace) -> None:
             raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
 
 
-def open_some_images(model: Any, args: argparse.Namespace) -> tuple[Iterable[Any], int]:
+def open_some_images(model: "Network", args: argparse.Namespace) -> tuple[Iterable[Any], int]:
     """Batches for a network, images or tuples that begin with them, and how many images they have together."""
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
@@ -151,7 +154,7 @@ def _announced(args: argparse.Namespace, text: str, batches: Iterable[Any]) -> I
     yield from batches
 
 
-def _small_images(model: Any, args: argparse.Namespace) -> tuple[Iterator[Any], int]:
+def _small_images(model: "Network", args: argparse.Namespace) -> tuple[Iterator[Any], int]:
     """Images for a network for super-resolution, one by one since their sizes differ, and how many."""
     from adderzoo.data import as_float, open_training_pairs
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adderzoo.data.photos import Photo
+    from adderzoo.models import SuperResolutionNet
 
 _CROP = 96  # pixels a side of what --compare shows
 _ZOOM = 3  # how many times as large it shows them
@@ -163,7 +164,7 @@ def _outputs(args: argparse.Namespace) -> dict[Path, Path]:
     return outputs
 
 
-def _count_tiles(path: Path, side: int, model: Any) -> int:
+def _count_tiles(path: Path, side: int, model: "SuperResolutionNet") -> int:
     """Of one frame; 0 if the file cannot be read, of which there will be more to say."""
     from adderzoo.data.pixels import read_size
     from adderzoo.engine.super_resolution import tiles
@@ -233,7 +234,9 @@ def _for_inference(model: Any, device: Any) -> Any:
     return model.to(device).to(memory_format=torch.channels_last)
 
 
-def _run(args: argparse.Namespace, model: Any, color: "Tensor", progress: Callable[[Any], Any]) -> "Tensor":
+def _run(
+    args: argparse.Namespace, model: "SuperResolutionNet", color: "Tensor", progress: Callable[[Any], Any]
+) -> "Tensor":
     """A larger image, in color."""
     import torch
 
@@ -242,7 +245,7 @@ def _run(args: argparse.Namespace, model: Any, color: "Tensor", progress: Callab
     return upscale(model, color.expand(3, -1, -1), args.tile, args.self_ensemble, torch.channels_last, progress)
 
 
-def _upscale(args: argparse.Namespace, photo: "Photo", model: Any, bar: Any) -> "Photo":
+def _upscale(args: argparse.Namespace, photo: "Photo", model: "SuperResolutionNet", bar: Any) -> "Photo":
     """All frames of an image, larger."""
     from adderzoo.data import as_float, as_integers
     from adderzoo.data.photos import spread_colors
@@ -270,7 +273,7 @@ def _upscale(args: argparse.Namespace, photo: "Photo", model: Any, bar: Any) -> 
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
-def _compare(args: argparse.Namespace, photo: "Photo", name: str, model: Any) -> Any:
+def _compare(args: argparse.Namespace, photo: "Photo", name: str, model: "SuperResolutionNet") -> Any:
     """A picture of a part of the photograph as each network makes it larger from a smaller one."""
     import torch
     from tqdm import tqdm
@@ -322,7 +325,7 @@ def _most_detailed(y: "Tensor") -> tuple[int, int]:
     return 8 * column, 8 * row
 
 
-def _open_twin(args: argparse.Namespace, name: str, model: Any) -> dict[str, Any]:
+def _open_twin(args: argparse.Namespace, name: str, model: "SuperResolutionNet") -> dict[str, Any]:
     """The CNN twin by its name, if there are weights for it."""
     from adderzoo.catalogue import twin
 

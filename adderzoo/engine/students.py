@@ -16,6 +16,7 @@ from adderzoo.catalogue import twin
 from adderzoo.checkpoints import create_model, load, load_checkpoint, read_origin
 from adderzoo.files.weights import read_classes
 from adderzoo.inference.fusion import fuse
+from adderzoo.layers._tensor_module import Network
 
 from .config import TrainConfig
 from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask
@@ -82,7 +83,7 @@ def check_forward(config: TrainConfig, group: Group, model: nn.Module, size: tup
 
 
 def create_distillation(
-    config: TrainConfig, group: Group, model: Any, data: Classification, warn: Callable[[str], None]
+    config: TrainConfig, group: Group, model: Network, data: Classification, warn: Callable[[str], None]
 ) -> TrainingTask:
     """What trains the network as a student of a teacher.
 
@@ -135,7 +136,7 @@ def _open_teacher(
     name: str, file: Path | None, num_classes: int, data: Classification, warn: Callable[[str], None]
 ) -> Any:
     """A trained network for the student's images and classes."""
-    teacher: Any = load(file, name) if file else create_model(name, pretrained=True)
+    teacher: Network = load(file, name) if file else create_model(name, pretrained=True)
     if teacher.num_classes != num_classes:
         raise ValueError(f"kd-model-name must be a network of {num_classes} classes, {name} has {teacher.num_classes}")
     channels, wanted = teacher.pretrained_cfg["input_size"][0], data.input_size[0]
@@ -163,7 +164,7 @@ def _fused(teacher: nn.Module) -> nn.Module:
         return teacher
 
 
-def origin(config: TrainConfig, model: Any) -> dict[str, str]:
+def origin(config: TrainConfig, model: Network) -> dict[str, str]:
     """License and origin of the weights to start from, and the teachers."""
     found = {}
     if config.initial_checkpoint:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adderzoo.data.image_pairs import WHITE, ImagePairs, as_float, as_integers
+from adderzoo.models import SuperResolutionNet
 
 from .evaluation import Execution, check_results
 from .image_quality import quality
 
 
 def upscale(
-    model: Any,
+    model: SuperResolutionNet,
     image: Tensor,
     tile: int | None = None,
     self_ensemble: bool = False,
@@ -30,7 +31,7 @@ def upscale(
     PyTorch's convolutions add up in another order on another size, after which an integer may be one off.
 
     Args:
-        model: Network for super-resolution, in evaluation mode.
+        model: SuperResolutionNet for super-resolution, in evaluation mode.
         image: (3, H, W), RGB, on the network's device or not: float in [0, 1], uint8 or uint16.
         tile: Side of the tiles in pixels of the image; None for one.
         self_ensemble: Mean of the results of the image's eight flips and rotations, each turned back: eight times the
@@ -170,7 +171,7 @@ class SuperResolutionResult:
 
 
 def evaluate_super_resolution(
-    model: Any,
+    model: SuperResolutionNet,
     pairs: ImagePairs,
     execution: Execution | None = None,
     tile: int | None = None,

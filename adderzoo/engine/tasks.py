@@ -14,6 +14,7 @@ from adderzoo.data import Augmentation, Loading, MemoryLoader
 from adderzoo.files.foreign import check_classes, to_json
 from adderzoo.files.weights import read_classes, read_data_config
 from adderzoo.inference.quantization import calibrate, ranges
+from adderzoo.layers._tensor_module import Network
 from adderzoo.models import check_classifier
 
 from .config import TrainConfig
@@ -45,7 +46,7 @@ class Classification:
 
     accuracy = True
 
-    def __init__(self, config: TrainConfig, network: Any) -> None:
+    def __init__(self, config: TrainConfig, network: Network) -> None:
         check_classifier(network, config.model)  # the name alone (`hf-hub:...`) may not tell
         self.config = config
         # What the network is fed with does not depend on its classes, which come from the data.
@@ -83,7 +84,7 @@ class Classification:
     def loss(self) -> nn.Module:
         return classification_loss(self.config)
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Network) -> None:
         """Refuse a network with fewer classes than the images have."""
         data.check_classes(self.train_set, model.num_classes)
 
@@ -120,7 +121,7 @@ class Classification:
 
         return loader, validate
 
-    def metadata(self, model: Any) -> dict[str, str]:
+    def metadata(self, model: Network) -> dict[str, str]:
         """What a file of weights says of the data."""
         known = {"data_config": to_json(self.data_config)}
         if self.config.quantize_bits is not None:
@@ -134,7 +135,7 @@ class Classification:
         """The names of the images' classes in their order, as far as the data set has names."""
         return sorted(self.indices, key=lambda name: self.indices[name])
 
-    def describe(self, model: Any) -> str:
+    def describe(self, model: Network) -> str:
         sets = {"training": self.train_set, "validation": self.val_set}
         origins = [
             f"{use}: {data.describe_origin(images, self.config.dataset)}" for use, images in sets.items() if images
@@ -148,7 +149,7 @@ class SuperResolution:
     accuracy = False
     num_classes = None
 
-    def __init__(self, config: TrainConfig, network: Any) -> None:
+    def __init__(self, config: TrainConfig, network: Network) -> None:
         if config.data_dir is None:
             raise ValueError("data-dir must be a folder, got None")
         assert config.img_size is not None  # of a config for its task
@@ -162,7 +163,7 @@ class SuperResolution:
     def loss(self) -> nn.Module:
         return nn.L1Loss()
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Network) -> None:
         pass
 
     def open_loaders(self, group: Group) -> tuple[Any, Validate | None]:
@@ -174,17 +175,17 @@ class SuperResolution:
         if not val_set:
             return loader, None
 
-        def validate(network: nn.Module, execution: Execution) -> SuperResolutionResult:
+        def validate(network: Any, execution: Execution) -> SuperResolutionResult:
             if group.rank > 0:  # whole images, one by one, are for one process
                 return from_first(None)
             return from_first(evaluate_super_resolution(network, val_set, execution, description="validation"))
 
         return loader, validate
 
-    def metadata(self, model: Any) -> dict[str, str]:
+    def metadata(self, model: Network) -> dict[str, str]:
         return {"data_config": to_json(self.data_config)}
 
-    def describe(self, model: Any) -> str:
+    def describe(self, model: Network) -> str:
         patches = len(self.train_set) * self.config.epoch_repeats
         sets = {"training": self.train_set, "validation": self.val_set}
         origins = [f"{use}: {pairs.describe()}" for use, pairs in sets.items() if pairs]

@@ -9,7 +9,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -270,6 +270,14 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     folded.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype))
     folded.bias = nn.Parameter(shift.to(conv.weight.dtype))
     return folded
+
+
+@overload
+def fuse(model: Adder2d | AdderLinear) -> nn.Module: ...  # type: ignore[overload-overlap]
+
+
+@overload
+def fuse(model: nn.Module) -> fx.GraphModule: ...
 
 
 def fuse(model: nn.Module) -> nn.Module:

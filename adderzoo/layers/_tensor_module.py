@@ -1,4 +1,4 @@
-"""What type checkers are told of a module's call, of which PyTorch says that it returns anything."""
+"""What type checkers are told of modules, of whose calls and attributes PyTorch says that they are anything."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,3 +11,18 @@ class TensorModule(nn.Module):
     if TYPE_CHECKING:
 
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+class Network(TensorModule):
+    """A network as timm makes it: what every function of this package may ask of one.
+
+    Attributes:
+        pretrained_cfg: What timm knows of its weights and its images.
+        num_classes: Of a classifier; 0 of a network for super-resolution.
+        scale: How many times as large a network for super-resolution makes images; classifiers have none.
+    """
+
+    if TYPE_CHECKING:
+        pretrained_cfg: dict[str, Any]
+        num_classes: int
+        scale: int

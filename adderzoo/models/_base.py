@@ -9,10 +9,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from adderzoo.layers import ShiftConv2d
-from adderzoo.layers._tensor_module import TensorModule
+from adderzoo.layers._tensor_module import Network
 
 
-class ConvNet(TensorModule):
+class ConvNet(Network):
     """A row of modules that ends in a head.
 
     A subclass sets `num_classes`, `num_features`, `head_hidden_size`, `feature_info` and `levels`, and has

@@ -12,7 +12,7 @@ from adderzoo.files.foreign import why
 from adderzoo.files.weights import is_quantized
 from adderzoo.hub import HUB_ORGANIZATION, from_hub, from_url, hub_id, sha256
 
-Network = TypeVar("Network", bound=nn.Module)
+Kind = TypeVar("Kind", bound=nn.Module)
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -28,7 +28,7 @@ def weights_file(tag: str) -> str:
     return str(WEIGHTS / f"{tag}.safetensors")
 
 
-def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
+def build_model(network: type[Kind], variant: str, pretrained: bool, **kwargs: Any) -> Kind:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
     The weights of a tag are those in the package, else in huggingface_hub's cache, else on the Hub, or at a URL. A
@@ -50,7 +50,7 @@ def build_model(network: type[Network], variant: str, pretrained: bool, **kwargs
             overlay = kwargs.get("pretrained_cfg_overlay") or {}
             kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file), "source": None}
         elif cfg.file and Path(cfg.file).is_file() and is_quantized(Path(cfg.file)):
-            return cast(Network, _quantized(Path(cfg.file), variant, kwargs))
+            return cast(Kind, _quantized(Path(cfg.file), variant, kwargs))
     try:
         return build_model_with_cfg(network, variant, pretrained, **kwargs)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adderzoo.layers._tensor_module import TensorModule
+from adderzoo.layers._tensor_module import Network
 
 from ._builder import build_model
 
-Network = TypeVar("Network", bound="SuperResolutionNet")
+Kind = TypeVar("Kind", bound="SuperResolutionNet")
 
 
-class SuperResolutionNet(TensorModule):
+class SuperResolutionNet(Network):
     """A network that makes images larger.
 
     Shape: (N, 3, H, W), RGB in [0, 1], of any H and W, to (N, 3, scale * H, scale * W) in the same range but for
@@ -111,7 +111,7 @@ def super_resolution_cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def create_super_resolution(network: type[Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
+def create_super_resolution(network: type[Kind], variant: str, pretrained: bool, **kwargs: Any) -> Kind:
     """timm's `build_model_with_cfg`, behind the SHA-256 of a tag's weights.
 
     Raises:

@@ -12,6 +12,7 @@ from adderzoo.analysis.costs import profile
 from adderzoo.catalogue import NETWORKS, ModelInfo, Weights, read_results
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
+from adderzoo.layers._tensor_module import Network
 
 
 def registered_names() -> list[str]:
@@ -38,7 +39,7 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
     """
     arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
     with torch.device("meta"):
-        model: Any = timm.create_model(name, **arguments).eval()
+        model: Network = timm.create_model(name, **arguments).eval()
     channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
     input_size = (channels, height, width)
     costs = profile(model, input_size)

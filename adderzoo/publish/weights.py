@@ -41,6 +41,7 @@ from adderzoo.files.weights import (
     read_model_args,
     read_num_classes,
 )
+from adderzoo.layers._tensor_module import Network
 from adderzoo.publish.card import model_card
 from adderzoo.publish.networks import registered_names
 
@@ -263,7 +264,7 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         raise ValueError(
             f"checkpoint must be of the license of {name}, {cfg.license}, {checkpoint} is of {said['license']}"
         )
-    model: Any = create_model(name, num_classes=cfg.num_classes)
+    model: Network = create_model(name, num_classes=cfg.num_classes)
     load_checkpoint(model, checkpoint)
     # The weights of one scale may serve the others; whatever else changes a network makes it another one.
     own = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]}
