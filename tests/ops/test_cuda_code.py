@@ -97,7 +97,7 @@ def code(request: pytest.FixtureRequest, compiled: dict[str, Code]) -> Code:
 def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
     frame = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
     frames = [found.groups() for found in map(frame.search, code.reports) if found]
-    assert len(frames) == code.count > 100  # several sources have the kernels that pack filters
+    assert len(frames) == code.count > 50  # several sources have the kernels that pack filters
     assert set(frames) == {("0", "0", "0")}
 
 
