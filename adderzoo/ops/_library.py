@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import importlib
+import logging
 import os
 import shutil
 import sys
@@ -10,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -81,6 +84,17 @@ def _check_compiler(compiled: Library) -> None:
             raise LibraryNotFoundError(reason)
 
 
+def _cpp_extension() -> Any:
+    """PyTorch's, which is slow to import and seldom needed; without its warning that a toolkit is there but no GPU."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.setLevel(level)
+
+
 def _cuda_link_flags(cuda_home: str | None) -> list[str]:
     if reason := _build.cuda_is_lacking(cuda_home):
         raise LibraryNotFoundError(reason)
@@ -114,7 +128,7 @@ def _load_built(compiled: Library) -> None:
     try:
         with FileLock(folder / "adderzoo.lock"):
             if not complete.exists():
-                from torch.utils import cpp_extension  # slow to import, and seldom needed
+                cpp_extension = _cpp_extension()
 
                 link = _cuda_link_flags(cpp_extension.CUDA_HOME) if compiled.cuda else []
                 (folder / "lock").unlink(missing_ok=True)  # PyTorch's own, left by a build that was killed
