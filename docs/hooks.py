@@ -69,7 +69,7 @@ def pages() -> dict[str, str]:
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
         "reference/zoo.md": zoo(),
         "reference/commands.md": commands(),
-        **{f"reference/zoo/{card.name}": card.read_text() for card in sorted(WEIGHTS.glob("*.md"))},
+        **{f"reference/zoo/{card.name}": card_page(card.read_text()) for card in sorted(WEIGHTS.glob("*.md"))},
         **api_pages(),
     }
 
@@ -135,6 +135,11 @@ def _weights(network: catalogue.ModelInfo) -> Iterator[str]:
             yield f"{name}: {first.psnr:.2f} dB ({first.name}, {first.images})"
         else:
             yield name
+
+
+def card_page(card: str) -> str:
+    """A model card; in code in a table GitHub and the Hub want a pipe escaped, Python-Markdown does not."""
+    return re.sub(r"`[^`\n]+`", lambda code: code[0].replace(r"\|", "|"), card)
 
 
 def commands() -> str:

@@ -55,6 +55,7 @@ def test_every_network_is_in_the_zoo(hooks: ModuleType) -> None:
     assert set(shown) >= {name for name in ours if timm.model_entrypoint(name).__module__.startswith("adderzoo.")}
     assert len(shown) == len(set(shown))
     cards = re.findall(r"\(zoo/(.+?)\)", page)
+    assert "| elements `|x - w|` of adder layers |" in hooks.pages()["reference/zoo/adder_resnet20.cifar10.md"]
     assert {f"reference/zoo/{card}" for card in cards} == {path for path in hooks.pages() if "/zoo/" in path}
 
 
