@@ -9,7 +9,7 @@ from commands import Done
 from PIL import Image
 
 import adderzoo as package
-from adderzoo import catalogue as hub
+from adderzoo import catalogue
 from adderzoo.engine import benchmark
 
 Command = Callable[..., Done]
@@ -207,7 +207,7 @@ def test_a_missing_gpu_is_one_line(adderzoo: Command, tmp_path: Path) -> None:
 
 
 def test_a_network_without_twin_is_one_line(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "network_names", lambda: ["adder_new"])
+    monkeypatch.setattr(catalogue, "network_names", lambda: ["adder_new"])
     error = adderzoo("benchmark", "--models", "adder_new").error
     assert error.endswith("for 'adder_new' there is no 'cnn_new'")
 

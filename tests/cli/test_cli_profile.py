@@ -12,8 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from adderzoo import catalogue as hub
-from adderzoo import models
+from adderzoo import catalogue, models
 
 Command = Callable[..., Done]
 
@@ -40,7 +39,7 @@ def test_every_layer_and_the_sum(adderzoo: Command) -> None:
     assert layers["layer1.0.conv1"] == ["Adder2d", "0", "4,718,592", "2,304"]  # 2 * 16 * 9 * 16 * 32 * 32
     assert layers["bn2"] == ["BatchNorm2d", "10", "10", "20"]
     rows = [[int(cell.replace(",", "")) for cell in cells[-3:]] for cells in list(layers.values())[1:-1]]
-    (network,) = hub.networks("adder_resnet20")
+    (network,) = catalogue.networks("adder_resnet20")
     assert [int(cell.replace(",", "")) for cell in layers["total"]] == [
         sum(column) for column in zip(*rows, strict=True)
     ]

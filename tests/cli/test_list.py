@@ -11,8 +11,7 @@ from commands import Done
 from registry import published_tags, untrained_network
 from safetensors import safe_open
 
-from adderzoo import catalogue as hub
-from adderzoo import models
+from adderzoo import catalogue, models
 from adderzoo.catalogue import Accuracy, ModelInfo, Quality, SetQuality, Weights
 from adderzoo.cli import main
 
@@ -37,7 +36,7 @@ def test_the_table_has_a_line_a_network_and_fits_on_a_terminal(adderzoo: Command
     assert re.split(r"  +", head) == [
         "network", "params", "mult-adds", "adder", "input", "weights", "top-1 % / dB", "images"
     ]  # fmt: skip
-    assert [line.split()[0] for line in lines if line[0] != " "] == hub.network_names()
+    assert [line.split()[0] for line in lines if line[0] != " "] == catalogue.network_names()
     assert max(map(len, done.out.splitlines())) <= 100
     costs: dict[str, list[str]] = {}
     weights: dict[str, list[list[str]]] = {}
@@ -74,7 +73,7 @@ def test_further_tags_have_lines_of_their_own_under_their_network(
     network = ModelInfo("net", 25_557_032, 120_092_000, 3_969_000_000, (3, 224, 224), ())
     tags = (Weights("pkkd_in1k", measured), Weights("in1k", None), Weights("div2k", quality))
     rows = [ModelInfo(**{**vars(network), "pretrained": tags}), ModelInfo(**{**vars(network), "name": "other"})]
-    monkeypatch.setattr(hub, "networks", lambda *args, **kwargs: rows)
+    monkeypatch.setattr(catalogue, "networks", lambda *args, **kwargs: rows)
     assert adderzoo("list").out.splitlines() == [
         "network  params  mult-adds  adder  input      weights    top-1 % / dB    images",
         "net       25.6M     120.1M  3.97G  3x224x224  pkkd_in1k  76.80 ± 0.19    50,000",
@@ -95,7 +94,7 @@ def test_further_tags_have_lines_of_their_own_under_their_network(
 def test_json_is_what_list_models_returns(adderzoo: Command, arguments: tuple[str, ...], keys: dict[str, str]) -> None:
     done = adderzoo("list", *arguments, "--json")
     assert (done.status, done.err) == (0, "")
-    assert json.loads(done.out) == json.loads(json.dumps([asdict(row) for row in hub.networks(**keys)]))
+    assert json.loads(done.out) == json.loads(json.dumps([asdict(row) for row in catalogue.networks(**keys)]))
 
 
 def test_json_has_the_exact_counts_and_the_measurement(adderzoo: Command) -> None:

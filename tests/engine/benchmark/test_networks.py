@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from adderzoo import catalogue as hub
+from adderzoo import catalogue
 from adderzoo.engine.benchmark import networks
 from adderzoo.engine.benchmark.networks import (
     Contender,
@@ -35,7 +35,7 @@ def inference(
 
 
 def test_every_adder_network_has_its_twin() -> None:
-    classifiers = [name for name in hub.network_names() if hub.task(name) == "image-classification"]
+    classifiers = [name for name in catalogue.network_names() if catalogue.task(name) == "image-classification"]
     for name in (name for name in classifiers if name.startswith("adder_")):
         assert timm.is_model(twin_of(name))
     assert twin_of("adder_resnet20") == "cnn_resnet20"
@@ -50,7 +50,7 @@ def test_what_is_no_adder_network_is_refused(name: str) -> None:
 
 
 def test_a_network_without_twin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "network_names", lambda: ["adder_new", "cnn_old"])
+    monkeypatch.setattr(catalogue, "network_names", lambda: ["adder_new", "cnn_old"])
     with pytest.raises(ValueError, match=r"models must have a CNN twin .* for 'adder_new' there is no 'cnn_new'"):
         twin_of("adder_new")
 
