@@ -16,9 +16,7 @@ from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 
 if TYPE_CHECKING:
-    from adderzoo.layers._tensor_module import Network
-
-    pass
+    from adderzoo.layers.modules import Network
 
 NETWORKS = Path(__file__).parent / "networks.json"
 RESULTS = Path(__file__).parent / "weights" / "results.json"

@@ -29,7 +29,7 @@ from adderzoo.files.weights import (
 )
 from adderzoo.hub import from_hub
 from adderzoo.inference.quantization import quantize, simulate
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 from adderzoo.models._builder import FOREIGN_SHA256
 from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
 from adderzoo.models._state_dict import (

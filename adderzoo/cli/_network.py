@@ -9,7 +9,7 @@ from adderzoo.engine.options import literal
 from adderzoo.files.foreign import weights_in
 
 if TYPE_CHECKING:
-    from adderzoo.layers._tensor_module import Network
+    from adderzoo.layers.modules import Network
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -9,7 +9,7 @@ from adderzoo.files.foreign import to_json
 from ._network import add_network_arguments, names_its_tag, open_network, say
 
 if TYPE_CHECKING:
-    from adderzoo.layers._tensor_module import Network
+    from adderzoo.layers.modules import Network
 
 _BATCH_SIZE = 32
 

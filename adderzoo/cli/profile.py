@@ -15,7 +15,7 @@ from .quantize import add_some_images_arguments, check_some_images, open_some_im
 
 if TYPE_CHECKING:
     from adderzoo.analysis.costs import Operations, Profile
-    from adderzoo.layers._tensor_module import Network
+    from adderzoo.layers.modules import Network
 
 _TYPES = ("float32", "int8")
 

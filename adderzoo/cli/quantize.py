@@ -10,7 +10,7 @@ from adderzoo.files.foreign import to_json
 from ._network import add_network_arguments, open_network, say
 
 if TYPE_CHECKING:
-    from adderzoo.layers._tensor_module import Network
+    from adderzoo.layers.modules import Network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

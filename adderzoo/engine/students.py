@@ -16,7 +16,7 @@ from adderzoo.catalogue import twin
 from adderzoo.checkpoints import create_model, load, load_checkpoint, read_origin
 from adderzoo.files.weights import read_classes
 from adderzoo.inference.fusion import fuse
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 
 from .config import TrainConfig
 from .distillation import EnsembleTeacher, KernelDistillationTask, LogitDistillationTask

@@ -11,10 +11,10 @@ from torch import nn
 from adderzoo import data
 from adderzoo.catalogue import published_classes
 from adderzoo.data import Augmentation, Loading, MemoryLoader
-from adderzoo.files.foreign import check_classes, to_json
+from adderzoo.files.foreign import check_class_names, to_json
 from adderzoo.files.weights import read_classes, read_data_config
 from adderzoo.inference.quantization import calibrate, ranges
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 from adderzoo.models import check_classifier
 
 from .config import TrainConfig
@@ -76,7 +76,7 @@ class Classification:
         )
         self.indices = data.class_indices(self.train_set)
         try:
-            check_classes(list(self.indices))
+            check_class_names(list(self.indices))
         except ValueError as error:
             raise ValueError(f"the names of the classes could not be read again from the weights: {error}") from error
         self.num_classes = config.num_classes or (max(self.indices.values()) + 1 if self.indices else None)

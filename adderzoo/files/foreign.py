@@ -168,7 +168,7 @@ def check_data_config(value: Any) -> dict[str, Any]:
     return {key: tuple(item) if isinstance(item, list) else item for key, item in config.items()}
 
 
-def check_classes(value: Any) -> list[str]:
+def check_class_names(value: Any) -> list[str]:
     """Names of classes.
 
     Raises:
@@ -254,8 +254,8 @@ def check_config(value: Any) -> dict[str, Any]:
         raise ValueError(f"pretrained_cfg must be an object, got {shown(nested)}")
     checks: dict[str, Callable[[Any], Any]] = {
         "num_classes": check_num_classes,
-        "label_names": check_classes,
-        "labels": check_classes,
+        "label_names": check_class_names,
+        "labels": check_class_names,
         "model_args": check_model_args,
     }
     for level in (value, nested):

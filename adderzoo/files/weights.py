@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .foreign import (
-    check_classes,
+    check_class_names,
     check_data_config,
     check_model_args,
     check_num_classes,
@@ -143,7 +143,7 @@ def read_classes(path: Path) -> list[str] | None:
     Raises:
         ValueError: as :func:`read_metadata`, or if they are no list of names.
     """
-    return _read(path, "classes", parse_json, check_classes)
+    return _read(path, "classes", parse_json, check_class_names)
 
 
 def read_data_config(path: Path) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def affine_map(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def fused_adder(layer: nn.Module, norm: nn.Module | None, relu: bool, in_place: bool = False) -> nn.Module:
-    """The target of :func:`fuse`: float filters, packed."""
+    """The target of :func:`fuse`: float filters, packed, with BatchNorm folded into scale and shift."""
     kind = ADDERS[type(layer)]
     if norm is None:
         return kind(layer, relu=relu) if isinstance(layer, AdderLinear) else kind(layer, relu=relu, float_output=True)

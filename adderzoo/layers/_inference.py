@@ -9,8 +9,8 @@ from timm.layers import pad_same
 from torch import Tensor, nn
 
 from ._input import batched, unbatched
-from ._tensor_module import TensorModule
 from .adder import Adder2d
+from .modules import TensorModule
 
 torch.fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
 torch.fx.wrap("pad_same")

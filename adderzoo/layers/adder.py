@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from adderzoo.ops._pytorch import ConvNd
 
 from ._input import batched, rows, unbatched
-from ._tensor_module import TensorModule
+from .modules import TensorModule
 
 torch.fx.wrap("batched")  # what they do depends on sizes: nodes of a traced graph
 torch.fx.wrap("rows")

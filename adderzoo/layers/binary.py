@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
-from ._tensor_module import TensorModule
+from .modules import TensorModule
 
 
 class BinaryConv2d(TensorModule, nn.Conv2d):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._input import rows
-from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
+from .modules import TensorModule
 from .quantized import Quantizer, int8_weight, of_filters
 from .replace import Adder2dSame
 

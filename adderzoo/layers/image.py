@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._tensor_module import TensorModule
+from .modules import TensorModule
 
 # Of the Y of bytes, from black, 16, to white, 235.
 LUMA_RANGE = 219

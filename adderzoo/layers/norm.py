@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._float32 import keep_float32
-from ._tensor_module import TensorModule
+from .modules import TensorModule
 
 
 @torch.fx.wrap  # one node of a traced graph: what it does depends on a dtype

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ._tensor_module import TensorModule
+from .modules import TensorModule
 
 
 class PowerActivation(TensorModule):

@@ -13,8 +13,8 @@ from adderzoo.ops.geometry import output_size
 
 from ._inference import PackedAdder2d, PackedFilters, SamePadding, fitting
 from ._input import rows
-from ._tensor_module import TensorModule
 from .adder import Adder2d, AdderLinear
+from .modules import TensorModule
 
 torch.fx.wrap("rows")
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ._straight_through import straight_through
-from ._tensor_module import TensorModule
 from .adder import Adder2d, _check_sizes
+from .modules import TensorModule
 
 
 class ShiftConv2d(TensorModule, nn.Conv2d):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ._tensor_module import TensorModule
 from .kinds import get_conv_layer
+from .modules import TensorModule
 from .norm import BatchNorm2d
 from .power import PowerActivation
 

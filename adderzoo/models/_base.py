@@ -9,7 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from adderzoo.layers import ShiftConv2d
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 
 
 class ConvNet(Network):

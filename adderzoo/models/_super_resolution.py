@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 
 from ._builder import build_model
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ._library import LIBRARY
 from ._pytorch import below_autograd, transforms_are_active, without
 from ._schema import fill_defaults, takes_arguments_of
-from .reference import accumulation_dtype, check, check_grad, check_modes, empty_output, memory_format_like
+from .checks import accumulation_dtype, check, check_grad, check_modes
+from .reference import empty_output, memory_format_like
 
 # Of the operator's dimensions that are mapped and its arguments: the outputs, and their mapped dimension.
 _VmapRule = Callable[..., tuple[Tensor, int]]

@@ -11,7 +11,8 @@ from ._inference import register_inference
 from ._library import LIBRARY
 from ._schema import takes_arguments_of
 from .adder2d import pair
-from .reference import check_affine, empty_output
+from .checks import check_affine
+from .reference import empty_output
 
 
 def adder2d_affine(

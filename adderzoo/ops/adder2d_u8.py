@@ -11,7 +11,8 @@ from ._inference import register_inference
 from ._library import LIBRARY
 from ._schema import takes_arguments_of
 from .adder2d import pair
-from .reference import check_u8, empty_output
+from .checks import check_u8
+from .reference import empty_output
 
 
 def adder2d_u8(

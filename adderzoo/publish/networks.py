@@ -12,7 +12,7 @@ from adderzoo.analysis.costs import profile
 from adderzoo.catalogue import NETWORKS, ModelInfo, Weights, read_results
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 
 
 def registered_names() -> list[str]:

@@ -41,7 +41,7 @@ from adderzoo.files.weights import (
     read_model_args,
     read_num_classes,
 )
-from adderzoo.layers._tensor_module import Network
+from adderzoo.layers.modules import Network
 from adderzoo.publish.card import model_card
 from adderzoo.publish.networks import registered_names
 

@@ -69,10 +69,10 @@ def test_a_data_config_that_is_none_is_refused_by_the_name_of_the_key(key: str, 
     ("check", "value", "message"),
     [
         (foreign.check_data_config, [], "must be an object"),
-        (foreign.check_classes, {"a": 0}, "must be a list of names"),
-        (foreign.check_classes, ["a", 3], "must be a list of names"),
-        (foreign.check_classes, ["a\x1b[2J"], "without control characters"),
-        (foreign.check_classes, ["\ud800"], "without control characters"),
+        (foreign.check_class_names, {"a": 0}, "must be a list of names"),
+        (foreign.check_class_names, ["a", 3], "must be a list of names"),
+        (foreign.check_class_names, ["a\x1b[2J"], "without control characters"),
+        (foreign.check_class_names, ["\ud800"], "without control characters"),
         (foreign.check_num_classes, "9" * 5000, "from 0 to 1000000"),
         (foreign.check_num_classes, "-1", "from 0 to 1000000"),
         (foreign.check_num_classes, "٣", "from 0 to 1000000"),
@@ -95,7 +95,7 @@ def test_what_is_said_of_a_network_is_checked(check: Callable[[Any], Any], value
 
 
 def test_what_is_said_of_a_network_is_taken() -> None:
-    assert foreign.check_classes(("crane", "crane", "näht")) == ["crane", "crane", "näht"]  # as in ImageNet
+    assert foreign.check_class_names(("crane", "crane", "näht")) == ["crane", "crane", "näht"]  # as in ImageNet
     assert foreign.check_num_classes("0") == 0
     assert foreign.check_model_args({"drop_rate": 0.1, "norm": False, "layers": [3, 3], "name": None})
     assert foreign.check_ranges({"bits": 4, "quantizers": {"a": [0.1, 15]}})

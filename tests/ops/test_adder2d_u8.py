@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from adderzoo.ops import adder2d_u8, pack_byte_filters, reference
+from adderzoo.ops import adder2d_u8, checks, pack_byte_filters, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -207,7 +207,7 @@ def test_layers_of_every_width_equal_the_definition(
 
 def test_no_sum_overflows(device: torch.device) -> None:
     """The largest filter, with the largest difference in every element."""
-    size = reference.LARGEST_FILTER
+    size = checks.LARGEST_FILTER
     x = torch.full((1, size, 1, 1), 255, dtype=torch.uint8, device=device)
     scale, shift = torch.tensor([2.0**-16], device=device), torch.zeros(1, device=device)
     packed = pack_byte_filters(torch.zeros(1, size, 1, 1, dtype=torch.uint8, device=device))
