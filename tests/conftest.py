@@ -23,10 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     # PyTorch's cache gives code that was compiled for one instruction set to another, whose vectors then write past the
-    # ends of tensors: a cache for each.
-    capability = torch.backends.cpu.get_cpu_capability()
-    folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # ends of tensors: a cache for each. Importing torchvision has named the default already.
+    default = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{torch.backends.cpu.get_cpu_capability()}"
     if config.getoption("--device") != "cpu":
         torch.backends.cudnn.allow_tf32 = False  # in which PyTorch's convolutions would compute the weight gradient
     if library := config.getoption("--library"):

@@ -51,7 +51,7 @@ def parts(file: bytes) -> tuple[Any, bytes]:
 def contents(folder: Path) -> dict[str, Any]:
     """What a training has left, but for what a clock has measured."""
     found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("best.safetensors", "last.safetensors"):
+    for name in ("best.safetensors", "last.safetensors", "model.safetensors"):
         found[name] = parts(found[name])
     lines = found["summary.csv"].decode().splitlines()
     assert lines[0].endswith(",seconds")

@@ -258,9 +258,11 @@ def build(contender: Contender) -> _Built:
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
     called = model = model.to(device)
     if contender.compiled:
-        if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+        capability, default = os.environ.get("ATEN_CPU_CAPABILITY"), inductor_cache()
+        # Importing torchvision has set the variable already.
+        if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
             # The cache has code of wider vectors for the same network, and that would write past the ends of tensors.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{inductor_cache()}_{capability}")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}_{capability}"
         config = inductor_config()
         # As an option of torch.compile it comes too late: the parameters are no constants by then.
         config.freezing = contender.compiled == "freezing"
