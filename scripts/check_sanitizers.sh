@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Holds the loops of the CPU kernels to the definition with AddressSanitizer and UndefinedBehaviorSanitizer, for every
-# instruction set that this processor has, in listed and in random geometries. Takes five minutes. Arguments, all
+# instruction set that this processor has, in listed and in random geometries. Takes a quarter of an hour. Arguments, all
 # optional: n, to take every n-th combination of form, layouts and type; how many random geometries; their seed (which
 # is printed). Needs neither PyTorch nor Python.
 set -euo pipefail
