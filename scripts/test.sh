@@ -5,4 +5,4 @@ EXTRAS=dev
 source "$(dirname "$0")/setup.sh"
 # Several processes of several threads would wait for each other more than they compute.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --durations 20 "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20 "$@"

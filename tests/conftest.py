@@ -37,7 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
             torch.ops.load_library(library)
 
 
+# What takes minutes comes first: at the end it would leave the other processes without work.
+FIRST = ("test_cuda_on_cpu.py", "test_documentation.py", "test_cuda_code.py", "test_library.py", "test_loops.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
     if config.getoption("--device") != "cpu":
         others = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=others)
