@@ -1,5 +1,6 @@
 """What adder layers for inference share, of float numbers or of bytes: packed filters, padding, addends."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -17,7 +18,7 @@ torch.fx.wrap("pad_same")
 torch.fx.wrap("unbatched")
 
 
-class PackedFilters(TensorModule):
+class PackedFilters(TensorModule, ABC):
     """Packed filters, scale and shift: buffers, because nothing trains them, whose types a subclass keeps."""
 
     weight: Tensor
@@ -35,9 +36,9 @@ class PackedFilters(TensorModule):
         self._keep_types(before)
         return self
 
+    @abstractmethod
     def _keep_types(self, before: Mapping[str, Tensor | None]) -> None:
         """Gives buffers the types that they must have, from what they were before a conversion."""
-        raise NotImplementedError
 
 
 class PackedAdder2d(PackedFilters):
@@ -60,9 +61,9 @@ class PackedAdder2d(PackedFilters):
         batch = self._pad(batched(input, self.in_channels))
         return unbatched(self._adder_forward(batch, addend), input, addend)
 
+    @abstractmethod
     def _adder_forward(self, input: Tensor, addend: Tensor | None) -> Tensor:
         """The layer behind its padding."""
-        raise NotImplementedError
 
     def _pad(self, batch: Tensor) -> Tensor:
         if not self.pad_first:
