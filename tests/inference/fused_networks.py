@@ -11,8 +11,8 @@ from adderzoo.layers import Adder2d
 CHANNELS = 4
 
 
-def settled(network: nn.Module, *shape: int) -> nn.Module:
-    """In float64 and evaluation mode, with BatchNorm statistics that fit, so that results have both signs."""
+def settle(network: nn.Module, batch: Tensor) -> nn.Module:
+    """In evaluation mode, with BatchNorm statistics of a batch, so that results have both signs."""
     torch.manual_seed(0)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -20,12 +20,17 @@ def settled(network: nn.Module, *shape: int) -> nn.Module:
         if norm.affine:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.uniform_(norm.bias, -0.5, 0.5)
-    network = network.double().train()
+    network.train()
     with torch.no_grad():
-        network(torch.randn(8, *(shape or (CHANNELS, 9, 9)), dtype=torch.float64))
+        network(batch)
     for norm in norms:
         norm.momentum = 0.1
     return network.eval()
+
+
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """In float64 and evaluation mode, with BatchNorm statistics that fit."""
+    return settle(network.double(), images(8, *shape))
 
 
 def images(batch: int = 2, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from copies import ways
+from fused_networks import CHANNELS, settle
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
@@ -35,27 +36,13 @@ from adderzoo.ops.packing import unpack_byte_filters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CHANNELS = 4
-
 
 def settled(network: nn.Module, *shape: int) -> nn.Module:
-    """In evaluation mode, with BatchNorm statistics that fit, so that results have both signs."""
-    torch.manual_seed(0)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-        if norm.affine:
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    """In evaluation mode, with BatchNorm statistics that fit, and without dropout."""
     for dropout in network.modules():
         if isinstance(dropout, nn.Dropout):
             dropout.p = 0.0
-    network.train()
-    with torch.no_grad():
-        network(images(16, *shape))
-    for norm in norms:
-        norm.momentum = 0.1
-    return network.eval()
+    return settle(network, images(16, *shape))
 
 
 def images(batch: int = 2, *shape: int) -> Tensor:
