@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, fx, nn
 
@@ -65,8 +66,8 @@ def calls(network: nn.Module) -> list[str]:
     return called
 
 
-def adder(**kwargs: Any) -> Adder2d:
-    return Adder2d(CHANNELS, CHANNELS, 3, padding=1, **{"bias": False} | kwargs)
+def adder(channels: int = CHANNELS, **kwargs: Any) -> Adder2d:
+    return Adder2d(channels, channels, 3, **{"bias": False, "padding": 1} | kwargs)
 
 
 class Function(nn.Module):
@@ -79,3 +80,15 @@ class Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x, self.norm(self.layer(x)))
+
+
+@timm.models.register_notrace_module
+class NotTraced(nn.Module):
+    """What torch.fx does not look into, at timm's word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = adder(), nn.BatchNorm2d(CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.layer(x)) if x.sum() < 1e9 else x

@@ -14,7 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from copies import ways
-from fused_networks import CHANNELS, settle
+from fused_networks import CHANNELS, NotTraced, adder, calls, kinds, settle
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
@@ -47,10 +47,6 @@ def settled(network: nn.Module, *shape: int) -> nn.Module:
 
 def images(batch: int = 2, *shape: int) -> Tensor:
     return torch.randn(batch, *(shape or (CHANNELS, 9, 9)), generator=torch.Generator().manual_seed(1))
-
-
-def adder(channels: int = CHANNELS, **kwargs: Any) -> Adder2d:
-    return Adder2d(channels, channels, 3, **{"bias": False, "padding": 1} | kwargs)
 
 
 class Block(nn.Module):
@@ -96,23 +92,6 @@ def network() -> nn.Module:
 
 def quantized(network: nn.Module, bits: int = 8, *shape: int, **kwargs: Any) -> fx.GraphModule:
     return quantize(calibrate(network, [images(16, *shape)], bits, **kwargs))
-
-
-def calls(network: nn.Module) -> list[str]:
-    """What a network calls, in order: modules by their class, functions and methods by their name."""
-    assert isinstance(network, fx.GraphModule)
-    called = []
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            called.append(type(network.get_submodule(node.target)).__name__)
-        elif node.op in ("call_function", "call_method"):
-            called.append(getattr(node.target, "__name__", node.target))
-    return called
-
-
-def kinds(network: nn.Module) -> dict[str, int]:
-    names = [type(module).__name__ for module in network.modules() if not list(module.children())]
-    return {name: names.count(name) for name in sorted(set(names))}
 
 
 # ----------------------------------------------------------------------------------------------- in integers, by hand
@@ -632,16 +611,6 @@ def test_calibration_without_images_is_refused(network: nn.Module) -> None:
     for batches in ([], [images(0)]):
         with pytest.raises(ValueError, match=r"^block1.layer1_input: there were no values"):
             calibrate(network, batches)
-
-
-@timm.models.register_notrace_module
-class NotTraced(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm = adder(), nn.BatchNorm2d(CHANNELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.layer(x)) if x.sum() < 1e9 else x
 
 
 def test_adder_layer_that_cannot_be_seen_is_refused_by_name() -> None:

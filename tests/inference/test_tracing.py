@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from fused_networks import CHANNELS, Function, adder, assert_same, calls, images, kinds, settled
+from fused_networks import CHANNELS, Function, NotTraced, adder, assert_same, calls, images, kinds, settled
 from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
@@ -246,16 +245,6 @@ def test_weights_that_hooks_compute_are_those_of_the_moment(change: Callable[[nn
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be traced
-
-
-@timm.models.register_notrace_module
-class NotTraced(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.norm = adder(), nn.BatchNorm2d(CHANNELS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.layer(x)) if x.sum() < 1e9 else x
 
 
 def test_layers_where_timm_traces_nothing_are_packed_where_they_are() -> None:
