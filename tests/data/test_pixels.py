@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -382,7 +384,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-COUNT = 25  # of each kind: more than a thousand files
+COUNT = 1000  # of each format, in equal parts of its kinds
 
 
 def read_damaged(seed: int, count: int, folder: Path) -> None:
@@ -391,8 +393,10 @@ def read_damaged(seed: int, count: int, folder: Path) -> None:
 
     Image.MAX_IMAGE_PIXELS = 100_000  # all the same, but fast
     rng, path, read, files = random.Random(seed), folder / "damaged", 0, 0
-    for name, content in samples():
-        for index in range(count):
+    kinds = list(samples())
+    formats = Counter(name.split()[0] for name, _ in kinds)
+    for name, content in kinds:
+        for index in range(math.ceil(count / formats[name.split()[0]])):
             (folder / "last.txt").write_text(f"{name}, {index}")
             path.write_bytes(damaged(content, rng))
             for reader in (read_photo, lambda path: read_image(path, 3), read_size):
