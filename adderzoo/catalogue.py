@@ -201,13 +201,15 @@ def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> l
         Names that `timm.create_model` takes, as timm sorts them, the weights that `pretrained=True` takes without a
         tag first; none if nothing matches.
     """
+    patterns = _patterns(filter)
+    found = networks(patterns, pretrained)
     if not pretrained:
-        return [network.name for network in networks(filter)]
+        return [network.name for network in found]
     return [
-        tagged
-        for network in networks(filter, pretrained=True)
-        for tagged in (f"{network.name}.{weights.tag}" for weights in network.pretrained)
-        if _is_chosen(tagged, filter) or _is_chosen(network.name, filter)
+        f"{network.name}.{weights.tag}"
+        for network in found
+        for weights in network.pretrained
+        if _is_chosen([network.name, f"{network.name}.{weights.tag}"], patterns)
     ]
 
 
@@ -221,14 +223,13 @@ def networks(filter: str | Iterable[str] = "", pretrained: bool = False) -> list
     Returns:
         One entry a network, as timm sorts them; none if nothing matches.
     """
-    results = read_results()
-    return [
-        _info(name, row, results)
-        for name, row in _rows().items()
-        if any(row["tags"].values()) or not pretrained
-        if _is_chosen(name, filter)
-        or any(_is_chosen(f"{name}.{tag}", filter) for tag, there in row["tags"].items() if there or not pretrained)
-    ]
+    patterns, results = _patterns(filter), read_results()
+    found = []
+    for name, row in _rows().items():
+        tags = [tag for tag, published in row["tags"].items() if published or not pretrained]
+        if (tags or not pretrained) and _is_chosen([name, *(f"{name}.{tag}" for tag in tags)], patterns):
+            found.append(_info(name, row, results))
+    return found
 
 
 def _info(name: str, row: dict[str, Any], results: dict[str, Measurement]) -> ModelInfo:
@@ -245,9 +246,13 @@ def _info(name: str, row: dict[str, Any], results: dict[str, Measurement]) -> Mo
     )
 
 
-def _is_chosen(name: str, filter: str | Iterable[str]) -> bool:
-    patterns = [filter] if isinstance(filter, str) else list(filter)
-    return not any(patterns) or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+def _patterns(filter: str | Iterable[str]) -> list[str]:
+    return [filter] if isinstance(filter, str) else list(filter)
+
+
+def _is_chosen(names: Iterable[str], patterns: list[str]) -> bool:
+    """Whether a pattern fits one of the names; without patterns, as timm has it, any does."""
+    return not any(patterns) or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Measurement]:

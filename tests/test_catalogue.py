@@ -210,8 +210,12 @@ def test_several_patterns_choose_what_any_of_them_does(networks: dict[str, Model
     expected = {"adder_lenet5"} | {name for name in NAMES if name.endswith("_resnet20")}
     expected |= {name for name, tag in TAGGED if tag == "digits"}
     assert {"adder_resnet20", "cnn_resnet20", "cnn_lenet5"} <= expected
-    chosen = names(["*_resnet20", "*.digits", "adder_lenet5"])
-    assert chosen == [name for name in networks if name in expected]
+    patterns = ["*_resnet20", "*.digits", "adder_lenet5"]
+    assert names(patterns) == [name for name in networks if name in expected]
+    assert adderzoo.list_models(iter(patterns)) == names(patterns)
+    weights = adderzoo.list_models(patterns, pretrained=True)
+    assert weights
+    assert adderzoo.list_models(iter(patterns), pretrained=True) == weights
 
 
 def test_pretrained_chooses_networks_with_weights_and_names_their_tags(networks: dict[str, ModelInfo]) -> None:
@@ -260,10 +264,9 @@ def test_names_of_weights_are_those_of_timm(filter: str | list[str]) -> None:
     assert set(ours) == {name for name in timm.list_models(filter, pretrained=True) if name.split(".")[0] in NAMES}
     places = [names().index(name.split(".")[0]) for name in ours]
     assert places == sorted(places)
-    for name in {name.split(".")[0] for name in ours}:
-        first = next(each for each in ours if each.split(".")[0] == name)
-        if first in adderzoo.list_models(name, pretrained=True)[:1]:
-            assert first == f"{name}.{timm.models.get_pretrained_cfg(name).tag}"
+    for name in {name.split(".")[0] for name in adderzoo.list_models(pretrained=True)}:
+        first = adderzoo.list_models(f"{name}.*", pretrained=True)[0]
+        assert first == f"{name}.{timm.models.get_pretrained_cfg(name).tag}"
 
 
 # ------------------------------------------------------------------------------------------------------------- results
