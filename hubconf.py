@@ -12,5 +12,5 @@ from timm import model_entrypoint as _entry_point  # noqa: E402 - torch.hub read
 
 from adderzoo.catalogue import network_names as _network_names  # noqa: E402
 
-# From the registry, so that a new family needs no line here.
+# From the package's table of networks, so that a new family needs no line here.
 globals().update({_name: _entry_point(_name) for _name in _network_names()})
