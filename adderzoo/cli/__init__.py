@@ -13,6 +13,7 @@ from importlib import import_module
 import adderzoo
 
 from . import _signals
+from ._parser import Parser
 
 if adderzoo._is_command():
     _signals.end_at_once()
@@ -63,11 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str], args: argparse.Namespace) -> None:
-    parser = argparse.ArgumentParser(prog="adderzoo", description="Adder networks for PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = Parser(prog="adderzoo", description="Adder networks for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"adderzoo {adderzoo.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="adderzoo")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-        import_module(f"adderzoo.cli.{name}").add_arguments(command)
+        if name in arguments:
+            import_module(f"adderzoo.cli.{name}").add_arguments(command)
+    parser.explain(
+        "COMMAND [options]",
+        "adderzoo list",
+        "adderzoo train demo/digits -m adder_lenet5.digits",
+        "adderzoo train --help",
+    )
     parser.parse_args(arguments, args)
 
 

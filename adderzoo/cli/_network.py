@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo.engine.options import literal
 from adderzoo.files.foreign import weights_in
+
+from ._parser import key_and_value
 
 if TYPE_CHECKING:
     from adderzoo.layers.modules import Network
@@ -37,14 +38,6 @@ def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
         type=key_and_value,
         help="further arguments of the network, such as scale=3, if not in the checkpoint's metadata",
     )
-
-
-def key_and_value(text: str) -> tuple[str, Any]:
-    """An argument of the form KEY=VALUE."""
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
-    return key, literal(value)
 
 
 def load_or_create(

@@ -63,7 +63,7 @@ class TrainConfig:
         ValueError: naming the option, its value and what it takes.
     """
 
-    model: str = option("", "network, as timm.create_model takes it", metavar="NAME", required=True)
+    model: str = option("", "network, as timm.create_model takes it", metavar="NAME", letters="m", required=True)
     pretrained: bool = option(False, "start from the published weights of its tag", other_than="initial_checkpoint")
     initial_checkpoint: str | Path | None = option(
         None,
