@@ -3,7 +3,7 @@
 import argparse
 import re
 import textwrap
-from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
@@ -18,7 +18,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, **arguments})
         self._shared: list[Option] = []
-        self._commands: Sequence[str] = ()
         self._inside = False
 
     def explain(self, usage: str, *examples: str, description: str = "", notes: str = "") -> None:
@@ -62,18 +61,21 @@ class Parser(argparse.ArgumentParser):
         self.share("data_dir", help="the same as DIR, as timm's scripts have it")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, but options may stand anywhere, and what is unknown is refused here, where what is known is."""
+        """argparse's, but options may stand between positionals, and what is unknown is refused here."""
         if self._inside:
             return super().parse_known_args(args, namespace)
         words = list(args or [])
         self._check_words(words)
         if self._subparsers:  # whose words are none of this parser's
             return super().parse_known_args(words, namespace)
-        self._inside = True
-        try:
-            namespace, unknown = self.parse_known_intermixed_args(words, namespace)
-        finally:
-            self._inside = False
+        before = copy(namespace)
+        namespace, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self._inside = True
+            try:
+                namespace, unknown = self.parse_known_intermixed_args(words, before)
+            finally:
+                self._inside = False
         if unknown:
             self.error(f"there is no place for {' '.join(unknown)}")
         folder = vars(namespace).pop("data", None)

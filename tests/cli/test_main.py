@@ -48,11 +48,22 @@ def test_help_needs_no_pytorch(command: str) -> None:
     ("arguments", "message"),
     [
         ([], "required: COMMAND"),
-        (["trane"], "invalid choice: 'trane'"),
-        (["predict", "a.png"], "required: --model"),
+        (["trane"], "there is no command 'trane', did you mean train? (adderzoo --help names them)"),
+        (
+            ["train", "--modle", "adder_lenet5"],
+            "there is no option --modle, did you mean --model? (adderzoo train --help",
+        ),
+        (["train", "--batch_size=3"], "there is no option --batch_size, did you mean --batch-size?"),
+        (["train", "-model", "adder_lenet5"], "there is no option -model, did you mean --model?"),
+        (
+            ["train", "-m", "a", "--remode", "cosnt"],
+            "--remode must be one of const, rand, pixel, got 'cosnt', did you mean const?",
+        ),
+        (["train", "-m", "a", "b", "c"], "there is no place for c"),
+        (["train", "-m", "a", "b", "--data-dir", "c"], "the folder must be given once, as DIR or as --data-dir"),
+        (["train", "-m", "a", "b", "--epochs", "many"], "--epochs must be an integer, got 'many'"),
+        (["train", "b", "--lr", "x", "-m", "a"], "--lr must be a number, got 'x'"),
         (["predict", "--model", "adder_lenet5"], "required: IMAGE"),
-        (["convert", "a.pth"], "required: DST, --model"),
-        (["validate", "--model", "adder_lenet5", "--batch-size", "many"], "invalid int value: 'many'"),
         (["validate", "--model", "adder_lenet5", "--pretrained", "--checkpoint", "a.pth"], "not allowed with argument"),
     ],
 )
