@@ -50,9 +50,15 @@ def open_group(device: str) -> Iterator[Group]:
 def open_device(name: str, rank: int | None = None) -> torch.device:
     """A device that can be used; in a process group, the process's own GPU.
 
+    Args:
+        name: PyTorch's, or "auto" for a GPU where PyTorch can use one, else the CPU.
+        rank: Of the process among those of this machine.
+
     Raises:
         ValueError: naming the device, if it cannot be used.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if rank is not None and device.type == "cuda":
