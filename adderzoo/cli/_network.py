@@ -108,7 +108,7 @@ def open_network(
     """The network that the arguments ask for, with its weights; a line says which, unless `quiet`.
 
     Afterwards `args.model` is its name, with the tag of published weights, `args.checkpoint` the file that its weights
-    are from, else None, and `args.published` whether they are the tag's.
+    are from, else None, `args.published` whether they are the tag's, and `args.weights` what to say of them.
 
     Args:
         args: Those of :func:`add_network_arguments`.
@@ -143,6 +143,7 @@ def open_network(
     if not any_task:
         check_classifier(opened.network, opened.name)
     args.model, args.checkpoint, args.published = opened.name, opened.checkpoint, opened.published
+    args.weights = opened.weights
     if not quiet:
         say(args, f"{opened.name}, {opened.weights}{'' if device is None else f', on {describe(device)}'}")
         if args.in_chans is not None and not (args.mean and args.std):
