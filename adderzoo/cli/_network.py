@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from adderzoo.layers.modules import Network
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Those that :func:`open_network` reads."""
+def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True, classifier: bool = True) -> None:
+    """Those that :func:`open_network` reads.
+
+    Args:
+        parser: Of the command.
+        required: Whether the network has to be named.
+        classifier: Whether it may be one, which has classes, and images of any channels, mean and deviation.
+    """
     parser.add_argument(
         "-m",
         "--model",
@@ -37,6 +43,10 @@ def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True
     weights.add_argument(
         "--random-weights", action="store_true", help="leave the weights random, for a network that has no others"
     )
+    if not classifier:
+        parser.set_defaults(num_classes=None, in_chans=None, mean=None, std=None)
+        add_model_kwargs(parser)
+        return
     parser.add_argument(
         "--num-classes",
         metavar="N",

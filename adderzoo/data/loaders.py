@@ -137,6 +137,18 @@ def _open_timms(dataset: Any, config: dict[str, Any], loading: Loading, augmenta
     return loader
 
 
+def check_policy(aa: str | None) -> None:
+    """Refuse an augmentation policy that timm does not know, before there are images.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        create_transform((1, 32, 32), is_training=True, auto_augment=aa)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"aa {aa!r} cannot be used: {error}") from error
+
+
 def _arguments(loading: Loading) -> dict[str, Any]:
     """Those of timm's `create_loader`."""
     on_gpu = loading.device.type == "cuda"
