@@ -64,7 +64,10 @@ def test_help_needs_no_pytorch(command: str) -> None:
         (["train", "-m", "a", "b", "--epochs", "many"], "--epochs must be an integer, got 'many'"),
         (["train", "b", "--lr", "x", "-m", "a"], "--lr must be a number, got 'x'"),
         (["predict", "--model", "adder_lenet5"], "required: IMAGE"),
-        (["validate", "--model", "adder_lenet5", "--pretrained", "--checkpoint", "a.pth"], "not allowed with argument"),
+        (
+            ["validate", "--model", "adder_lenet5", "--random-weights", "--checkpoint", "a.pth"],
+            "not allowed with argument",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_parsed_ends_with_status_2_and_says_why(

@@ -130,7 +130,8 @@ def test_images_loaded_by_other_processes_count_the_same(result: Callable[..., d
 
 
 def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path, resnet: Scene) -> None:
-    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "deep" / "r.csv")
+    files = ("--results-file", tmp_path / "deep" / "r.csv", "--json", tmp_path / "r.json")
+    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, *files)
     with (tmp_path / "deep" / "r.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
@@ -139,7 +140,6 @@ def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path,
     assert done.out.startswith(
         f"top-1 41.67 ± 14.23 %, top-5 66.67 ± 13.61 %, loss {resnet.expected['loss']:.4f}, 12 images, "
     )
-    adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()).keys() == rows[0].keys()
 
 
@@ -174,10 +174,10 @@ def test_published_weights_are_used_when_asked_for(
     assert_found(got, expected)
 
 
-def test_random_weights_are_said_to_be_random(adderzoo: Command, lenet: Scene) -> None:
-    done = adderzoo("validate", "--model", "adder_lenet5", "--data-dir", lenet.folder, "-j", 0)
+def test_random_weights_are_there_when_asked_for_and_said_to_be(adderzoo: Command, lenet: Scene) -> None:
+    done = adderzoo("validate", "-m", "adder_lenet5", "--random-weights", lenet.folder, "-j", 0)
     assert done.status == 0
-    assert done.err.startswith("adderzoo validate: neither --pretrained nor --checkpoint: random weights\n")
+    assert done.err.startswith("adderzoo validate: adder_lenet5, random weights, on cpu\n")
 
 
 def test_a_class_map_and_a_split_choose_labels_and_images(
@@ -408,14 +408,14 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
         (("--data-dir", "few", "--batch-size", "-4"), "batch-size must be at least 1, got -4"),
         (("--data-dir", "few", "--workers", "-1"), "num_workers"),
-        (("--data-dir", "few", "--json", "r.txt"), "results-file must end in .json or .csv, got r.txt"),
-        (("--data-dir", "few", "--json", "r"), "results-file must end in .json or .csv, got r"),
+        (("--data-dir", "few", "--results-file", "r.txt"), "results-file must end in .csv, got r.txt"),
+        (("--data-dir", "few", "--json", "few"), "json must be a file, got the folder few"),
         (("--data-dir", "few", "--device", "abacus"), "device 'abacus' cannot be used"),
         (("--data-dir", "few", "--num-classes", "7"), "is a checkpoint of another network than adder_lenet5"),
         (("--data-dir", "few", "--checkpoint", "file"), "file is not a PyTorch checkpoint, or is damaged"),
         (("--data-dir", "few", "--checkpoint", "nowhere.pth"), "nowhere.pth is not a file"),
         (("--data-dir", "few", "--model", "adder_resnet20"), "is a checkpoint of another network than adder_resnet20:"),
-        (("--data-dir", "few", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
+        (("--data-dir", "few", "--model", "lenet"), "lenet"),
         (("--data-dir", "few", "--dataset", "torch/mnist"), "'torch/mnist' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "wds/abc"), "'wds/abc' in data-dir 'few' cannot be read"),
