@@ -13,7 +13,6 @@ from fork_server import CONTEXT, free_port
 
 from adderzoo.cli import main
 
-
 _NETWORK = re.compile(r"adderzoo \w+: \S+, (published|random|no) weights(, on \S+)?|adderzoo \w+: \S+, weights of .+")
 
 
