@@ -129,10 +129,12 @@ def test_the_folder_follows_the_weights_and_needs_no_room(training: Path, monkey
     assert sorted(path.name for path in training.iterdir()) == ["best.safetensors", "config.json", "model.safetensors"]
 
 
-def test_weights_of_no_registered_network_make_no_folder_of_timms(tmp_path: Path) -> None:
-    save_weights(nn.Linear(2, 2), tmp_path / "last.safetensors", {})
+def test_weights_of_no_registered_network_make_a_folder_of_ours_alone(tmp_path: Path) -> None:
+    network, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    save_weights(network, tmp_path / "last.safetensors", {})
     write_local_dir(tmp_path, tmp_path / "last.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "model.safetensors"]
+    assert_same(adderzoo.load(tmp_path, other), network)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/checkpoints")
@@ -168,6 +170,60 @@ def test_what_is_saved_is_loaded(tmp_path: Path, form: str) -> None:
     assert again.num_classes == 3
     assert again.pretrained_cfg["label_names"] == tuple(CLASSES)
     assert resolve_model_data_config(again)["std"] == (0.7,)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("adder_lenet5", {"conv_layer": "conv"}),
+        ("adder_edsr_small_x2", {"res_scale": 0.5}),
+        ("adder_resnet18", {"small_images": True, "output_stride": 8}),
+    ],
+)
+def test_arguments_that_change_no_shape_are_part_of_the_network(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    """Tensors of the same names and shapes are not enough to call a network by a name that makes another one."""
+    torch.manual_seed(1)
+    network: Any = timm.create_model(name, **arguments).eval()
+    x = torch.randn(1, network.in_chans, 32, 32)
+    path = tmp_path / "network.safetensors"
+    adderzoo.save(network, path)
+    with pytest.raises(ValueError, match="does not say which network it is of"):
+        adderzoo.load(path)
+    adderzoo.save(network, path, **arguments)
+    assert torch.equal(adderzoo.load(path).eval()(x), network(x))
+
+
+def test_what_matters_in_training_alone_does_not_make_another_network(tmp_path: Path) -> None:
+    network: Any = timm.create_model("adder_resnet20", drop_rate=0.5)
+    network.layer1[0].conv1.weight_grad = "sign"
+    network.bn1.momentum = 0.01
+    network.comment = "mine"
+    network.set_grad_checkpointing()
+    network.eval()
+    adderzoo.save(network, tmp_path / "network.safetensors")
+    assert_same(adderzoo.load(tmp_path / "network.safetensors"), network)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adder_lenet5", {"pretrained": True}, "cannot be saved: it would read other files: pretrained"),
+        ("adder_lenet5", {"checkpoint_path": "a.pth"}, "cannot be saved: it would read other files: checkpoint_path"),
+        ("adder_lenet5", {"dtype": torch.float32}, "cannot be saved: Object of type dtype is not JSON serializable"),
+        ("adder_lenet5", {"conv_layer": "conv"}, "make another adder_lenet5 than this: got a LeNet5"),
+        ("adder_lenet5", {"nonsense": 1}, r"model_args {'nonsense': 1} make another adder_lenet5 than this"),
+        ("", {"width": 1}, r"model_args {'width': 1} are for a network of timm.create_model: got a Linear"),
+    ],
+)
+def test_arguments_that_no_file_can_have_are_refused(
+    tmp_path: Path, name: str, arguments: dict[str, Any], message: str
+) -> None:
+    network: Any = timm.create_model(name) if name else nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=message):
+        adderzoo.save(network, tmp_path / "network.safetensors", **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quantized_network_needs_no_other_import(tmp_path: Path) -> None:
