@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Container, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,10 @@ def check_num_classes(num_classes: int) -> None:
     """Refuse a number of classes that no classifier has.
 
     Raises:
-        ValueError: if it is less than 1.
+        ValueError: if it is no integer, or less than 1.
     """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):
+        raise ValueError(f"num_classes must be an integer, got {shown(num_classes)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
 

@@ -257,6 +257,8 @@ def test_arguments_of_the_caller_come_before_those_of_the_file(training: Path) -
         ({}, {}, "does not say which network it is of"),
         ({"architecture": "hf-hub:somebody/else"}, {}, r"is of 'hf-hub:somebody/else', which is no registered network"),
         ({"architecture": "adder_lenet5"}, {"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"architecture": "adder_lenet5"}, {"num_classes": "three"}, "num_classes must be an integer, got 'three'"),
+        ({"architecture": "adder_lenet5"}, {"num_classes": True}, "num_classes must be an integer, got True"),
         ({"architecture": "adder_lenet5"}, {"nonsense": 1}, r"cannot be created with the arguments {'nonsense': 1"),
         ({"architecture": "cnn_lenet5"}, {"model": "adder_lenet5"}, "another network than adder_lenet5"),
         ({"architecture": "adder_lenet5", "classes": '["a"]'}, {}, "has 1 class names, the network 10 classes"),
