@@ -252,7 +252,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         path: File to write.
         metadata: What else the file is to say, such as "classes" and "data_config", as `adderzoo train` has them.
         model_args: Arguments of `timm.create_model` that made the float network, beside its number of classes and of
-            input channels.
+            input channels. Those that say where its weights were read (`pretrained` ...) are left out of the file.
 
     Raises:
         ValueError: if it is a network that was fused, or calibrated and not quantized; if `model_args` are none that a
@@ -271,6 +271,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     said = {} if quantization is None else {"quantization": to_json(quantization)}
     config = getattr(network, "pretrained_cfg", {})
     architecture, tag = config.get("architecture"), config.get("tag")
+    model_args = foreign.of_network(model_args)
     arguments = {"num_classes": getattr(network, "num_classes", None), **model_args}
     if hasattr(network, "in_chans"):
         arguments = {"in_chans": network.in_chans, **arguments}
