@@ -39,6 +39,7 @@ from adderzoo.models._state_dict import (
     check_input,
     fit,
     is_finite,
+    read_description,
     refuse,
     take_description,
     to_original,
@@ -96,6 +97,7 @@ def load(
         return _load_quantized(path, model, arguments)
     if isinstance(model, nn.Module):
         network = model
+        read_description(network, path, other_classes)  # refused before there are other weights
         load_checkpoint(network, path, other_classes)
     else:
         said = read_num_classes(path)

@@ -157,17 +157,21 @@ def test_published_weights_are_a_file_too() -> None:
         assert network.pretrained_cfg[key] == published.pretrained_cfg[key]
 
 
+@pytest.mark.parametrize("given", ["", "network"])
 @pytest.mark.parametrize("form", ["float", "integer"])
-def test_what_is_saved_is_loaded(tmp_path: Path, form: str) -> None:
+def test_what_is_saved_is_loaded(tmp_path: Path, form: str, given: str) -> None:
     network = trained("adder_lenet5", 1, 32, 32, num_classes=3).eval()
     network.pretrained_cfg.update(mean=(0.3,), std=(0.7,))
     x = torch.randn(4, 1, 32, 32)
     if form == "integer":
         network = adderzoo.quantize(adderzoo.calibrate(network, [x]))
     adderzoo.save(network, str(tmp_path / "network.safetensors"), {"classes": json.dumps(CLASSES)})
-    again: Any = adderzoo.load(tmp_path / "network.safetensors").eval()
+    like: Any = timm.create_model("adder_lenet5", num_classes=3) if given else None
+    again: Any = adderzoo.load(tmp_path / "network.safetensors", like).eval()
     assert torch.equal(again(x), network(x))
     assert again.num_classes == 3
+    if like is not None and form == "integer":  # it is left as it is
+        assert like.pretrained_cfg["label_names"] != tuple(CLASSES)
     assert again.pretrained_cfg["label_names"] == tuple(CLASSES)
     assert resolve_model_data_config(again)["std"] == (0.7,)
 
@@ -288,3 +292,17 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     missing = tmp_path / (name or "model.safetensors")
     with pytest.raises(ValueError, match=f"^{missing} is not a file$"):
         adderzoo.load(tmp_path / name, "adder_lenet5")
+
+
+@pytest.mark.parametrize(
+    "said", [{"classes": '["a"]'}, {"data_config": "[]"}, {"architecture": "cnn_lenet5"}, {"classes": "[1]"}]
+)
+def test_a_network_that_gets_no_weights_is_left_as_it_was(tmp_path: Path, said: dict[str, str]) -> None:
+    model: Any = timm.create_model("adder_lenet5")
+    before, config = {key: value.clone() for key, value in model.state_dict().items()}, dict(model.pretrained_cfg)
+    kept = {"architecture": "adder_lenet5", "data_config": json.dumps({"mean": [0.9]})} | said
+    save_weights(trained("adder_lenet5", 1, 32, 32), tmp_path / "a.safetensors", kept)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        adderzoo.load(tmp_path / "a.safetensors", model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.pretrained_cfg == config
