@@ -2,8 +2,9 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from adderzoo.files.weights import (
 )
 from adderzoo.hub import from_hub
 from adderzoo.inference.quantization import quantize, simulate
+from adderzoo.inference.tracing import DROPOUTS
 from adderzoo.layers.modules import Network
 from adderzoo.models._builder import FOREIGN_SHA256, check_tag
 from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
@@ -39,6 +41,7 @@ from adderzoo.models._state_dict import (
     check_input,
     fit,
     is_finite,
+    read_description,
     refuse,
     take_description,
     take_preprocessing,
@@ -98,6 +101,7 @@ def load(
         return _load_quantized(path, model, arguments)
     if isinstance(model, nn.Module):
         network = model
+        read_description(network, path, other_classes)  # refused before there are other weights
         load_checkpoint(network, path, other_classes)
     else:
         said = read_num_classes(path)
@@ -113,8 +117,10 @@ def check_num_classes(num_classes: int) -> None:
     """Refuse a number of classes that no classifier has.
 
     Raises:
-        ValueError: if it is less than 1.
+        ValueError: if it is no integer, or less than 1.
     """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):
+        raise ValueError(f"num_classes must be an integer, got {shown(num_classes)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
 
@@ -432,11 +438,11 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         path: File to write.
         metadata: What else the file is to say, such as "classes" and "data_config", as `adderzoo train` has them.
         model_args: Arguments of `timm.create_model` that made the float network, beside its number of classes and of
-            input channels.
+            input channels. Those that say where its weights were read (`pretrained` ...) are left out of the file.
 
     Raises:
-        ValueError: if it is a network that was fused, or calibrated and not quantized; if the file's name does not end
-            in .safetensors.
+        ValueError: if it is a network that was fused, or calibrated and not quantized; if `model_args` are none that a
+            file can have, or make another network; if the file's name does not end in .safetensors.
         OSError: if the file cannot be written.
     """
     path = Path(path)
@@ -451,19 +457,28 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     said = {} if quantization is None else {"quantization": to_json(quantization)}
     config = getattr(network, "pretrained_cfg", {})
     architecture, tag = config.get("architecture"), config.get("tag")
-    model_args = {"num_classes": getattr(network, "num_classes", None), **model_args}
+    model_args = foreign.of_network(model_args)
+    arguments = {"num_classes": getattr(network, "num_classes", None), **model_args}
     if hasattr(network, "in_chans"):
-        model_args = {"in_chans": network.in_chans, **model_args}
-    if architecture and _makes(with_tag(architecture, tag), model_args, network):
+        arguments = {"in_chans": network.in_chans, **arguments}
+    try:
+        foreign.check_model_args(model_args)
+        text = to_json(arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model_args {shown(model_args)} cannot be saved: {error}") from error
+    if architecture and _makes(with_tag(architecture, tag), arguments, network):
         said |= {
             "architecture": architecture,
-            "model_args": to_json(model_args),
+            "model_args": text,
             "data_config": to_json(resolve_model_data_config(network)),
         }
         if tag:
             said["tag"] = tag
         if network.num_classes:
             said["num_classes"] = str(network.num_classes)
+    elif model_args:  # without the name, nothing would read them
+        made = f"make another {architecture} than this" if architecture else "are for a network of timm.create_model"
+        raise ValueError(f"model_args {shown(model_args)} {made}: got a {type(network).__name__}")
     save_weights(network, path, {**said, **(metadata or {})})
 
 
@@ -472,14 +487,48 @@ def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> boo
     try:
         again = float_network(architecture, arguments)
         if not hasattr(network, "quantization"):
-            own = network.state_dict()
-            return {key: value.shape for key, value in again.state_dict().items()} == {
-                key: value.shape for key, value in own.items()
-            }
+            return _is_like(again, network)
         again = quantize(simulate(again, network.quantization))
     except ValueError:
         return False
     return repr(again) == repr(network) and again.code == network.code
+
+
+# Settings of modules that matter in training alone.
+_OF_TRAINING = {
+    *("training", "p", "drop_rate", "drop_prob", "momentum", "grad_checkpointing"),
+    *("input_grad", "weight_grad"),
+}
+
+
+def _is_like(made: nn.Module, network: nn.Module) -> bool:
+    """Whether a network differs from one that was just made in numbers alone, and in what matters in training.
+
+    Shapes do not tell: an adder network and its CNN twin, or networks of other strides, have the same.
+    """
+    shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (made, network)]
+    modules = [dict(each.named_modules()) for each in (made, network)]
+    return (
+        shapes[0] == shapes[1]
+        and modules[0].keys() == modules[1].keys()
+        and all(
+            isinstance(module, DROPOUTS) or _settings(module) == _settings(modules[1][name], vars(module))
+            for name, module in modules[0].items()
+        )
+    )
+
+
+def _settings(module: nn.Module, names: Container[str] | None = None) -> tuple[type, str]:
+    """The class of a module, and its plain attributes by name, of all or of some names."""
+    plain_ones = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name not in _OF_TRAINING
+        and (names is None or name in names)
+        and isinstance(value, bool | int | float | str | tuple | list | None)
+    }
+    return type(module), repr(sorted(plain_ones.items()))
 
 
 # What the registry says of a network, whatever its weights are for.
@@ -490,36 +539,23 @@ _ARCHITECTURE = (
 
 
 def write_local_dir(folder: Path, weights: Path) -> None:
-    """Make a folder one that timm opens as `local-dir:`, with weights that lie in it.
+    """Make a folder one that :func:`load` opens, and timm as `local-dir:`, with weights that lie in it.
 
-    config.json says what the weights' metadata say, and model.safetensors is a link to them; a copy, where the file
-    system has no links. Nothing is written of weights that name no registered network.
+    model.safetensors is a link to them; a copy, where the file system has no links. config.json says what their
+    metadata say, if these name a registered network: timm could make no other.
 
     Args:
         folder: Of the weights.
-        weights: A file of safetensors with an architecture in its metadata, as `adderzoo train` writes it.
+        weights: A file of safetensors, as `adderzoo train` writes it.
 
     Raises:
         ValueError: if the metadata are none.
         OSError: if a file cannot be written.
     """
     said = read_metadata(weights)
-    name = said.get("architecture", "")
-    if not timm.is_model(name):
-        return
-    known = timm.get_pretrained_cfg(name).to_dict()
-    config = {key: known[key] for key in _ARCHITECTURE if key in known} | read_data_config(weights)
-    if "license" in said:
-        config["license"] = said["license"]
-    whole: dict[str, Any] = {
-        "architecture": name,
-        "num_classes": read_num_classes(weights),
-        "label_names": read_classes(weights),
-        "model_args": read_model_args(weights),
-        "pretrained_cfg": config,
-    }
-    text = to_json({key: value for key, value in whole.items() if value not in (None, {})}, indent=2) + "\n"
-    write_atomically(folder / "config.json", lambda path: path.write_text(text))
+    if timm.is_model(said.get("architecture", "")):
+        text = to_json(_timm_config(weights, said), indent=2) + "\n"
+        write_atomically(folder / "config.json", lambda path: path.write_text(text))
     link = weights_in(folder)
     try:
         with temporary_folder(folder) as temporary:
@@ -527,6 +563,22 @@ def write_local_dir(folder: Path, weights: Path) -> None:
             (temporary / link.name).replace(link)
     except OSError:
         write_atomically(link, lambda path: shutil.copyfile(weights, path))
+
+
+def _timm_config(weights: Path, said: Mapping[str, str]) -> dict[str, Any]:
+    """What timm's config.json has to say of weights of a registered network."""
+    known = timm.get_pretrained_cfg(said["architecture"]).to_dict()
+    config = {key: known[key] for key in _ARCHITECTURE if key in known} | read_data_config(weights)
+    if "license" in said:
+        config["license"] = said["license"]
+    whole: dict[str, Any] = {
+        "architecture": said["architecture"],
+        "num_classes": read_num_classes(weights),
+        "label_names": read_classes(weights),
+        "model_args": read_model_args(weights),
+        "pretrained_cfg": config,
+    }
+    return {key: value for key, value in whole.items() if value not in (None, {})}
 
 
 def read_origin(path: Path) -> dict[str, str]:

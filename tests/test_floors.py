@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +92,16 @@ def test_the_package_shows_what_a_user_may_call() -> None:
     for name in dir(adderzoo):
         value = getattr(adderzoo, name)
         assert value.__doc__, name
+
+
+def test_what_a_room_shows_is_there_without_another_import() -> None:
+    """In a new process: here, other tests have imported everything already."""
+    script = (
+        "import adderzoo\n"
+        "for room in (adderzoo.analysis, adderzoo.engine, adderzoo.inference):\n"
+        "    assert dir(room) == sorted(room.__all__)\n"
+        "    assert all(getattr(room, name).__doc__ for name in room.__all__)\n"
+        "    assert not hasattr(room, 'nonsense')\n"
+        "adderzoo.analysis.costs.profile, adderzoo.inference.quantization.simulate\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

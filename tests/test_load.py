@@ -129,10 +129,12 @@ def test_the_folder_follows_the_weights_and_needs_no_room(training: Path, monkey
     assert sorted(path.name for path in training.iterdir()) == ["best.safetensors", "config.json", "model.safetensors"]
 
 
-def test_weights_of_no_registered_network_make_no_folder_of_timms(tmp_path: Path) -> None:
-    save_weights(nn.Linear(2, 2), tmp_path / "last.safetensors", {})
+def test_weights_of_no_registered_network_make_a_folder_of_ours_alone(tmp_path: Path) -> None:
+    network, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    save_weights(network, tmp_path / "last.safetensors", {})
     write_local_dir(tmp_path, tmp_path / "last.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "model.safetensors"]
+    assert_same(adderzoo.load(tmp_path, other), network)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/checkpoints")
@@ -155,19 +157,85 @@ def test_published_weights_are_a_file_too() -> None:
         assert network.pretrained_cfg[key] == published.pretrained_cfg[key]
 
 
+@pytest.mark.parametrize("given", ["", "network"])
 @pytest.mark.parametrize("form", ["float", "integer"])
-def test_what_is_saved_is_loaded(tmp_path: Path, form: str) -> None:
+def test_what_is_saved_is_loaded(tmp_path: Path, form: str, given: str) -> None:
     network = trained("adder_lenet5", 1, 32, 32, num_classes=3).eval()
     network.pretrained_cfg.update(mean=(0.3,), std=(0.7,))
     x = torch.randn(4, 1, 32, 32)
     if form == "integer":
         network = adderzoo.quantize(adderzoo.calibrate(network, [x]))
     adderzoo.save(network, str(tmp_path / "network.safetensors"), {"classes": json.dumps(CLASSES)})
-    again: Any = adderzoo.load(tmp_path / "network.safetensors").eval()
+    like: Any = timm.create_model("adder_lenet5", num_classes=3) if given else None
+    again: Any = adderzoo.load(tmp_path / "network.safetensors", like).eval()
     assert torch.equal(again(x), network(x))
     assert again.num_classes == 3
+    if like is not None and form == "integer":  # it is left as it is
+        assert like.pretrained_cfg["label_names"] != tuple(CLASSES)
     assert again.pretrained_cfg["label_names"] == tuple(CLASSES)
     assert resolve_model_data_config(again)["std"] == (0.7,)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("adder_lenet5", {"conv_layer": "conv"}),
+        ("adder_edsr_small_x2", {"res_scale": 0.5}),
+        ("adder_resnet18", {"small_images": True, "output_stride": 8}),
+    ],
+)
+def test_arguments_that_change_no_shape_are_part_of_the_network(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    """Tensors of the same names and shapes are not enough to call a network by a name that makes another one."""
+    torch.manual_seed(1)
+    network: Any = timm.create_model(name, **arguments).eval()
+    x = torch.randn(1, network.in_chans, 32, 32)
+    path = tmp_path / "network.safetensors"
+    adderzoo.save(network, path)
+    with pytest.raises(ValueError, match="does not say which network it is of"):
+        adderzoo.load(path)
+    adderzoo.save(network, path, **arguments)
+    assert torch.equal(adderzoo.load(path).eval()(x), network(x))
+
+
+def test_where_weights_were_read_is_no_part_of_the_network(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"pretrained": True, "cache_dir": str(tmp_path), "conv_layer": "adder"}
+    network: Any = timm.create_model("adder_lenet5.digits", **arguments)
+    adderzoo.save(network, tmp_path / "network.safetensors", **arguments)
+    again: Any = adderzoo.load(tmp_path / "network.safetensors")
+    assert_same(again, network)
+    assert again.pretrained_cfg["tag"] == "digits"
+
+
+def test_what_matters_in_training_alone_does_not_make_another_network(tmp_path: Path) -> None:
+    network: Any = timm.create_model("adder_resnet20", drop_rate=0.5)
+    network.layer1[0].conv1.weight_grad = "sign"
+    network.bn1.momentum = 0.01
+    network.comment = "mine"
+    network.set_grad_checkpointing()
+    network.eval()
+    adderzoo.save(network, tmp_path / "network.safetensors")
+    assert_same(adderzoo.load(tmp_path / "network.safetensors"), network)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adder_lenet5", {"drop_rate": 1e9}, "cannot be saved: its numbers must be from -1048576 to 1048576"),
+        ("adder_lenet5", {"dtype": torch.float32}, "cannot be saved: Object of type dtype is not JSON serializable"),
+        ("adder_lenet5", {"conv_layer": "conv"}, "make another adder_lenet5 than this: got a LeNet5"),
+        ("adder_lenet5", {"nonsense": 1}, r"model_args {'nonsense': 1} make another adder_lenet5 than this"),
+        ("", {"width": 1}, r"model_args {'width': 1} are for a network of timm.create_model: got a Linear"),
+    ],
+)
+def test_arguments_that_no_file_can_have_are_refused(
+    tmp_path: Path, name: str, arguments: dict[str, Any], message: str
+) -> None:
+    network: Any = timm.create_model(name) if name else nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=message):
+        adderzoo.save(network, tmp_path / "network.safetensors", **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quantized_network_needs_no_other_import(tmp_path: Path) -> None:
@@ -201,6 +269,8 @@ def test_arguments_of_the_caller_come_before_those_of_the_file(training: Path) -
         ({}, {}, "does not say which network it is of"),
         ({"architecture": "hf-hub:somebody/else"}, {}, r"is of 'hf-hub:somebody/else', which is no registered network"),
         ({"architecture": "adder_lenet5"}, {"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"architecture": "adder_lenet5"}, {"num_classes": "three"}, "num_classes must be an integer, got 'three'"),
+        ({"architecture": "adder_lenet5"}, {"num_classes": True}, "num_classes must be an integer, got True"),
         ({"architecture": "adder_lenet5"}, {"nonsense": 1}, r"cannot be created with the arguments {'nonsense': 1"),
         ({"architecture": "cnn_lenet5"}, {"model": "adder_lenet5"}, "another network than adder_lenet5"),
         ({"architecture": "adder_lenet5", "classes": '["a"]'}, {}, "has 1 class names, the network 10 classes"),
@@ -222,3 +292,17 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     missing = tmp_path / (name or "model.safetensors")
     with pytest.raises(ValueError, match=f"^{missing} is not a file$"):
         adderzoo.load(tmp_path / name, "adder_lenet5")
+
+
+@pytest.mark.parametrize(
+    "said", [{"classes": '["a"]'}, {"data_config": "[]"}, {"architecture": "cnn_lenet5"}, {"classes": "[1]"}]
+)
+def test_a_network_that_gets_no_weights_is_left_as_it_was(tmp_path: Path, said: dict[str, str]) -> None:
+    model: Any = timm.create_model("adder_lenet5")
+    before, config = {key: value.clone() for key, value in model.state_dict().items()}, dict(model.pretrained_cfg)
+    kept = {"architecture": "adder_lenet5", "data_config": json.dumps({"mean": [0.9]})} | said
+    save_weights(trained("adder_lenet5", 1, 32, 32), tmp_path / "a.safetensors", kept)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):
+        adderzoo.load(tmp_path / "a.safetensors", model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.pretrained_cfg == config

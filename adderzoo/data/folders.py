@@ -51,14 +51,14 @@ def image_formats() -> list[str]:
     return [kind for kind in Image.OPEN if kind not in _NO_IMAGES]
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path | str) -> None:
     """Refuse what is no regular file: opening a FIFO would wait for ever, and a device has no end.
 
     Raises:
         ValueError: naming the path and what it is.
     """
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"image {path} does not exist") from error
     except OSError as error:  # a link to itself, a folder that may not be looked into
@@ -184,14 +184,14 @@ def some_of(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(shown) + (", ..." if len(names) > most else "")
 
 
-def find_images(paths: Iterable[Path]) -> Files:
+def find_images(paths: Iterable[Path | str]) -> Files:
     """Files as they are given, and in the place of a folder all images under it (:func:`list_files`), as people count.
 
     Raises:
         ValueError: naming the path, if there is no such file, it is no regular one, or a folder has no image.
     """
     found = Files()
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_dir():
             check_file(path)
             found.images.append(str(path))

@@ -44,13 +44,14 @@ class Pixels:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path | str) -> Iterator[Image.Image]:
     """An image file, opened by Pillow; whatever goes wrong in the block becomes an error that names it.
 
     Raises:
         ValueError: naming the file, if it is none, it is damaged, truncated, of an unknown format, or too large: more
             than twice Pillow's `MAX_IMAGE_PIXELS`, which a small file can claim to be.
     """
+    path = Path(path)
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("it is no regular file")
@@ -305,7 +306,7 @@ def image_mode(channels: int) -> str:
     return _MODES[channels]
 
 
-def read_image(path: Path, channels: int, background: int | None = None) -> Image.Image:
+def read_image(path: Path | str, channels: int, background: int | None = None) -> Image.Image:
     """An image for a network with 1 or 3 input channels: see :func:`read_pixels`, and :func:`opaque_image`.
 
     Of an animation, or several pages, it is the first.
@@ -348,7 +349,7 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path | str) -> tuple[int, int]:
     """Height and width of an image as :func:`read_image` gives it, of which the header alone is read.
 
     Raises:

@@ -13,7 +13,7 @@ class Loading:
     Attributes:
         batch_size: Images a batch, of one process.
         workers: Loading processes; 0 to load in this one.
-        device: Where the batches go.
+        device: Where the batches go; a name, such as "cuda", becomes one.
         in_memory: Keep all images in memory; None for where that is possible and they are few and small enough.
         seed: Of the order of the images in training, and of the place of patches.
         rank: Of this process in its group.
@@ -27,6 +27,9 @@ class Loading:
     seed: int = 0
     rank: int = 0
     processes: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", torch.device(self.device))
 
 
 @dataclass(frozen=True, kw_only=True)

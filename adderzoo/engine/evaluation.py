@@ -20,7 +20,7 @@ class Execution:
     """Where and how a network runs.
 
     Attributes:
-        device: Where the model is and the batches go.
+        device: Where the model is and the batches go; a name, such as "cuda", becomes one.
         amp_dtype: Run under autocast in this dtype; None for none.
         channels_last: Feed the images in this memory format.
     """
@@ -28,6 +28,9 @@ class Execution:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     amp_dtype: torch.dtype | None = None
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", torch.device(self.device))
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()

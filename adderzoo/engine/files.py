@@ -62,7 +62,8 @@ def check_folder(folder: Path, options: Mapping[str, Any], warn: Callable[[str],
     Args:
         folder: Of this training; it need not be there.
         options: As for :func:`write_options`.
-        warn: Gets a line for each other option that changes how the training goes on.
+        warn: Gets a line for each other option that changes how the training goes on, or if nothing says what they
+            were.
 
     Raises:
         ValueError: if there is a training that is not to be resumed, one with other options, or one without its state.
@@ -80,6 +81,8 @@ def check_folder(folder: Path, options: Mapping[str, Any], warn: Callable[[str],
             )
     elif (folder / OPTIONS).exists():
         _check_options(folder, options, warn)
+    else:
+        warn(f"{folder / OPTIONS} is missing: whether these are the options of the training there is not known")
 
 
 def _check_options(folder: Path, options: Mapping[str, Any], warn: Callable[[str], None]) -> None:

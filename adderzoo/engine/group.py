@@ -26,6 +26,9 @@ class Group:
 def open_group(device: str) -> Iterator[Group]:
     """The process group, for as long as the context lasts; one that is there already stays.
 
+    A process's GPU is that of its place on the machine, as torchrun says it; where nothing does, in a group that the
+    user has made, the one that he names, or has made the current one.
+
     Raises:
         ValueError: naming the device, if it cannot be used.
         ConnectionError: if another process of the group has failed.
@@ -35,7 +38,10 @@ def open_group(device: str) -> Iterator[Group]:
     if processes == 1:
         yield Group(open_device(device), 0, 1)
         return
-    opened = open_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    place = os.environ.get("LOCAL_RANK")
+    opened = open_device(device, None if place is None else int(place))
+    if opened.type == "cuda" and opened.index is not None:
+        torch.cuda.set_device(opened)  # where NCCL puts objects that are sent
     if not there:
         dist.init_process_group("nccl" if opened.type == "cuda" else "gloo")
     try:
@@ -65,7 +71,6 @@ def open_device(name: str, rank: int | None = None) -> torch.device:
         device = torch.device(name)
         if rank is not None and device.type == "cuda":
             device = torch.device("cuda", rank)
-            torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()  # "meta" has no values to give
     except (AssertionError, RuntimeError) as error:
         reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices

@@ -44,8 +44,10 @@ def upscale(
         (3, scale * H, scale * W), where the image is, of its type: float not clipped, integers clipped and rounded.
 
     Raises:
-        ValueError: if `tile` is less than 1, the image of another type, or a result not finite.
+        ValueError: if `tile` is less than 1, the image of another type or shape, or a result not finite.
     """
+    if image.dim() != 3:
+        raise ValueError(f"image must be (3, H, W), got shape {tuple(image.shape)}")
     if not (image.is_floating_point() or image.dtype in WHITE):
         raise ValueError(f"image must be float, uint8 or uint16, got {image.dtype}")
     if tile is not None and tile < 1:

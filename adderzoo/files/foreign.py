@@ -211,6 +211,11 @@ def check_model_args(value: Any) -> dict[str, Any]:
     return value
 
 
+def of_network(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of `timm.create_model` that a file may have: without what says where weights were read."""
+    return {key: value for key, value in arguments.items() if key not in _FILE_ARGUMENTS}
+
+
 def check_ranges(value: Any) -> dict[str, Any]:
     """What the bytes of a quantized network stand for, as `adderzoo.inference.quantization.ranges` gives it.
 

@@ -30,7 +30,7 @@ _ATTRIBUTES = (
 )
 
 NORM_ACTS = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, stochastic_depth)
 _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv)
 
@@ -204,7 +204,7 @@ def _split_activations(network: fx.GraphModule) -> None:
 
 def _remove_identities(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        if plain_module(network, node, (nn.Identity, *_DROPOUTS)) is not None or _is_idle_dropout(node):
+        if plain_module(network, node, (nn.Identity, *DROPOUTS)) is not None or _is_idle_dropout(node):
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
 

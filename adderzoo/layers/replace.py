@@ -1,6 +1,6 @@
 """Turns a CNN into an adder network."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import TypeVar
 
 from timm.layers import CondConv2d, Conv2dSame, EffectiveSEModule, SEModule, pad_same
@@ -29,7 +29,7 @@ class Adder2dSame(Adder2d):
 
 
 def replace_conv(
-    model: Network, keep_first: bool = True, keep_last: bool = True, keep: Collection[str] = ()
+    model: Network, keep_first: bool = True, keep_last: bool = True, keep: str | Iterable[str] = ()
 ) -> Network:
     """Replace the convolutions of a network by adder layers of the same geometry, in place.
 
@@ -48,7 +48,7 @@ def replace_conv(
         keep_first: Keep the first layer as it is, as the paper does.
         keep_last: Keep the last layer as it is, as the paper does. With False it becomes an adder layer too, an
             `AdderLinear` where it is a `torch.nn.Linear`. Other linear layers are never replaced.
-        keep: Names of further modules to keep as they are, with all layers in them.
+        keep: Names of further modules to keep as they are, with all layers in them, or a single name.
 
     Returns:
         `model`.
@@ -59,6 +59,7 @@ def replace_conv(
         ValueError: if there is nothing to replace, or `keep` names no module.
     """
     modules = list(model.named_modules(remove_duplicate=False))
+    keep = [keep] if isinstance(keep, str) else list(keep)
     for name in keep:
         if name not in dict(modules):
             raise ValueError(f"keep must name modules of the network, got {name!r}")

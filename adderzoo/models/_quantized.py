@@ -34,10 +34,10 @@ def load_quantized(path: Path, model: nn.Module | None = None) -> fx.GraphModule
             arguments = {"num_classes": read_num_classes(path), **read_model_args(path)}
             model = float_network(with_tag(said["architecture"], said.get("tag")), arguments)
             check_input(path, model)
-            take_description(model, path)
         quantization = read_ranges(path, "quantization")
         assert quantization is not None
         network = quantize(simulate(model, quantization))
+        take_description(network, path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     state_dict = load_file(path)

@@ -270,17 +270,28 @@ def take_description(model: Any, path: Path, other_classes: bool = False) -> Non
         other_classes: Leave the names out if they are of another number of classes.
 
     Raises:
-        ValueError: if the names are of another number of classes.
+        ValueError: as :func:`read_description`; the network is left as it was.
     """
-    config = getattr(model, "pretrained_cfg", None)
-    if not isinstance(config, dict):
-        return
-    config.update(read_data_config(path))
-    classes = read_classes(path)
+    said = read_description(model, path, other_classes)
+    if "label_names" in said:
+        model.pretrained_cfg.pop("label_descriptions", None)
+    if said:
+        model.pretrained_cfg.update(said)
+
+
+def read_description(model: Any, path: Path, other_classes: bool = False) -> dict[str, Any]:
+    """What :func:`take_description` takes, nothing if the network has no place for it.
+
+    Raises:
+        ValueError: if the file's metadata are wrong, or its names of another number of classes.
+    """
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return {}
+    said, classes = read_data_config(path), read_classes(path)
     if classes is not None and not (other_classes and len(classes) != model.num_classes):
         check_names(classes, model, str(path))
-        config.pop("label_descriptions", None)
-        config.update(num_classes=model.num_classes, label_names=tuple(classes))
+        said |= {"num_classes": model.num_classes, "label_names": tuple(classes)}
+    return said
 
 
 def take_preprocessing(

@@ -22,6 +22,7 @@ from adderzoo.data import (
     match_classes,
     open_dataset,
     open_training_data,
+    read_image,
     spread,
 )
 
@@ -438,3 +439,10 @@ def test_a_damaged_image_is_named_once_among_some_too(tmp_path: Path) -> None:
             ValueError, match=f"^image {re.escape(str(tmp_path / 'b' / '1.png'))} cannot be read: it is"
         ):
             some[1]
+
+
+def test_paths_may_be_texts(tmp_path: Path) -> None:
+    path = str(write(tmp_path, "a.png") / "a.png")
+    check_file(path)
+    assert find_images([path, str(tmp_path)]).images == [path, path]
+    assert read_image(path, 3).size == (8, 8)

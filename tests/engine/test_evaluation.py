@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from adderzoo.data import Loading
 from adderzoo.engine import Execution, Result, evaluate
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -157,3 +158,10 @@ def test_the_progress_bar_shows_the_description_on_standard_error(capsys: pytest
 def test_a_result_reads_as_one_line() -> None:
     result = Result(91.6, 0.877, 99.7, 0.173, 0.31428, 1000, 1234.4)
     assert str(result) == "top-1 91.60 ± 0.88 %, top-5 99.70 ± 0.17 %, loss 0.3143, 1000 images, 1234 images/s"
+
+
+def test_a_device_may_be_a_name() -> None:
+    """Of what runs a network, and of what feeds it."""
+    assert Execution(device="cpu").device == Loading(batch_size=1, device="cpu").device == torch.device("cpu")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="nonsense"):
+        Execution(device="nonsense")  # type: ignore[arg-type]

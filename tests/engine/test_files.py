@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import batches, lenet, result, training
 
-from adderzoo.engine import Epoch, best_epoch, run_epochs, write_epoch
+from adderzoo.engine import Epoch, TrainConfig, best_epoch, run_epochs, write_epoch
+from adderzoo.engine.files import check_folder, write_options
 
 
 def epoch(number: int, top1: float | None, loss: float | None = 1.0) -> Epoch:
@@ -42,7 +43,9 @@ def test_without_validation_no_epoch_is_the_best(tmp_path: Path) -> None:
     assert best_epoch([epoch(1, None)]) is None
     for _ in run_epochs(state, batches(1), epochs=1):
         write_epoch(tmp_path, state, {})
-    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "state.pt", "summary.csv"}
+    files = {"last.safetensors", "model.safetensors", "state.pt", "summary.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    assert (tmp_path / "model.safetensors").readlink() == Path("last.safetensors")
 
 
 def test_files_hold_the_best_and_the_last_weights_and_a_line_an_epoch(tmp_path: Path) -> None:
@@ -91,3 +94,15 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         write_epoch(tmp_path, state, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_options_that_nothing_can_be_compared_with_are_said_to_be(tmp_path: Path) -> None:
+    options, said = TrainConfig(experiment="run", resume=True).as_dict(), list[str]()
+    (tmp_path / "state.pt").touch()
+    check_folder(tmp_path, options, said.append)
+    assert said == [
+        f"{tmp_path}/args.yaml is missing: whether these are the options of the training there is not known"
+    ]
+    write_options(tmp_path, options)
+    check_folder(tmp_path, options, said.append)
+    assert len(said) == 1

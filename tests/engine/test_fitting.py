@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import adderzoo
 from adderzoo import TrainConfig
 from adderzoo.cli import main
-from adderzoo.engine import Epoch, Result, TrainResult, fit, read_config
+from adderzoo.engine import Epoch, Result, TrainResult, fit, group, read_config
 from adderzoo.layers import Adder2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,3 +379,23 @@ def test_a_process_group_of_ones_own_is_used_and_stays(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["Linear", "epoch 1", "done", "same True"]
+
+
+@pytest.mark.parametrize(
+    ("place", "named", "expected"), [("1", "cuda", "cuda:1"), ("1", "cuda:0", "cuda:1"), (None, "cuda:3", "cuda:3")]
+)
+def test_the_gpu_of_a_process(monkeypatch: pytest.MonkeyPatch, place: str | None, named: str, expected: str) -> None:
+    """torchrun says which, else the user: in a group of his own all processes would share the first."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(group, "in_group", lambda: True)
+    monkeypatch.setattr(group.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(group.dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))  # there need not be a GPU
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    if place is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", place)
+    with group.open_group(named) as found:
+        assert found == group.Group(torch.device(expected), 3, 4)
+    assert chosen == [torch.device(expected)]

@@ -92,6 +92,8 @@ def test_integers_come_out_as_integers(dtype: torch.dtype) -> None:
     assert whole.min() < 0 or whole.max() > 1
     assert torch.equal(upscale(model, image), as_integers(whole, dtype))
     assert torch.equal(upscale(model, image, 5)[:, :3, :3], as_integers(whole, dtype)[:, :3, :3])
+    with pytest.raises(ValueError, match=r"image must be \(3, H, W\), got shape \(1, 3, 12, 11\)"):
+        upscale(model, image[None])
     with pytest.raises(ValueError, match=r"image must be float, uint8 or uint16, got torch.int64"):
         upscale(model, image.long())
 

@@ -105,6 +105,16 @@ def test_last_layer_that_is_a_convolution_is_kept_or_replaced_as_such() -> None:
     assert [type(m) for m in replace_conv(make(), keep_last=False)] == [nn.Conv2d, Adder2d, Adder2d]
 
 
+@pytest.mark.parametrize("keep", [["layer1", "layer2.0"], "layer1"], ids=["names", "name"])
+def test_what_is_kept_is_named_by_anything_that_gives_names(keep: Any) -> None:
+    """An iterator too, which can be gone through but once."""
+    for names in (keep, iter([keep] if isinstance(keep, str) else keep)):
+        model: Any = replace_conv(timm.create_model("resnet18", num_classes=10), keep=names)
+        kinds = {name: type(module) for name, module in model.named_modules() if name.endswith("conv2")}
+        kept = [name for name, kind in kinds.items() if kind is nn.Conv2d]
+        assert kept == ["layer1.0.conv2", "layer1.1.conv2"] + ([] if keep == "layer1" else ["layer2.0.conv2"])
+
+
 def test_linear_layers_before_the_last_are_never_replaced() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2))
     replace_conv(model, keep_first=False, keep_last=False)
