@@ -25,7 +25,7 @@ _OPTIONS = {"color_jitter": "color-jitter", "auto_augment": "aa", "re_prob": "re
 _DEFAULT = Augmentation()
 
 
-def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[str, Any]) -> None:
+def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[str, Any] | None = None) -> None:
     """Refuse a network whose images have other channels than those of its data configuration, which prepares them.
 
     Args:
@@ -37,7 +37,7 @@ def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[s
         ValueError: naming the argument.
     """
     channels = config["input_size"][0]
-    given = model_kwargs.get("in_chans", channels)
+    given = (model_kwargs or {}).get("in_chans", channels)
     if given != channels:
         raise ValueError(
             f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration, got {given}"

@@ -153,7 +153,10 @@ def test_misspelled_networks_and_tags_are_refused_with_what_may_have_been_meant(
         (["train", "-m", "a", "b", "--epochs", "many"], "--epochs must be an integer, got 'many'"),
         (["train", "b", "--lr", "x", "-m", "a"], "--lr must be a number, got 'x'"),
         (["predict", "--model", "adder_lenet5"], "required: IMAGE"),
-        (["validate", "--model", "adder_lenet5", "--pretrained", "--checkpoint", "a.pth"], "not allowed with argument"),
+        (
+            ["validate", "--model", "adder_lenet5", "--random-weights", "--checkpoint", "a.pth"],
+            "not allowed with argument",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_parsed_ends_with_status_2_and_says_why(
