@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from adderzoo.files import foreign
 from adderzoo.files.foreign import shown, to_json, weights_in, why
+from adderzoo.files.names import no_network
 from adderzoo.files.output import in_memory, temporary_folder, write_atomically
 from adderzoo.files.weights import (
     compact,
@@ -31,7 +32,7 @@ from adderzoo.files.weights import (
 from adderzoo.hub import from_hub
 from adderzoo.inference.quantization import quantize, simulate
 from adderzoo.layers.modules import Network
-from adderzoo.models._builder import FOREIGN_SHA256
+from adderzoo.models._builder import FOREIGN_SHA256, check_tag
 from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
 from adderzoo.models._state_dict import (
     ARGUMENT_ERRORS,
@@ -166,14 +167,35 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
     model.load_state_dict(fit(read_state_dict(path), model, path, other_classes))
 
 
+def check_name(name: str, argument: str = "model") -> None:
+    """Refuse a name that timm has no network of, or a tag that the network has none of, with what may have been meant.
+
+    Args:
+        name: As `timm.create_model` takes it; what a folder (`local-dir:`) or repository (`hf-hub:`) has shows later.
+        argument: That has the name, for the error.
+
+    Raises:
+        ValueError: with what may have been meant.
+    """
+    if ":" in name:
+        return
+    if not timm.is_model(name):
+        raise no_network(name, timm.list_models(), argument)
+    check_tag(name, argument)
+
+
+def names_weights(name: str) -> bool:
+    """Whether a name is that of published weights: by its tag, or as that of a folder or repository."""
+    return ":" in name or ("." in name and _is_published(name))
+
+
 def create_model(name: str, **arguments: Any) -> Network:
     """timm's `create_model`.
 
     Raises:
         ValueError: if there is no such network or tag, or its published weights cannot be had.
     """
-    if ":" not in name and not timm.is_model(name):
-        raise ValueError(f"model must be a registered network, got {name!r}: `timm.list_models` names them")
+    check_name(name)
     try:
         if ":" in name:
             _check_source(name, arguments.get("cache_dir"))

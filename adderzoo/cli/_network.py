@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import weights_in
 
-from ._parser import key_and_value
+from ._parser import Parser, key_and_value
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from adderzoo.layers.modules import Network
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True, classifier: bool = True) -> None:
+def add_network_arguments(parser: Parser, required: bool = True, classifier: bool = True) -> None:
     """Those that :func:`open_network` reads.
 
     Args:
@@ -53,63 +52,37 @@ def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True
         type=int,
         help="number of classes of the network (default: that of its weights)",
     )
-    parser.add_argument(
-        "--in-chans", metavar="N", type=int, help="number of channels of its images (default: that of its weights)"
+    parser.share(
+        "in_chans",
+        help="number of channels of its images, 1 for gray and 3 for color; filters of published "
+        "weights are adapted as timm does (default: that of the weights)",
     )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
-        parser.add_argument(
-            f"--{name}",
-            metavar="X",
-            nargs="+",
-            type=float,
+        parser.share(
+            name,
             help=f"{what} that images are normalized with, of values from 0 to 1: one number, or one a channel "
             "(default: that of the weights)",
         )
     add_model_kwargs(parser)
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        default="auto",
+def add_device_argument(parser: Parser) -> None:
+    parser.share(
+        "device",
         help="where the network runs: cpu, cuda, cuda:1 and so on; auto for a GPU if PyTorch can use one, else the CPU "
         "(default: %(default)s)",
     )
 
 
-def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
+def add_model_kwargs(parser: Parser) -> None:
     parser.add_argument(
         "--model-kwargs",
         metavar="KEY=VALUE",
         nargs="*",
         default=[],
         type=key_and_value,
-        help="further arguments of the network, such as scale=3, if not in the checkpoint's metadata",
+        help="further arguments of the network, such as scale=3 (default: those that the weights' metadata say)",
     )
-
-
-def load_or_create(
-    name: str,
-    pretrained: bool = False,
-    checkpoint: Path | None = None,
-    num_classes: int | None = None,
-    **arguments: Any,
-) -> Any:
-    """A network with the weights of a checkpoint, with published ones, or random ones.
-
-    Raises:
-        ValueError: as :func:`adderzoo.load`, or if there is no such network, with these arguments.
-    """
-    from adderzoo.checkpoints import check_num_classes, create_with, load
-
-    if checkpoint:
-        if taken := {"path", "model", "other_classes"} & arguments.keys():
-            raise ValueError(f"model-kwargs must be arguments of the network, got {', '.join(sorted(taken))}")
-        return load(checkpoint, name, num_classes, **arguments)
-    if num_classes is not None:
-        check_num_classes(num_classes)
-        arguments["num_classes"] = num_classes
-    return create_with(name, {"pretrained": pretrained, **arguments})
 
 
 def open_network(
@@ -118,7 +91,7 @@ def open_network(
     """The network that the arguments ask for, with its weights; a line says which, unless `quiet`.
 
     Afterwards `args.model` is its name, with the tag of published weights, `args.checkpoint` the file that its weights
-    are from, else None, and `args.published` whether they are the tag's.
+    are from, else None, `args.published` whether they are the tag's, and `args.weights` what to say of them.
 
     Args:
         args: Those of :func:`add_network_arguments`.
@@ -153,6 +126,7 @@ def open_network(
     if not any_task:
         check_classifier(opened.network, opened.name)
     args.model, args.checkpoint, args.published = opened.name, opened.checkpoint, opened.published
+    args.weights = opened.weights
     if not quiet:
         say(args, f"{opened.name}, {opened.weights}{'' if device is None else f', on {describe(device)}'}")
         if args.in_chans is not None and not (args.mean and args.std):

@@ -1,7 +1,6 @@
 """The parser of every command: one usage line, options that commands share, examples, and what may have been meant."""
 
 import argparse
-import re
 import textwrap
 from copy import copy
 from dataclasses import replace
@@ -19,6 +18,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": _Formatter, **arguments})
         self._shared: list[Option] = []
         self._inside = False
+        self.notes = ""
+        self.examples: tuple[str, ...] = ()
 
     def explain(self, usage: str, *examples: str, description: str = "", notes: str = "") -> None:
         """What the help says beside the options.
@@ -29,15 +30,10 @@ class Parser(argparse.ArgumentParser):
             description: Sentences behind the one that says what the command does.
             notes: Paragraphs behind the options.
         """
-        self.usage = f"%(prog)s {usage}"
+        self.usage, self.notes, self.examples = f"%(prog)s {usage}", notes, examples
         self.description = f"{self.description} {description}".strip()
         lines = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {each}" for each in examples)])
         self.epilog = f"{notes}\n\n{lines}".strip()
-
-    @property
-    def examples(self) -> list[str]:
-        """The commands that the help shows."""
-        return re.findall(r"^  (adderzoo .+)$", self.epilog or "", re.MULTILINE)
 
     def share(self, *names: str, **changes: Any) -> None:
         """Options that `adderzoo train` has too, under the same names, with the same checks.

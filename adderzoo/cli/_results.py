@@ -26,18 +26,17 @@ class Results:
         self._path = path
         self._stream = stream
 
-    @property
-    def as_json(self) -> bool:
-        """Whether JSON is asked for."""
-        return self._path is not None
-
     def show(self, text: object) -> None:
         """Text for people, at once."""
         if not _is_stream(self._path):
             print(text, file=self._stream, flush=True)
 
-    def write(self, value: Any) -> None:
+    def write(self, value: Any, last: bool = True) -> None:
         """The whole result as JSON, if that is asked for; the file is replaced completely or not at all.
+
+        Args:
+            value: As :func:`adderzoo.files.foreign.to_json` takes it.
+            last: Whether it is complete; what is not yet goes to files alone.
 
         Raises:
             OSError: if the file cannot be written.
@@ -47,17 +46,21 @@ class Results:
         if self._path is None:
             return
         text = to_json(value, indent=2) + "\n"
-        if _is_stream(self._path):
-            self._stream.write(text)
-        else:
+        if not _is_stream(self._path):
             write_atomically(self._path, lambda path: path.write_text(text))
+        elif last:
+            self._stream.write(text)
 
 
 @contextlib.contextmanager
-def open_results(args: argparse.Namespace) -> Iterator[Results]:
+def open_results(args: argparse.Namespace, speaks: bool = True) -> Iterator[Results]:
     """Where the results of a command go, which :func:`add_json_argument` lets the user say.
 
     Where JSON goes to standard output, nothing else does: what anybody prints meanwhile goes to standard error.
+
+    Args:
+        args: Of the command.
+        speaks: Whether this process has results; of a group, the first does.
 
     Raises:
         ValueError: if no file can be written there.
@@ -65,11 +68,13 @@ def open_results(args: argparse.Namespace) -> Iterator[Results]:
     """
     from adderzoo.files.output import check_output
 
-    if _is_stream(args.json):
+    if _is_stream(args.json) and speaks:
         stream = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):
             yield Results(args.json, stream)
         return
+    if not speaks:
+        args.json = None
     if args.json is not None:
         check_output(args.json, "json")
     yield Results(args.json, sys.stdout)

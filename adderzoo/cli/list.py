@@ -4,25 +4,34 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from adderzoo.files.foreign import to_json
-
+from ._parser import Parser
+from ._results import add_json_argument, open_results
 from ._table import align
 
 if TYPE_CHECKING:
     from adderzoo.catalogue import Measurement, ModelInfo
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("filter", metavar="FILTER", nargs="?", default="", help="such as 'adder_*' or '*.digits'")
-    parser.add_argument("--pretrained", action="store_true", help="only networks with published weights")
-    parser.add_argument("--json", action="store_true", help="print everything that is known, exact numbers, as JSON")
-    parser.epilog = (
-        "For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
-        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. `pretrained=True` "
-        "without a tag takes the first of a network's tags. Of classifiers top-1 accuracies are shown, with standard "
-        "error, and on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first "
-        "of those that --json tells."
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "[FILTER] [options]",
+        'adderzoo list "*_resnet20"',
+        "adderzoo list --pretrained",
+        notes="For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
+        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. A network's name "
+        "without a tag stands for its first one. Of classifiers top-1 accuracies are shown, with standard error, and "
+        "on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first of those "
+        "that --json tells.",
     )
+    parser.add_argument(
+        "filter",
+        metavar="FILTER",
+        nargs="?",
+        default="",
+        help="show networks of these names or tags alone, such as 'adder_*' or '*.digits' (default: all)",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="show networks with published weights alone")
+    add_json_argument(parser, "everything that is known, in exact numbers,")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,11 +39,13 @@ def run(args: argparse.Namespace) -> None:
 
     from adderzoo.catalogue import networks
 
-    found = networks(args.filter, pretrained=args.pretrained)
-    if not found:
-        kind = "network with published weights" if args.pretrained else "network"
-        raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
-    print(to_json([asdict(network) for network in found], indent=2) if args.json else _table(found))
+    with open_results(args) as results:
+        found = networks(args.filter, pretrained=args.pretrained)
+        if not found:
+            kind = "network with published weights" if args.pretrained else "network"
+            raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
+        results.write([asdict(network) for network in found])
+        results.show(_table(found))
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:

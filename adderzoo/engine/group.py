@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from adderzoo.files.names import did_you_mean
+
 
 @dataclass(frozen=True)
 class Group:
@@ -67,7 +69,8 @@ def open_device(name: str, rank: int | None = None) -> torch.device:
         torch.zeros(1, device=device).item()  # "meta" has no values to give
     except (AssertionError, RuntimeError) as error:
         reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices
-        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
+        hint = did_you_mean(name.partition(":")[0], ("auto", "cpu", "cuda", "mps", "xpu"))
+        raise ValueError(f"device {name!r} cannot be used{hint or ':'} {reason}") from error
     return device
 
 
