@@ -121,7 +121,8 @@ class Speed:
     @property
     def machine(self) -> str:
         """In a line."""
-        return f"{self.processor} ({self.instructions}), {self.threads} threads, PyTorch {self.torch}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.processor} ({self.instructions}), {threads}, PyTorch {self.torch}"
 
 
 @dataclass(frozen=True)
@@ -345,6 +346,14 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     if "test_sets" in row:
         return Quality(**row | {"test_sets": tuple(SetQuality(**each) for each in row["test_sets"])})
     return Accuracy(**row)
+
+
+def short(count: int) -> str:
+    """Three digits or so: 0.42M, 40.4M, 1.70G, 551.5G, 9.38T."""
+    for unit, letter in ((1e12, "T"), (1e9, "G")):
+        if count >= unit:
+            return f"{count / unit:.{2 if count < 100 * unit else 1}f}{letter}"
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"
 
 
 def read_speeds(path: Path = SPEED) -> dict[tuple[str, str], Speed]:

@@ -86,7 +86,11 @@ set_up() {
     # Compiling needs the headers of the PyTorch that the package will run on, so this comes first.
     wanted=$(requirements "$EXTRAS")
     if ! made_from "packages-$EXTRAS" "$wanted"; then
-        say "Installing what [$EXTRAS] needs, of which PyTorch is large: 2 to 4 minutes the first time"
+        if ls -d .venv/lib/python*/site-packages/torch >/dev/null 2>&1; then
+            say "Installing what [$EXTRAS] needs and is not there: a minute or less"
+        else
+            say "Installing PyTorch and what else [$EXTRAS] needs: a download of a gigabyte or more, 2 to 4 minutes"
+        fi
         pip_install "setuptools>=77" -r <(echo "$wanted")
         made "packages-$EXTRAS" "$wanted"
     fi

@@ -5,6 +5,7 @@
 """
 
 import csv
+import functools
 import io
 import sys
 from collections.abc import Iterable, Iterator
@@ -62,23 +63,19 @@ def measure_speeds(names: Iterable[str] = (), seconds: float = 2.0, again: bool 
     Args:
         names: Adder networks with a CNN twin; all of them if none is named.
         seconds: For each network and precision.
-        again: Whether to measure what is in the file once more, and to replace what another machine has measured.
-        path: Of the file.
+        again: Whether to measure what is in the file once more.
+        path: Of the file. What it has of another machine, number of threads or PyTorch is dropped.
 
     Raises:
-        ValueError: if a name is no adder network with a twin, or the file is of another machine and `again` is not set.
+        ValueError: if a name is no adder network with a twin.
         OSError: if the file cannot be written.
     """
     possible = [name for name in network_names() if name.startswith("adder_") and twin(name)]
     chosen = list(names) or possible
     if unknown := [name for name in chosen if name not in possible]:
         raise ValueError(f"names must be among {', '.join(possible)}, got {unknown[0]!r}")
-    speeds, machine = read_speeds(path), _machine()
-    elsewhere = {key for key, row in speeds.items() if row.machine != _named(machine)}
-    if elsewhere and not again:
-        other = next(speeds[key].machine for key in elsewhere)
-        raise ValueError(f"{path} is of {other}, this is {_named(machine)}: again=True measures everything anew")
-    speeds = {key: row for key, row in speeds.items() if key not in elsewhere}
+    machine = _machine()
+    speeds = {key: row for key, row in read_speeds(path).items() if row.machine == _named(machine)}
     for name in chosen:
         cnn = twin(name) or ""
         contenders = {(each, precision): _contender(each, precision) for precision in _PRECISIONS for each in (name, cnn)}
@@ -151,6 +148,8 @@ def _rounded(value: float) -> float:
 def write_results(folder: Path = SPEED.parent) -> None:
     """Write `classification.csv` and `super-resolution.csv`, after anything that they show has changed.
 
+    README.md and the model cards show it too: `scripts/publish_results.py` writes them all.
+
     The largest networks are quantized for it, which takes some minutes.
 
     Args:
@@ -179,8 +178,9 @@ def tables(
         table = found["super-resolution" if network.task == "super-resolution" else "classification"]
         cnn = twin(network.name) if not network.name.startswith("cnn_") else None
         for tag in [weights.tag for weights in network.pretrained] or [""]:
-            columns = _costs(network.name, tag, quantized, speeds)
-            others = _costs(cnn, tag, quantized, speeds) if cnn else dict.fromkeys(columns)
+            tagged = f"{network.name}.{tag}" if tag else ""
+            columns = _costs(network.name, tagged, quantized, speeds)
+            others = _costs(cnn, tagged, quantized, speeds) if cnn else dict.fromkeys(columns)
             ours = list(_figures(results.get(f"{network.name}.{tag}"), network.task))
             theirs = {_dataset(row): row for row in _figures(results.get(f"{cnn}.{tag}"), network.task)}
             speed = speeds.get((network.name, "float32"))
@@ -195,7 +195,7 @@ def tables(
                         **columns,
                         "cnn": cnn,
                         **{f"cnn_{key}": value for key, value in (reached | others).items()},
-                        "input_size": _size(_described(network.name, tag).input_size),
+                        "input_size": _size(_described(network.name, tagged).input_size),
                         "timed_input_size": speed.input_size if speed else None,
                         "batch_size": speed.batch_size if speed else None,
                         "machine": speed.machine if speed else None,
@@ -225,15 +225,16 @@ def _figures(measured: Measurement | None, task: str) -> Iterator[dict[str, Any]
         yield dict.fromkeys(("dataset", *kinds))
 
 
-def _described(name: str, tag: str) -> ModelInfo:
-    """With the classes and the input of the tag."""
-    return describe(name, get_pretrained_cfg(f"{name}.{tag}") if tag else None)
+@functools.cache
+def _described(name: str, tagged: str) -> ModelInfo:
+    """A network with the classes and the input of weights, its own or its twin's; "" for those of the network."""
+    return describe(name, get_pretrained_cfg(tagged) if tagged else None)
 
 
 def _costs(
-    name: str, tag: str, quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]
+    name: str, tagged: str, quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]
 ) -> dict[str, Any]:
-    info = _described(name, tag)
+    info = _described(name, tagged)
     counted = name.partition("_")[0] in ("adder", "cnn")  # of others, energy and bytes would be a part
     speed = [speeds.get((name, precision)) for precision in _PRECISIONS]
     return {
@@ -242,7 +243,7 @@ def _costs(
         "adder_elements": info.adder_elements,
         "millijoules_float32": _rounded(info.energy()) if counted else None,
         "millijoules_int8": _rounded(info.energy("int8")) if counted else None,
-        "bytes_float32": float_bytes(name, tag),
+        "bytes_float32": float_bytes(name, tagged),
         "bytes_int8": quantized[name],
         **{
             f"images_per_second_{precision}": row.images_per_second if row else None
@@ -251,16 +252,22 @@ def _costs(
     }
 
 
-def _create(name: str, tag: str = "", device: str = "cpu") -> nn.Module:
-    cfg = get_pretrained_cfg(f"{name}.{tag}") if tag else None
+def _create(name: str, tagged: str = "", device: str = "cpu") -> nn.Module:
+    cfg = get_pretrained_cfg(tagged) if tagged else None
     arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
     with torch.device(device):
         return timm.create_model(name, **arguments).eval()
 
 
-def float_bytes(name: str, tag: str = "") -> int:
-    """Of the tensors of a network's weights in float32, BatchNorm's statistics among them."""
-    return _bytes(compact(_create(name, tag, "meta").state_dict()))
+@functools.cache
+def float_bytes(name: str, tagged: str = "") -> int:
+    """Of the tensors of a network in float32, BatchNorm's statistics among them.
+
+    Args:
+        name: Of the network.
+        tagged: Weights whose classes and channels it has, its own or its twin's; "" for those of the network.
+    """
+    return _bytes(compact(_create(name, tagged, "meta").state_dict()))
 
 
 def quantized_bytes(name: str) -> int | None:
@@ -292,6 +299,15 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 def _size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
+
+
+def read_tables(folder: Path = SPEED.parent) -> list[dict[str, str]]:
+    """The rows of both tables, as they are written."""
+    rows = []
+    for name in ("classification", "super-resolution"):
+        with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            rows += list(csv.DictReader(file))
+    return rows
 
 
 def _write(path: Path, rows: list[dict[str, Any]], names: list[str]) -> None:
