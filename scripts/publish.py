@@ -119,7 +119,7 @@ def main() -> None:
         sys.exit(f"publish.py: error: {error}")
     print(f'{url}\ntimm.create_model("hf-hub:{args.repo}", pretrained=True)')
     organization = args.repo.partition("/")[0]
-    if HUB_ORGANIZATION != organization:
+    if organization != HUB_ORGANIZATION:
         print(f'Once all weights are there: HUB_ORGANIZATION = "{organization}" in adderzoo/hub.py', file=sys.stderr)
 
 

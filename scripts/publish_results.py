@@ -93,7 +93,7 @@ def _timing(rows: list[dict[str, str]]) -> str:
     times = [
         f"{float(row['cnn_images_per_second_float32']) / float(row['images_per_second_float32']):.1f}"
         for row in timed
-        if row.get("psnr")
+        if row.get("psnr") and row["cnn_images_per_second_float32"]
     ]
     return (
         "Images a second, of an adder network (`fuse`; `quantize`) in turns with its CNN twin (`torch.compile` with "
@@ -101,7 +101,7 @@ def _timing(rows: list[dict[str, str]]) -> str:
         f"{'; '.join(sorted({row['machine'] for row in timed})) or 'no machine yet'}."
         + (
             f" There super-resolution takes {' and '.join(dict.fromkeys(times))} times as long as the CNN, while its "
-            "operations take half the energy in the model of a chip."
+            "operations take about half the energy in the model of a chip."
             if times
             else ""
         )

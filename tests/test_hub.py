@@ -20,8 +20,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 import adderzoo.models
-from adderzoo.checkpoints import create_model
 from adderzoo import hub as adderzoo_hub
+from adderzoo.checkpoints import create_model
 from adderzoo.hub import from_hub, hub_id
 from adderzoo.models import _builder
 
@@ -112,7 +112,9 @@ def test_every_tag_with_a_file_has_its_repository_on_the_hub_once_it_is_there() 
 
 def test_before_publication_nothing_says_where_weights_are_on_the_hub() -> None:
     assert adderzoo_hub.HUB_ORGANIZATION is None, "published: README.md, limits.md and publishing.md say otherwise"
-    ours = [name for name in timm.list_models("*.*", module="", include_tags=True) if name.startswith(("adder_", "cnn_"))]
+    ours = [
+        name for name in timm.list_models("*.*", module="", include_tags=True) if name.startswith(("adder_", "cnn_"))
+    ]
     assert {path.stem for path in adderzoo.models.WEIGHTS.glob("*.safetensors")} <= set(ours)
     assert {timm.get_pretrained_cfg(name).hf_hub_id for name in ours} == {None}
 

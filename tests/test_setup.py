@@ -69,7 +69,11 @@ def test_the_first_script_says_what_it_does_and_the_second_does_nothing(set_up: 
     first = set_up()
     assert (first.returncode, first.stdout) == (0, "ready\n"), first.stderr
     assert calls(tmp_path) == ["make", "install", "compile"]
-    for line in ("Installing PyTorch and what else [dev] needs", "Downloading torch-2.14-cp311.whl (899.1 MB)", "Compiling the operators"):
+    for line in (
+        "Installing PyTorch and what else [dev] needs",
+        "Downloading torch-2.14-cp311.whl (899.1 MB)",
+        "Compiling the operators",
+    ):
         assert line in first.stderr
     assert "compiled 3 of 9 files" in first.stderr
     assert "six" not in first.stderr

@@ -105,7 +105,9 @@ def model_card(name: str, folder: Path = models.WEIGHTS) -> str:
     else:
         front, facts = _classifier(cfg, network, measured, cfg.label_names or read_classes(file))
     card = ModelCard.from_template(
-        ModelCardData(license=license.lower(), model_name=name, eval_results=_evaluations(cfg.tag, measured, front), **front),
+        ModelCardData(
+            license=license.lower(), model_name=name, eval_results=_evaluations(cfg.tag, measured, front), **front
+        ),
         template_path=str(TEMPLATE),
         name=name,
         network=network,

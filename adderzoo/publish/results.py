@@ -78,7 +78,9 @@ def measure_speeds(names: Iterable[str] = (), seconds: float = 2.0, again: bool 
     speeds = {key: row for key, row in read_speeds(path).items() if row.machine == _named(machine)}
     for name in chosen:
         cnn = twin(name) or ""
-        contenders = {(each, precision): _contender(each, precision) for precision in _PRECISIONS for each in (name, cnn)}
+        contenders = {
+            (each, precision): _contender(each, precision) for precision in _PRECISIONS for each in (name, cnn)
+        }
         if not again and contenders.keys() <= speeds.keys():
             continue
         timings, _, errors = measure(list(contenders.values()), seconds, lambda text: None, memory=False)
@@ -97,7 +99,9 @@ def measure_speeds(names: Iterable[str] = (), seconds: float = 2.0, again: bool 
                 spread=round(100 * timing.spread, 1),
                 **machine,
             )
-            print(f"{key[0]} in {key[1]}: {speeds[key].images_per_second} images/s ± {speeds[key].spread} %", flush=True)
+            print(
+                f"{key[0]} in {key[1]}: {speeds[key].images_per_second} images/s ± {speeds[key].spread} %", flush=True
+            )
         order = network_names()
         rows = sorted(speeds.values(), key=lambda row: (order.index(row.network), row.precision))
         _write(path, [asdict(row) for row in rows], [field.name for field in fields(Speed)])
@@ -163,9 +167,7 @@ def write_results(folder: Path = SPEED.parent) -> None:
         _write(folder / f"{task}.csv", rows, list(rows[0]))
 
 
-def tables(
-    quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]
-) -> dict[str, list[dict[str, Any]]]:
+def tables(quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]) -> dict[str, list[dict[str, Any]]]:
     """The rows of both tables, by the name of the file.
 
     Args:
@@ -279,7 +281,9 @@ def quantized_bytes(name: str) -> int | None:
     kind = name.partition("_")[0]
     if kind == "cnn":
         layers = [
-            module.weight for module in _create(name, device="meta").modules() if isinstance(module, nn.Conv2d | nn.Linear)
+            module.weight
+            for module in _create(name, device="meta").modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
         ]
         return sum(weight.numel() + 8 * weight.shape[0] for weight in layers)
     model = _create(name)

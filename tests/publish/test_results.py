@@ -144,7 +144,9 @@ def test_what_another_machine_has_measured_is_measured_anew(
 ) -> None:
     path = tmp_path / "speed.csv"
     measure_speeds(["adder_lenet5", "adder_resnet8"], path=path)
-    monkeypatch.setattr(results, "_machine", lambda: {"processor": "p", "instructions": "i", "threads": 1, "torch": "t"})
+    monkeypatch.setattr(
+        results, "_machine", lambda: {"processor": "p", "instructions": "i", "threads": 1, "torch": "t"}
+    )
     measure_speeds(["adder_lenet5"], path=path)
     assert measured == ["adder_lenet5", "adder_resnet8", "adder_lenet5"]
     assert {(row.network, row.machine) for row in read_speeds(path).values()} == {
