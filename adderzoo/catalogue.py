@@ -297,9 +297,9 @@ def in_order(networks: Iterable[ModelInfo], key: str) -> list[ModelInfo]:
         raise ValueError(f"key must be one of {', '.join(keys)}, got {key!r}")
     if key == "top1":
         networks = [
-            replace(network, pretrained=weights)
+            replace(network, pretrained=(weights,) if weights else ())
             for network in networks
-            for weights in ([(each,) for each in network.pretrained] or [()])
+            for weights in network.pretrained or (None,)
         ]
     return sorted(networks, key=keys[key])
 
