@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim
+    from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim, pipelines
     from adderzoo.catalogue import list_models
     from adderzoo.checkpoints import create_model, load, save
     from adderzoo.engine.config import TrainConfig
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from adderzoo.inference.export import export_network as export
     from adderzoo.inference.fusion import fuse
     from adderzoo.inference.quantization import calibrate, quantize
+    from adderzoo.pipelines.classifier import Classifier
+    from adderzoo.pipelines.upscaler import Upscaler
 
 __all__ = [
+    "Classifier",
     "TrainConfig",
+    "Upscaler",
     "analysis",
     "calibrate",
     "catalogue",
@@ -36,6 +40,7 @@ __all__ = [
     "models",
     "ops",
     "optim",
+    "pipelines",
     "quantize",
     "save",
     "train",
@@ -44,7 +49,9 @@ __version__ = "0.1.0.dev0"
 
 # Where functions and classes come from; all other names of __all__ are modules.
 _FUNCTIONS = {
+    "Classifier": "pipelines.classifier.Classifier",
     "TrainConfig": "engine.config.TrainConfig",
+    "Upscaler": "pipelines.upscaler.Upscaler",
     "calibrate": "inference.quantization.calibrate",
     "create_model": "checkpoints.create_model",
     "export": "inference.export.export_network",

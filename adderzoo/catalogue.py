@@ -8,6 +8,7 @@ import fnmatch
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adderzoo.analysis.energy import Operations
 from adderzoo.files.foreign import to_json
+from adderzoo.files.names import no_network, no_tag
 from adderzoo.files.output import write_atomically
 
 if TYPE_CHECKING:
@@ -185,6 +187,27 @@ def _rows(path: Path = NETWORKS) -> dict[str, dict[str, Any]]:
 def network_names() -> list[str]:
     """The names of all networks of this package, as timm sorts them."""
     return list(_rows())
+
+
+def check_spelling(name: str, argument: str = "model") -> None:
+    """Refuse what must be a misspelled name of this package, or a tag that its network has none of, without timm.
+
+    That is a name that begins as names of this package do, which no name of timm does. Whether there is a network of
+    another name, timm alone can say.
+
+    Args:
+        name: As `timm.create_model` takes it.
+        argument: That has the name, for the error.
+
+    Raises:
+        ValueError: with what may have been meant.
+    """
+    network, dot, tag = name.partition(".")
+    if network in _rows():
+        if dot and tag not in (tags := _rows()[network]["tags"]):
+            raise no_tag(name, tags, argument)
+    elif re.fullmatch(r"[a-z]+_\w+", network) and network.partition("_")[0] in {each.split("_")[0] for each in _rows()}:
+        raise no_network(name, _rows(), argument)
 
 
 def task(name: str) -> str:

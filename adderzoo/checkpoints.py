@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from adderzoo.files import foreign
 from adderzoo.files.foreign import shown, to_json, weights_in, why
+from adderzoo.files.names import no_network
 from adderzoo.files.output import in_memory, temporary_folder, write_atomically
 from adderzoo.files.weights import (
     compact,
@@ -30,7 +32,7 @@ from adderzoo.files.weights import (
 from adderzoo.hub import from_hub
 from adderzoo.inference.quantization import quantize, simulate
 from adderzoo.layers.modules import Network
-from adderzoo.models._builder import FOREIGN_SHA256
+from adderzoo.models._builder import FOREIGN_SHA256, check_tag
 from adderzoo.models._quantized import float_network, load_quantized, load_quantized_as, with_tag
 from adderzoo.models._state_dict import (
     ARGUMENT_ERRORS,
@@ -39,8 +41,10 @@ from adderzoo.models._state_dict import (
     is_finite,
     refuse,
     take_description,
+    take_preprocessing,
     to_original,
 )
+from adderzoo.models._super_resolution import is_super_resolution
 
 # SHA-256 of files whose origin is known.
 _KNOWN_LICENSES = {FOREIGN_SHA256["ResNet20-AdderNet.pth"]: "BSD-3-Clause"}
@@ -163,14 +167,35 @@ def load_checkpoint(model: nn.Module, path: Path, other_classes: bool = False) -
     model.load_state_dict(fit(read_state_dict(path), model, path, other_classes))
 
 
+def check_name(name: str, argument: str = "model") -> None:
+    """Refuse a name that timm has no network of, or a tag that the network has none of, with what may have been meant.
+
+    Args:
+        name: As `timm.create_model` takes it; what a folder (`local-dir:`) or repository (`hf-hub:`) has shows later.
+        argument: That has the name, for the error.
+
+    Raises:
+        ValueError: with what may have been meant.
+    """
+    if ":" in name:
+        return
+    if not timm.is_model(name):
+        raise no_network(name, timm.list_models(), argument)
+    check_tag(name, argument)
+
+
+def names_weights(name: str) -> bool:
+    """Whether a name is that of published weights: by its tag, or as that of a folder or repository."""
+    return ":" in name or ("." in name and _is_published(name))
+
+
 def create_model(name: str, **arguments: Any) -> Network:
     """timm's `create_model`.
 
     Raises:
         ValueError: if there is no such network or tag, or its published weights cannot be had.
     """
-    if ":" not in name and not timm.is_model(name):
-        raise ValueError(f"model must be a registered network, got {name!r}: `timm.list_models` names them")
+    check_name(name)
     try:
         if ":" in name:
             _check_source(name, arguments.get("cache_dir"))
@@ -232,6 +257,164 @@ def create_with(name: str, arguments: dict[str, Any]) -> Network:
         if not given:
             raise
         raise ValueError(f"model {name!r} cannot be created with the arguments {shown(given)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network, and what its weights are.
+
+    Attributes:
+        network: In training mode as `timm.create_model` makes it; a quantized one in evaluation mode.
+        name: Of the network, with the tag of published weights.
+        weights: What to say of them: "published weights", "weights of FILE", "random weights" or "no weights".
+        checkpoint: The file that they are from, unless they are published.
+        published: Whether they are those of the tag.
+    """
+
+    network: Network
+    name: str
+    weights: str
+    checkpoint: Path | None = None
+    published: bool = False
+
+
+def open_network(
+    model: str | Path,
+    checkpoint: Path | str | None = None,
+    random_weights: bool = False,
+    num_classes: int | None = None,
+    *,
+    in_chans: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **arguments: Any,
+) -> Opened:
+    """A network that is ready for work: with weights that somebody has trained, unless random ones are asked for.
+
+    Args:
+        model: Its name as `timm.create_model` takes it, for the published weights of its tag, without a tag the first;
+            or a file that says which network it is of (or the folder of a training), as :func:`load` takes it.
+        checkpoint: A file to take the weights from, or the folder of a training, for a network by name.
+        random_weights: Leave the weights as they are made.
+        num_classes: Of the network; else what the file says, else the network's default.
+        in_chans: Channels of its images. Filters of published weights are adapted as timm does.
+        mean: Of the images, one number or as many as there are channels, in place of what the network's data
+            configuration says.
+        std: Likewise.
+        arguments: Further ones of `timm.create_model`.
+
+    Raises:
+        ValueError: if there is no such network or file, there are no published weights or not for so many classes, or
+            they cannot be had; if a file does not fit; as :func:`load`.
+    """
+    if num_classes is not None:
+        check_num_classes(num_classes)
+    if in_chans is not None and in_chans < 1:
+        raise ValueError(f"in-chans must be at least 1, got {in_chans}")
+    path = None if checkpoint is None else weights_in(checkpoint)
+    if not _is_name(model):
+        for what, given_beside in (("checkpoint", path is not None), ("random-weights", random_weights)):
+            if given_beside:
+                raise ValueError(f"{what} must not be given beside model {model}, which is a file of weights")
+        path = weights_in(model)
+        model = _name_in(path)
+    elif path is not None and random_weights:
+        raise ValueError(f"random-weights must not be given beside checkpoint {path}")
+    name = str(model)
+    if in_chans is not None:
+        arguments["in_chans"] = in_chans
+    if path is not None:
+        opened = Opened(load(path, name, num_classes, **arguments), name, f"weights of {path}", path)
+    else:
+        if num_classes is not None:
+            arguments["num_classes"] = num_classes
+        opened = _create_random(name, arguments) if random_weights else _create_pretrained(name, arguments)
+    for key, value in (("mean", mean), ("std", std)):
+        if value is not None and is_super_resolution(opened.network):
+            raise ValueError(f"{key} is for classifiers, but {opened.name} is for super-resolution")
+    take_preprocessing(opened.network, in_chans, mean, std)
+    return opened
+
+
+def _is_name(model: str | Path) -> bool:
+    """Whether it is the name of a network, and not a file. A name comes first, as a file of that name has a path too.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(model, str) and (":" in model or timm.is_model(model)):
+        return True
+    path = Path(model)
+    if path.exists():
+        return False
+    if isinstance(model, Path) or len(path.parts) > 1 or path.suffix in _ENDINGS:
+        raise ValueError(f"model must be a registered network or a file of weights, but there is no file {model}")
+    return True  # for create_model to refuse
+
+
+# Of files of weights.
+_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+def _name_in(path: Path) -> str:
+    if "architecture" not in read_metadata(path):
+        raise ValueError(f"{path} does not say of which network it is: pass --model NAME --checkpoint {path}")
+    return _name_of(path)
+
+
+def _create_random(name: str, arguments: dict[str, Any]) -> Opened:
+    network = create_with(name, arguments)
+    return Opened(network, name, "random weights" if _has_parameters(network) else "no weights")
+
+
+def _has_parameters(network: nn.Module) -> bool:
+    return any(True for _ in network.parameters())
+
+
+# What can be done where there are no published weights.
+_OTHER_WEIGHTS = "--checkpoint FILE gives it other weights, --random-weights random ones"
+
+
+def _create_pretrained(name: str, arguments: dict[str, Any]) -> Opened:
+    """The network with the published weights of its tag.
+
+    Raises:
+        ValueError: if there are none, or not for this number of classes, or they cannot be had.
+    """
+    if not _is_published(name):
+        with torch.device("meta"):
+            trial = create_with(name, arguments)
+        if not _has_parameters(trial):
+            return _create_random(name, arguments)
+        raise ValueError(
+            f"model {name} has no published weights: {_OTHER_WEIGHTS}; `adderzoo list --pretrained` shows what has some"
+        )
+    try:
+        network = create_with(name, {"pretrained": True, **arguments})
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise ValueError(f"{error}. {_OTHER_WEIGHTS}") from error
+        raise
+    config = network.pretrained_cfg
+    trained = config.get("num_classes")
+    if network.num_classes != trained:
+        raise ValueError(
+            f"num-classes must be {trained}, for which the weights of {name} are published, got {network.num_classes}: "
+            f"{_OTHER_WEIGHTS}"
+        )
+    if ":" not in name:
+        name = with_tag(config["architecture"], config.get("tag"))
+    return Opened(network, name, "published weights", published=True)
+
+
+def _is_published(name: str) -> bool:
+    """Whether there are weights of a tag; what somebody's folder or repository has, and what no tag is, shows later."""
+    if ":" in name or not timm.is_model(name):
+        return True
+    try:
+        return bool(timm.get_pretrained_cfg(name).has_weights)
+    except RuntimeError:  # no such tag
+        return True
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

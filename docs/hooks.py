@@ -13,7 +13,7 @@ from typing import Any
 
 import adderzoo
 from adderzoo import catalogue
-from adderzoo.cli import COMMANDS
+from adderzoo.cli import COMMANDS, parsers
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "scripts" / "reproduce" / "figures"
@@ -150,15 +150,16 @@ def commands() -> str:
     lines += ["| command | what it does |", "| --- | --- |"]
     lines += [f"| [`adderzoo {name}`](#adderzoo-{name}) | {text} |" for name, text in COMMANDS.items()]
     for name, text in COMMANDS.items():
-        parser = argparse.ArgumentParser(prog=f"adderzoo {name}", add_help=False)
-        importlib.import_module(f"adderzoo.cli.{name}").add_arguments(parser)
-        lines += ["", f"## adderzoo {name}", "", f"{text[0].upper()}{text[1:]}."]
+        parser = parsers([name])[1][name]
+        lines += ["", f"## adderzoo {name}", "", _escaped(parser.description or text)]
+        lines += ["", "```sh", *parser.examples, "```"] if parser.examples else []
         positionals, options, *others = parser._action_groups
-        lines += _table(parser, "", positionals._group_actions + options._group_actions)
+        own = [action for action in options._group_actions if action.dest != "help"]
+        lines += _table(parser, "", positionals._group_actions + own)
         for group in others:
             lines += _table(parser, f"### {group.title}", group._group_actions)
-        if parser.epilog:
-            lines += ["", _escaped(parser.epilog)]
+        if notes := parser.notes or (parser.epilog if not parser.examples else ""):
+            lines += ["", _escaped(notes)]
     return "\n".join(lines) + "\n"
 
 

@@ -34,7 +34,7 @@ def test_networks_are_compared_image_by_image(tmp_path: Path) -> None:
         save_file(weights, files[-1], {"format": "pt", "architecture": "adder_lenet5", "num_classes": "10"})
         arguments = ["--model", "adder_lenet5", "--checkpoint", files[-1], "--data-dir", tmp_path / "test", "-j", 0]
         result = tmp_path / "result.json"
-        assert main(["validate", *map(str, arguments), "--results-file", str(result)]) == 0
+        assert main(["validate", *map(str, arguments), "--json", str(result)]) == 0
         accuracies.append(json.loads(result.read_text())["top1"] / 100)
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path / "test", *files],

@@ -8,11 +8,14 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Collection
 from importlib import import_module
 
 import adderzoo
+from adderzoo import catalogue
 
 from . import _signals
+from ._parser import Parser
 
 if adderzoo._is_command():
     _signals.end_at_once()
@@ -28,6 +31,7 @@ COMMANDS = {
     "export": "write a network as a file that runs without its code",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
     "benchmark": "measure what adder networks cost on this machine, beside their CNN twins",
+    "env": "show what a bug report needs: versions, this machine, and what runs the operator",
 }
 
 
@@ -62,13 +66,37 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def parsers(words: Collection[str] = tuple(COMMANDS)) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line, and those of commands.
+
+    Args:
+        words: Of the command line: commands that are not among them take no arguments yet.
+    """
+    parser = Parser(prog="adderzoo", description="Adder networks for PyTorch.")
+    parser.add_argument(
+        "--version", action="version", version=f"adderzoo {adderzoo.__version__}", help="print the version, and end"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="adderzoo")
+    made = {}
+    for name, text in COMMANDS.items():
+        made[name] = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name in words:
+            import_module(f"adderzoo.cli.{name}").add_arguments(made[name])
+    parser.explain(
+        "COMMAND [options]",
+        "adderzoo list --pretrained",
+        "adderzoo train demo/digits -m adder_lenet5.digits --epochs 1",
+        notes="`adderzoo COMMAND --help` says what a command takes.",
+    )
+    return parser, made
+
+
 def _parse(arguments: list[str], args: argparse.Namespace) -> None:
-    parser = argparse.ArgumentParser(prog="adderzoo", description="Adder networks for PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_text in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-        import_module(f"adderzoo.cli.{name}").add_arguments(command)
-    parser.parse_args(arguments, args)
+    parsers(arguments)[0].parse_args(arguments, args)
+    for argument in ("model", "models", "kd_model_name"):
+        names = getattr(args, argument, None) or []
+        for name in [names] if isinstance(names, str) else names:
+            catalogue.check_spelling(name, argument.replace("_", "-"))
 
 
 def _close(error: BaseException | None) -> None:

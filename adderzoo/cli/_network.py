@@ -2,103 +2,150 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo.engine.options import literal
 from adderzoo.files.foreign import weights_in
 
+from ._parser import Parser, key_and_value
+
 if TYPE_CHECKING:
+    import torch
+
     from adderzoo.layers.modules import Network
 
 
-def add_network_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--model", metavar="NAME", required=required, help="network, as timm.create_model takes it")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--pretrained", action="store_true", help="with the published weights of its tag")
-    weights.add_argument(
-        "--checkpoint", metavar="FILE", type=weights_in, help="with these weights, in either format; or their folder"
+def add_network_arguments(parser: Parser, required: bool = True, classifier: bool = True) -> None:
+    """Those that :func:`open_network` reads.
+
+    Args:
+        parser: Of the command.
+        required: Whether the network has to be named.
+        classifier: Whether it may be one, which has classes, and images of any channels, mean and deviation.
+    """
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="NAME",
+        required=required,
+        help="name of the network, with the published weights of the tag behind its dot, or of its first tag without "
+        "one; or a file of weights that says which network it is of, such as `adderzoo train` and `quantize` write, or "
+        "the folder of a training",
     )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        type=weights_in,
+        help="take the weights from this file in place of the published ones: safetensors, or a PyTorch checkpoint; or "
+        "the folder of a training",
+    )
+    weights.add_argument(
+        "--random-weights", action="store_true", help="leave the weights random, for a network that has no others"
+    )
+    if not classifier:
+        parser.set_defaults(num_classes=None, in_chans=None, mean=None, std=None)
+        add_model_kwargs(parser)
+        return
     parser.add_argument(
         "--num-classes",
         metavar="N",
         type=int,
-        help="classes of the network, if neither its default nor in the checkpoint's metadata",
+        help="number of classes of the network (default: that of its weights)",
     )
+    parser.share(
+        "in_chans",
+        help="number of channels of its images, 1 for gray and 3 for color; filters of published "
+        "weights are adapted as timm does (default: that of the weights)",
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.share(
+            name,
+            help=f"{what} that images are normalized with, of values from 0 to 1: one number, or one a channel "
+            "(default: that of the weights)",
+        )
     add_model_kwargs(parser)
 
 
-def add_model_kwargs(parser: argparse.ArgumentParser) -> None:
+def add_device_argument(parser: Parser) -> None:
+    parser.share(
+        "device",
+        help="where the network runs: cpu, cuda, cuda:1 and so on; auto for a GPU if PyTorch can use one, else the CPU "
+        "(default: %(default)s)",
+    )
+
+
+def add_model_kwargs(parser: Parser) -> None:
     parser.add_argument(
         "--model-kwargs",
         metavar="KEY=VALUE",
         nargs="*",
         default=[],
         type=key_and_value,
-        help="further arguments of the network, such as scale=3, if not in the checkpoint's metadata",
+        help="further arguments of the network, such as scale=3 (default: those that the weights' metadata say)",
     )
 
 
-def key_and_value(text: str) -> tuple[str, Any]:
-    """An argument of the form KEY=VALUE."""
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, got {text!r}")
-    return key, literal(value)
-
-
-def load_or_create(
-    name: str,
-    pretrained: bool = False,
-    checkpoint: Path | None = None,
-    num_classes: int | None = None,
-    **arguments: Any,
+def open_network(
+    args: argparse.Namespace, device: "torch.device | None" = None, quiet: bool = False, any_task: bool = False
 ) -> Any:
-    """A network with the weights of a checkpoint, with published ones, or random ones.
+    """The network that the arguments ask for, with its weights; a line says which, unless `quiet`.
+
+    Afterwards `args.model` is its name, with the tag of published weights, `args.checkpoint` the file that its weights
+    are from, else None, `args.published` whether they are the tag's, and `args.weights` what to say of them.
+
+    Args:
+        args: Those of :func:`add_network_arguments`.
+        device: Where the network is moved to.
+        quiet: Say nothing.
+        any_task: Take networks for super-resolution too.
 
     Raises:
-        ValueError: as :func:`adderzoo.load`, or if there is no such network, with these arguments.
+        ValueError: as :func:`adderzoo.checkpoints.open_network`, or if it is no classifier, unless `any_task`.
     """
-    from adderzoo.checkpoints import check_num_classes, create_with, load
-
-    if checkpoint:
-        if taken := {"path", "model", "other_classes"} & arguments.keys():
-            raise ValueError(f"model-kwargs must be arguments of the network, got {', '.join(sorted(taken))}")
-        return load(checkpoint, name, num_classes, **arguments)
-    if num_classes is not None:
-        check_num_classes(num_classes)
-        arguments["num_classes"] = num_classes
-    return create_with(name, {"pretrained": pretrained, **arguments})
-
-
-def open_network(args: argparse.Namespace, quiet: bool = False, any_task: bool = False) -> Any:
-    """The network that the arguments ask for; weights that stay random are said to be, unless `quiet`.
-
-    Raises:
-        ValueError: as :func:`load_or_create`, or if it is no classifier, unless `any_task`.
-    """
+    from adderzoo.checkpoints import open_network
     from adderzoo.models import check_classifier
 
-    for key in ("num_classes", "pretrained"):
-        if key in dict(args.model_kwargs):
-            raise ValueError(f"model-kwargs must not have {key}: there is --{key.replace('_', '-')}")
     arguments = dict(args.model_kwargs)
-    model = load_or_create(args.model, args.pretrained, args.checkpoint, args.num_classes, **arguments)
+    taken = {"checkpoint", "model", "random_weights"}
+    for key in ("in_chans", "mean", "num_classes", "pretrained", "std"):
+        if key in arguments:
+            option = {"pretrained": "random-weights"}.get(key, key.replace("_", "-"))
+            raise ValueError(f"model-kwargs must not have {key}: there is --{option}")
+    if wrong := taken & arguments.keys():
+        raise ValueError(f"model-kwargs must be arguments of the network, got {', '.join(sorted(wrong))}")
+    opened = open_network(
+        args.model,
+        args.checkpoint,
+        args.random_weights,
+        args.num_classes,
+        in_chans=args.in_chans,
+        mean=args.mean,
+        std=args.std,
+        **arguments,
+    )
     if not any_task:
-        check_classifier(model, args.model)
-    if quiet or args.checkpoint or not any(True for _ in model.parameters()):
-        return model
-    trained = model.pretrained_cfg.get("num_classes")
-    if not args.pretrained:
-        say(args, "neither --pretrained nor --checkpoint: random weights")
-    elif model.num_classes != trained:
-        say(args, f"the published weights are for {trained} classes: random weights in the classifier")
-    return model
+        check_classifier(opened.network, opened.name)
+    args.model, args.checkpoint, args.published = opened.name, opened.checkpoint, opened.published
+    args.weights = opened.weights
+    if not quiet:
+        say(args, f"{opened.name}, {opened.weights}{'' if device is None else f', on {describe(device)}'}")
+        if args.in_chans is not None and not (args.mean and args.std):
+            config = opened.network.pretrained_cfg
+            numbers = (" ".join(f"{value:.4g}" for value in config[key]) for key in ("mean", "std"))
+            say(args, "images are normalized with mean {} and std {}".format(*numbers))
+    return opened.network if device is None else opened.network.to(device)
+
+
+def describe(device: "torch.device") -> str:
+    """A device for people: "cpu", or "cuda:0 (NVIDIA H100)"."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def names_its_tag(args: argparse.Namespace) -> bool:
     """Whether the user says that the weights are for the classes of a tag: another checkpoint's need not be."""
-    return args.pretrained or "." in args.model
+    return args.published or "." in args.model
 
 
 def known_classes(model: "Network", args: argparse.Namespace, dataset: Any) -> list[str] | None:

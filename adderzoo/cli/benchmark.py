@@ -3,10 +3,13 @@
 import argparse
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._network import add_device_argument
+from ._parser import Parser
+from ._results import Results, add_json_argument, open_results
 from ._table import align
 
 if TYPE_CHECKING:
@@ -18,28 +21,41 @@ _OPERATOR_MODEL, _NETWORK_MODEL = "adder_resnet50", "adder_resnet20"
 _CHARTS = (".png", ".pdf", ".svg")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "[-m NAME...] [options]",
+        "adderzoo benchmark -m adder_lenet5 --parts inference --batch-size 1 --seconds 0.1 --no-compile",
+        notes="Everything is measured in turns, so that a machine that gets slower or faster does so for all; a time "
+        "is the median of the rounds, ± half the distance between their quartiles. Speed and memory are relative to "
+        "the faster memory format of the float32 CNN twin, by image; frozen is inductor's freezing, which folds "
+        "BatchNorm; the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, "
+        "optimizer and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on "
+        "one image (two in training), which is the best for them. Weights are random, on which no time depends. "
+        "PyTorch's threads are set by OMP_NUM_THREADS.",
+    )
+    parser.add_argument(
+        "-m",
+        "--models",
+        "--model",
+        metavar="NAME",
+        nargs="+",
+        help=f"measure these adder networks (default: {_OPERATOR_MODEL} for the operator, else {_NETWORK_MODEL})",
+    )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=_PARTS,
-        help="operator: its speed on the adder layers of a network; inference, training: whole networks, one training "
-        "step; threads: the network's speed with one thread and with more (all of them); by default all, but for "
-        "training in u8 and threads on a GPU",
+        help="measure these parts: operator, its speed on the adder layers of a network; inference and training, whole "
+        "networks, of training one step; threads, the network's speed with one thread and with more (default: all, but "
+        "for training in u8 and threads on a GPU)",
     )
     parser.add_argument(
         "--precision",
         nargs="+",
         choices=_PARTS_OF,
         default=["float32"],
-        help="of the adder networks: float32, or u8 for inference in bytes, beside the CNN in int8, or both (float32)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, or an NVIDIA GPU such as cuda (%(default)s)")
-    parser.add_argument(
-        "--models",
-        metavar="NAME",
-        nargs="+",
-        help=f"adder networks ({_OPERATOR_MODEL} for the operator, else {_NETWORK_MODEL})",
+        help="precision of the adder networks: float32; u8 for inference in bytes, beside the CNN in int8; or both "
+        "(default: float32)",
     )
     parser.add_argument(
         "-b",
@@ -47,27 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         nargs="+",
         type=int,
-        help="images a batch (operator 8, on a GPU 64; inference 1, 8 and 128; else 8, or 64, for images beyond 64x64, "
-        "128 for smaller); 1 is left out in training",
+        help="numbers of images a batch (default: operator 8, on a GPU 64; inference 1, 8 and 128; else 8, or 64, for "
+        "images beyond 64x64, 128 for smaller); 1 is left out in training",
     )
     parser.add_argument(
         "--seconds",
         metavar="X",
         type=float,
         default=1.0,
-        help="time for each network and way to run it (%(default)s); a layer gets a quarter of it",
+        help="time for each network and way to run it; a layer gets a quarter of it (default: %(default)s)",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, most of the waiting")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything that was measured here")
-    parser.add_argument("--chart", metavar="FILE", type=Path, help="draw it here, as .png, .pdf or .svg")
-    parser.epilog = (
-        "Everything is measured in turns, so that a machine that gets slower or faster does so for all; a time is the "
-        "median of the rounds, ± half the distance between their quartiles. Speed and memory are relative to the "
-        "faster memory format of the float32 CNN twin, by image; frozen is inductor's freezing, which folds BatchNorm; "
-        "the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, optimizer "
-        "and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on one image "
-        "(two in training), which is the best for them. PyTorch's threads are set by OMP_NUM_THREADS."
-    )
+    add_device_argument(parser)
+    add_json_argument(parser, "everything that was measured")
+    parser.add_argument("--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg")
 
 
 @dataclass(frozen=True)
@@ -83,20 +92,17 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.files.output import check_output
 
     args.precision = [precision for precision in _PARTS_OF if precision in args.precision]
+    args.device = _open_device(args.device)
     _check(args)
-    if args.json:
-        check_output(args.json, "json")
     if args.chart:
         check_output(args.chart, "chart", _CHARTS)
-    args.device = _open_device(args.device)
-    if args.chart:
         benchmark.import_matplotlib()
-    jobs = _jobs(args)
-    report = benchmark.Report(
-        benchmark.describe_machine(args.device), shlex.join(["adderzoo", *args.arguments]), float(args.seconds)
-    )
-    print(report.machine, flush=True)
-    _measure(jobs, report, args)
+    with open_results(args) as results:
+        jobs = _jobs(args)
+        machine = benchmark.describe_machine(args.device)
+        report = benchmark.Report(machine, shlex.join(["adderzoo", *args.arguments]), float(args.seconds))
+        results.show(report.machine)
+        _measure(jobs, report, args, results)
 
 
 def _open_device(name: str) -> str:
@@ -133,21 +139,22 @@ def _parts(args: argparse.Namespace) -> list[str]:
     return [part for part in there if part != "threads" or not _on_gpu(args)]
 
 
-def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace) -> None:
+def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace, results: Results) -> None:
     """Measure, and print a table of each job and batch, when it is written to the files."""
     from tqdm import tqdm
 
     from adderzoo.engine import benchmark
+    from adderzoo.files.output import write_atomically
 
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as progress:
         for job in jobs:
             for batch in job.batches:
                 if job.part == "operator":
-                    results = benchmark.measure_operator(
+                    measured = benchmark.measure_operator(
                         job.model, batch, args.seconds / 4, progress.set_description_str, job.precisions, args.device
                     )
-                    report.operator += results
-                    text = _operator_text(results)
+                    report.operator += measured
+                    text = _operator_text(measured)
                 else:
                     section = benchmark.measure_networks(
                         job.model,
@@ -163,10 +170,13 @@ def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace) -> No
                     report.networks.append(section)
                     text = _section_text(section)
                 try:
-                    _write(report, args, last=(job, batch) == (jobs[-1], jobs[-1].batches[-1]))
+                    last = (job, batch) == (jobs[-1], jobs[-1].batches[-1])
+                    results.write(asdict(report), last)
+                    if args.chart and last:
+                        write_atomically(args.chart, lambda path: benchmark.draw(report, path))
                 finally:
                     with tqdm.external_write_mode():
-                        print(f"\n{text}", flush=True)
+                        results.show(f"\n{text}")
 
 
 def _batches(args: argparse.Namespace, part: str) -> list[int]:
@@ -209,13 +219,3 @@ def _section_text(section: "Section") -> str:
     from adderzoo.engine.benchmark import section_table
 
     return f"{section.title}\n{align(section_table(section), {0, 1})}"
-
-
-def _write(report: "Report", args: argparse.Namespace, last: bool) -> None:
-    from adderzoo.engine.benchmark import draw
-    from adderzoo.files.output import write_atomically
-
-    if args.json:
-        write_atomically(args.json, lambda path: path.write_text(report.to_json()))
-    if args.chart and last:
-        write_atomically(args.chart, lambda path: draw(report, path))

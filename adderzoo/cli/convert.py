@@ -5,18 +5,40 @@ from pathlib import Path
 
 from adderzoo.files.foreign import plain
 
+from ._parser import Parser
+from ._results import add_json_argument, open_results
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint, in either format")
-    parser.add_argument("destination", metavar="DST", type=Path, help="file to write, .safetensors")
-    parser.add_argument("--model", metavar="NAME", required=True, help="network that the checkpoint belongs to")
-    parser.add_argument("--num-classes", metavar="N", type=int, help="classes of the network, if not its default")
+
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "SRC DST -m NAME [options]",
+        "adderzoo convert adderzoo/weights/adder_lenet5.digits.safetensors demo/lenet5.pth -m adder_lenet5 "
+        "--to-original",
+        "adderzoo convert demo/lenet5.pth demo/lenet5.safetensors -m adder_lenet5",
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint to read, in either format")
+    parser.add_argument(
+        "destination", metavar="DST", type=Path, help="file to write: .safetensors, or with --to-original any"
+    )
+    parser.add_argument(
+        "-m", "--model", metavar="NAME", required=True, help="name of the network that the checkpoint is of"
+    )
+    parser.add_argument(
+        "--num-classes",
+        metavar="N",
+        type=int,
+        help="number of classes of the network (default: what the checkpoint says, else that of its name)",
+    )
     parser.add_argument(
         "--key",
         metavar="KEY",
-        help="which weights, of a file that has several: the keys that lead to them, with dots between (params_ema)",
+        help="take these weights of a file that has several: the keys that lead to them, with dots between, such as "
+        "params_ema (default: its only ones)",
     )
-    parser.add_argument("--to-original", action="store_true", help="write the AdderNet authors' format instead")
+    parser.add_argument(
+        "--to-original", action="store_true", help="write the AdderNet authors' format in place of safetensors"
+    )
+    add_json_argument(parser, "what the file says of itself")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,5 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from adderzoo.files.output import check_output
 
     check_output(args.destination, "DST")
-    metadata = convert(args.source, args.destination, args.model, args.to_original, args.num_classes, args.key)
-    print(f"{args.destination}: {', '.join(f'{key} {plain(value)}' for key, value in metadata.items())}")
+    with open_results(args) as results:
+        metadata = convert(args.source, args.destination, args.model, args.to_original, args.num_classes, args.key)
+        results.write({"file": str(args.destination), **metadata})
+        results.show(f"{args.destination}: {', '.join(f'{key} {plain(value)}' for key, value in metadata.items())}")

@@ -2,86 +2,129 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._network import add_network_arguments, open_network
+from ._network import add_network_arguments, open_network, say
+from ._parser import Parser
+from ._results import Results, add_json_argument, open_results
 from .quantize import add_some_images_arguments, check_some_images, keep, open_some_images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "network",
-        metavar="NETWORK",
-        nargs="?",
-        help="instead of --model: a network with its tag, whose published weights it gets, or a file with weights",
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "OUT -m NAME [options]",
+        "adderzoo export demo/lenet5.onnx -m adder_lenet5.digits --dynamic-batch",
+        "adderzoo export demo/lenet5_c -m adder_lenet5.digits --quantize demo/digits --workers 0",
+        notes="Adder layers are fused with what follows them, but for ONNX. The file is run beside the network before "
+        "it gets its name. What `adderzoo quantize` writes is a network like any other. NETWORK before OUT is the same "
+        "as -m NETWORK.",
     )
+    parser.add_argument("network", metavar="NETWORK", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument(
-        "destination", metavar="OUT", type=Path, help="file to write, .pt2, .pt or .onnx; a folder of C"
+        "destination",
+        metavar="OUT",
+        type=Path,
+        help="what to write, whose ending says the format: .onnx, standard operators for any ONNX runtime; .pt2, "
+        "torch.export's program; .pt, TorchScript; a folder, a quantized classifier as C for microcontrollers",
     )
     add_network_arguments(parser, required=False)
     parser.add_argument(
         "--format",
         choices=("pt2", "aoti", "torchscript", "onnx", "c"),
-        required=True,
-        help="torch.export's program, .pt2; the same compiled by AOTInductor, .pt2; TorchScript, .pt; standard "
-        "operators for any ONNX runtime, .onnx; a quantized classifier as C for microcontrollers, a folder",
+        help="format of OUT (default: by its ending); aoti is the other one of .pt2, compiled by AOTInductor for this "
+        "kind of processor",
     )
     parser.add_argument(
-        "--img-size", metavar="N", type=int, help="height and width of the input (the classifier's own)"
+        "--img-size",
+        metavar="N",
+        type=int,
+        help="height and width of the images that the file takes (default: the classifier's own; needed for "
+        "super-resolution)",
     )
-    parser.add_argument("--dynamic-batch", action="store_true", help="batches of any size, instead of one image")
-    parser.add_argument("--class-names", metavar="FILE", type=Path, help="as for predict; the file says them")
-    c = parser.add_argument_group("format c")
+    parser.add_argument(
+        "--dynamic-batch", action="store_true", help="have the file take batches of any size, instead of one image"
+    )
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="have the file say these names of the classes, one a line (default: those that the weights' metadata or "
+        "the tag has, else their indices)",
+    )
+    add_json_argument(parser, "what has been written")
+    c = parser.add_argument_group("C for microcontrollers")
     c.add_argument(
         "--quantize",
-        metavar="DATA",
+        metavar="DIR",
         dest="data_dir",
-        help="folder of images to take ranges from; not needed for what `quantize` has written from images",
+        help="folder of the data set, some of whose images show what ranges the bytes need; not needed for what "
+        "`adderzoo quantize` has written with the help of images",
     )
-    c.add_argument("--bits", metavar="N", type=int, help="of a byte, 4 to 8, with --quantize (7)")
-    c.add_argument("--max-ram", metavar="BYTES", type=int, help="refuse networks that need more")
+    c.add_argument("--bits", metavar="N", type=int, help="number of bits of a byte, 4 to 8 (default: 7)")
+    c.add_argument(
+        "--max-ram", metavar="BYTES", type=int, help="refuse a network that needs more memory than this (default: any)"
+    )
     c.add_argument(
         "--no-multiply",
         action="store_true",
-        help="adder layers without multiplication: scales are sums of three shifts",
+        help="have adder layers do without multiplication: their scales become sums of three shifts",
     )
-    c.add_argument("--vectors", action="store_true", help="all numbers, and what every layer makes of some images")
+    c.add_argument(
+        "--vectors", action="store_true", help="write all numbers too, and what every layer makes of some images"
+    )
     add_some_images_arguments(parser)
-    parser.epilog = (
-        "Adder layers are fused with what follows them, but for ONNX. The file is run beside the network before it "
-        "gets its name. What `quantize` writes is a --checkpoint like any other."
-    )
 
 
 def run(args: argparse.Namespace) -> None:
-    from timm.data import resolve_model_data_config
-
-    from adderzoo.data import check_channels
     from adderzoo.files.output import check_output
-    from adderzoo.inference.export import FORMATS, describe, export_network
-    from adderzoo.models import is_super_resolution
-
-    from .predict import class_names
+    from adderzoo.inference.export import FORMATS
 
     _name_network(args)
+    args.format = args.format or _format_of(args.destination)
     if args.format == "c":
         _check_c(args)
     else:
         for name in ("data_dir", "bits", "max_ram", "no_multiply", "vectors"):
             if getattr(args, name) not in (None, False):
                 option = "quantize" if name == "data_dir" else name.replace("_", "-")
-                raise ValueError(f"{option} is for --format c, but format is {args.format}")
+                raise ValueError(f"{option} is for C, a folder, but {args.destination} gets the format {args.format}")
         check_output(args.destination, f"OUT for the format {args.format}", [FORMATS[args.format]])
+    with open_results(args) as results:
+        _export(args, results)
+
+
+def _format_of(destination: Path) -> str:
+    """The format that a name stands for by its ending.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    formats = {".onnx": "onnx", ".pt2": "pt2", ".pt": "torchscript"}
+    if destination.suffix in formats:
+        return formats[destination.suffix]
+    if destination.suffix and not destination.is_dir():
+        raise ValueError(f"OUT must end in {', '.join(formats)}, or be a folder for C, got {destination}")
+    return "c"
+
+
+def _export(args: argparse.Namespace, results: Results) -> None:
+    from timm.data import resolve_model_data_config
+
+    from adderzoo.data import check_channels
+    from adderzoo.inference.export import describe, export_network
+    from adderzoo.models import is_super_resolution
+
+    from .predict import class_names
+
     model = open_network(args, any_task=args.format != "c")
-    check_channels(resolve_model_data_config(model), args.model, dict(args.model_kwargs))
+    check_channels(resolve_model_data_config(model), args.model)
     if args.format == "c":
-        _write_c(args, model, class_names(model, args))
+        _write_c(args, model, class_names(model, args), results)
         return
     classes = None
     if not is_super_resolution(model):
@@ -90,40 +133,32 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"class-names is for classifiers, but {args.model} is for super-resolution")
     metadata = describe(model, args.img_size, classes)
     if args.format == "torchscript":
-        print(
-            f"adderzoo {args.command}: PyTorch deprecates TorchScript and may drop it: pt2 and aoti take its place",
-            file=sys.stderr,
-        )
+        say(args, "PyTorch deprecates TorchScript and may drop it: pt2 and aoti take its place")
     error = export_network(model, args.destination, args.format, args.img_size, args.dynamic_batch, metadata)
-    batch = "N" if args.dynamic_batch else 1
-    print(
-        f"{args.destination}: {args.format}, {args.destination.stat().st_size:,} bytes, "
+    size, batch = args.destination.stat().st_size, "N" if args.dynamic_batch else 1
+    results.write(
+        {"file": str(args.destination), "format": args.format, "model": args.model, "weights": args.weights}
+        | {"bytes": size, "input_size": list(map(int, metadata["input_size"].split()))}
+        | {"dynamic_batch": args.dynamic_batch, "difference": error}
+    )
+    results.show(
+        f"{args.destination}: {args.format}, {size:,} bytes, "
         f"for {batch} x {metadata['input_size'].replace(' ', ' x ')}; "
         f"its results differ from the network's by {error:.1g} of their standard deviation"
     )
 
 
 def _name_network(args: argparse.Namespace) -> None:
-    """Turns NETWORK into what the other arguments say of a network."""
-    from adderzoo.files.weights import read_metadata
+    """Turns NETWORK into --model.
 
-    if args.network is None:
-        if args.model is None:
-            raise ValueError("NETWORK or --model must name a network")
-        return
-    if args.model is not None:
-        raise ValueError(f"model must not be given beside NETWORK {args.network}")
-    path = Path(args.network)
-    if not path.is_file():
-        args.model, args.pretrained = args.network, args.checkpoint is None
-        return
-    if args.checkpoint is not None:
-        raise ValueError(f"checkpoint must not be given beside NETWORK {args.network}, which is a file")
-    said = read_metadata(path)
-    if "architecture" not in said:
-        raise ValueError(f"{path} does not say of which network it is: pass --model NAME --checkpoint {path}")
-    tag = said.get("tag")
-    args.model, args.checkpoint = f"{said['architecture']}.{tag}" if tag else said["architecture"], path
+    Raises:
+        ValueError: if both are given, or neither.
+    """
+    if args.network is not None and args.model is not None:
+        raise ValueError(f"model must not be given beside NETWORK {args.network}, got {args.model}")
+    args.model = args.model or args.network
+    if args.model is None:
+        raise ValueError("model must name a network, or a file of weights, got none: -m NAME")
 
 
 def _check_c(args: argparse.Namespace) -> None:
@@ -133,17 +168,15 @@ def _check_c(args: argparse.Namespace) -> None:
     check_some_images(args)
     for name in ("img_size", "dynamic_batch"):
         if getattr(args, name):
-            raise ValueError(
-                f"{name.replace('_', '-')} is not for --format c, which has one image of the network's size"
-            )
+            raise ValueError(f"{name.replace('_', '-')} is not for C, which has one image of the network's size")
     if args.max_ram is not None and args.max_ram < 1:
         raise ValueError(f"max-ram must be at least 1, got {args.max_ram}")
     if args.bits is not None and not (args.data_dir or args.dataset):
-        raise ValueError(f"bits needs --quantize DATA, got bits {args.bits} without it")
-    check_output_folder(args.destination, "OUT for the format c")
+        raise ValueError(f"bits needs --quantize DIR, got bits {args.bits} without it")
+    check_output_folder(args.destination, "OUT for C")
 
 
-def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
+def _write_c(args: argparse.Namespace, model: Any, classes: list[str], results: Results) -> None:
     import torch
 
     from adderzoo.files.weights import read_metadata
@@ -162,10 +195,10 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
         opened, count = open_some_images(model, args)
         loader, source = keep(opened, batches), f"{count} images"
     elif not quantized:
-        raise ValueError(f"quantize must give images for {args.model}, a network in float: --quantize DATA")
+        raise ValueError(f"quantize must give images for {args.model}, a network in float: --quantize DIR")
     elif "statistics" not in said:
         raise ValueError(
-            f"quantize must give images for {args.checkpoint}, which was quantized without them: --quantize DATA"
+            f"quantize must give images for {args.checkpoint}, which was quantized without them: --quantize DIR"
         )
     network: Any = model if quantized else quantize(calibrate(model, loader, 7 if args.bits is None else args.bits))
     statistics = observe(network, batches or loader) if has_images else json.loads(said["statistics"])
@@ -188,6 +221,14 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
         f"RAM {written.ram:,} bytes, flash {written.flash:,} bytes and about {written.code:,} of code; "
         f"about {written.instructions / 1e6:.2f} million instructions on a Cortex-M4"
     )
+    found: dict[str, Any] = {
+        "folder": str(args.destination),
+        "format": "c",
+        "model": args.model,
+        "weights": args.weights,
+    }
+    found |= {"bits": bits, "ranges": source or None}
+    found |= {key: getattr(written, key) for key in ("name", "ram", "flash", "code", "instructions")}
     if has_images:
         integers = integer_network(network, statistics, 3 if args.no_multiply else None)
         with torch.inference_mode():
@@ -195,8 +236,10 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str]) -> None:
                 int((integers(_pixels(model, batch)).argmax(1) == network(batch).argmax(1)).sum())
                 for batch, *_ in batches
             )
+        found["same_class"] = {"images": count, "same": same}
         line += f"; the same class as the network of bytes on {same} of {count} images"
-    print(line)
+    results.write(found)
+    results.show(line)
 
 
 def _pixels(model: Any, batch: "Tensor") -> "Tensor":
@@ -224,6 +267,6 @@ def _about(args: argparse.Namespace, network: Any) -> Iterable[str]:
             f"{info.multiply_adds:,} multiply-adds."
         )
         for weights in info.pretrained:
-            if weights.tag == tag and isinstance(weights.measured, Accuracy) and args.pretrained:
+            if weights.tag == tag and isinstance(weights.measured, Accuracy) and args.published:
                 measured = weights.measured
                 yield f"In float {measured.top1:.2f} % of {measured.images:,} images ({measured.dataset}) are right."

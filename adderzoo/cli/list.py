@@ -4,32 +4,41 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from adderzoo.files.foreign import to_json
-
+from ._parser import Parser
+from ._results import add_json_argument, open_results
 from ._table import align
 
 if TYPE_CHECKING:
     from adderzoo.catalogue import Measurement, ModelInfo
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("filter", metavar="FILTER", nargs="?", default="", help="such as 'adder_*' or '*.digits'")
-    parser.add_argument("--pretrained", action="store_true", help="only networks with published weights")
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "[FILTER] [options]",
+        'adderzoo list "*_resnet20"',
+        "adderzoo list --pretrained --sort top1",
+        notes="For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
+        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. A network's name "
+        "without a tag stands for its first one. Of classifiers top-1 accuracies are shown, with standard error, and "
+        "on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first of those "
+        "that --json tells. Images a second are those of the networks in float32, fused or compiled, on the machine "
+        "that results/speed.csv in the package names; of super-resolution those of 90x160 or the like.",
+    )
+    parser.add_argument(
+        "filter",
+        metavar="FILTER",
+        nargs="?",
+        default="",
+        help="show networks of these names or tags alone, such as 'adder_*' or '*.digits' (default: all)",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="show networks with published weights alone")
     parser.add_argument(
         "--sort",
         choices=("top1", "ops", "speed", "params"),
-        help="order by accuracy, by operations (multiply-adds and elements), by images a second or by parameters, the "
-        "best first (default: by name)",
+        help="order by accuracy, by operations (multiply-adds and elements together), by images a second or by "
+        "parameters, the best first (default: by name)",
     )
-    parser.add_argument("--json", action="store_true", help="print everything that is known, exact numbers, as JSON")
-    parser.epilog = (
-        "For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
-        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. `pretrained=True` "
-        "without a tag takes the first of a network's tags. Of classifiers top-1 accuracies are shown, with standard "
-        "error, and on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first "
-        "of those that --json tells. Images a second are those of the networks in float32, fused or compiled, on the "
-        "machine that results/speed.csv in the package names; of super-resolution those of 90x160 or the like."
-    )
+    add_json_argument(parser, "everything that is known, in exact numbers,")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,13 +46,15 @@ def run(args: argparse.Namespace) -> None:
 
     from adderzoo.catalogue import in_order, networks
 
-    found = networks(args.filter, pretrained=args.pretrained)
-    if not found:
-        kind = "network with published weights" if args.pretrained else "network"
-        raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
-    if args.sort:
-        found = in_order(found, args.sort)
-    print(to_json([asdict(network) for network in found], indent=2) if args.json else _table(found))
+    with open_results(args) as results:
+        found = networks(args.filter, pretrained=args.pretrained)
+        if not found:
+            kind = "network with published weights" if args.pretrained else "network"
+            raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
+        if args.sort:
+            found = in_order(found, args.sort)
+        results.write([asdict(network) for network in found])
+        results.show(_table(found))
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo.files.foreign import to_json
-
 from ._network import add_network_arguments, open_network
+from ._parser import Parser
+from ._results import Results, add_json_argument, open_results
 from ._table import align
 from .quantize import add_some_images_arguments, check_some_images, open_some_images
 
@@ -20,39 +20,37 @@ if TYPE_CHECKING:
 _TYPES = ("float32", "int8")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_network_arguments(parser)
-    parser.add_argument("--img-size", metavar="N", type=int, help="height and width of the image (the network's own)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all counts here")
-    parser.add_argument("--plots", metavar="DIR", type=Path, help="draw pictures of the network here")
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="of the pictures: folder of images, whose ranges layer by layer are shown too"
-    )
-    add_some_images_arguments(parser)
-    parser.epilog = (
-        "For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer adds "
-        "twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "-m NAME [options]",
+        "adderzoo profile -m adder_resnet20.cifar10",
+        "adderzoo profile demo/digits -m adder_lenet5.digits --plots demo/profile",
+        notes="For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer "
+        "adds twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
         "activations, pooling and the additions of shortcuts are not counted. Energy is that of the operations on a "
         "45 nm chip, without memory; latency that of the operations one after the other, a multiplication taking 4 "
         "cycles and an addition 2 (VIA Nano 2000). Bytes are those of the parameters; in int8 filters and matrices "
-        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32. The pictures are "
-        "operations.png, of the network and its twin; first_layer.png and filters.png, the distributions of filters, "
-        "also of the twin if it has published weights of the tag that --pretrained takes; ranges.png, of filters and, "
-        "with --data-dir or --dataset, of what goes into each layer."
+        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32.\n\n"
+        "The pictures are operations.png, of the network and its twin; first_layer.png and filters.png, the "
+        "distributions of filters, also of the twin where it has published weights of the same tag; ranges.png, of "
+        "filters and, with DIR or --dataset, of what goes into each layer.",
     )
+    parser.add_data_dir("folder of the data set: the pictures show the ranges of some of its images layer by layer too")
+    add_network_arguments(parser)
+    parser.add_argument(
+        "--img-size", metavar="N", type=int, help="height and width of the image (default: the network's own)"
+    )
+    add_json_argument(parser, "all counts")
+    parser.add_argument("--plots", metavar="FOLDER", type=Path, help="draw pictures of the network in this folder")
+    add_some_images_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from timm.data import resolve_model_data_config
-
-    from adderzoo.analysis.costs import profile
-    from adderzoo.files.output import check_output, check_output_folder, write_atomically
+    from adderzoo.files.output import check_output_folder
 
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f"img-size must be at least 1, got {args.img_size}")
     check_some_images(args)
-    if args.json:
-        check_output(args.json, "json")
     if args.plots:
         check_output_folder(args.plots, "plots")
         from adderzoo.analysis.plots import import_matplotlib
@@ -60,25 +58,31 @@ def run(args: argparse.Namespace) -> None:
         import_matplotlib()
     elif args.data_dir or args.dataset:
         raise ValueError("data-dir and dataset are for plots: name a folder for these")
-    model = open_network(args, quiet=not args.plots, any_task=True).eval()
+    with open_results(args) as results:
+        _profile(args, results)
+
+
+def _profile(args: argparse.Namespace, results: Results) -> None:
+    from timm.data import resolve_model_data_config
+
+    from adderzoo.analysis.costs import profile
+
+    model = open_network(args, any_task=True).eval()
     images, count = open_some_images(model, args) if args.data_dir or args.dataset else ((), 0)
     name = model.pretrained_cfg.get("architecture") or args.model.partition(".")[0]
     channels, height, width = resolve_model_data_config(model)["input_size"]
-    channels = getattr(model, "in_chans", dict(args.model_kwargs).get("in_chans", channels))
     size = (channels, args.img_size or height, args.img_size or width)
 
     profiles = {name: profile(model, size)}
     twin = _twin(name, model, args)
     if twin:
         profiles |= {twin[0]: profile(twin[1], size)}
-    if args.json:
-        report = _report(name, profiles)
-        write_atomically(args.json, lambda path: path.write_text(to_json(report, indent=2) + "\n"))
+    results.write(_report(name, profiles))
     drawn = _draw(model, twin, profiles, args.plots, images, count) if args.plots else ""
-    print(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(profiles[name])}")
-    print(f"\n{_totals(profiles)}")
+    results.show(f"{name}, one image of {'x'.join(map(str, size))}\n\n{_layers(profiles[name])}")
+    results.show(f"\n{_totals(profiles)}")
     if drawn:
-        print(f"\n{drawn}")
+        results.show(f"\n{drawn}")
 
 
 def _twin(name: str, model: "Network", args: argparse.Namespace) -> tuple[str, Any] | None:
@@ -97,7 +101,7 @@ def _twin(name: str, model: "Network", args: argparse.Namespace) -> tuple[str, A
     arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
     arguments["num_classes"] = model.num_classes
     tagged = f"{other}.{model.pretrained_cfg.get('tag', '')}"
-    if args.plots and args.pretrained and timm.is_model_pretrained(tagged):
+    if args.plots and args.published and timm.is_model_pretrained(tagged):
         return other, create_model(tagged, pretrained=True, **arguments).eval()
     with torch.device("meta"):
         return other, create_model(other, **arguments)

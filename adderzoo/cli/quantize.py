@@ -5,72 +5,87 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adderzoo.engine.options import at_least
 from adderzoo.files.foreign import to_json
 
-from ._network import add_network_arguments, open_network, say
+from ._network import add_device_argument, add_network_arguments, open_network, say
+from ._parser import Parser
+from ._results import Results, add_json_argument, open_results
 
 if TYPE_CHECKING:
     from adderzoo.layers.modules import Network
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        f"{parser.description} Its adder layers work on bytes, whose ranges come from some images; it is written as "
-        "safetensors, which adderzoo.load, `adderzoo validate`, `predict` and `upscale` open."
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "DIR OUT -m NAME [options]",
+        "adderzoo quantize demo/digits demo/u8.safetensors -m adder_lenet5.digits",
+        "adderzoo validate demo/digits/test -m demo/u8.safetensors",
+        description="Its adder layers work on bytes, whose ranges come from some images; it is written as safetensors, "
+        "which adderzoo.load and all commands open as -m OUT. Weights that `adderzoo train --quantize-bits` has made "
+        "have ranges already, and need no DIR.",
     )
+    parser.add_data_dir("folder of the data set, some of whose training images show what ranges the bytes need")
     parser.add_argument("destination", metavar="OUT", type=Path, help="file to write, .safetensors")
     add_network_arguments(parser)
     parser.add_argument(
-        "--bits", metavar="N", type=int, help="of a byte, 4 to 8 (those of `train --quantize-bits`, else 8)"
+        "--bits",
+        metavar="N",
+        type=int,
+        help="number of bits of a byte, 4 to 8 (default: that of `train --quantize-bits`, else 8)",
     )
     parser.add_argument(
         "--quantile",
         metavar="Q",
         type=float,
-        help="ranges end at this quantile of all values; 1 for the greatest (1 for 7 and 8 bits, else 0.999)",
-    )
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="folder of the data set; not needed for a checkpoint of `train --quantize-bits`, which has ranges",
+        help="have ranges end at this quantile of all values, 1 for the greatest (default: 1 for 7 and 8 bits, else "
+        "0.999)",
     )
     add_some_images_arguments(parser)
+    add_device_argument(parser)
+    add_json_argument(parser)
 
 
-def add_some_images_arguments(parser: argparse.ArgumentParser) -> None:
+def add_some_images_arguments(parser: Parser) -> None:
     """Those of :func:`open_some_images` but for data-dir."""
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME",
-        default="",
-        help="data set as timm names it: torch/cifar10, torch/mnist, hfds/...; without it, a folder of images",
-    )
+    parser.share("dataset")
     parser.add_argument(
         "--split",
         metavar="NAME",
         default="train",
-        help="part of the data set (%(default)s): a folder in data-dir; '' for data-dir itself, which a folder without "
-        "splits is anyway",
+        help="take images of this part of the data set: of a folder in DIR, or of DIR itself with '', and where it has "
+        "no such folder (default: %(default)s)",
     )
     parser.add_argument(
-        "--images", metavar="N", type=int, default=200, help="how many images, evenly spaced in it (%(default)s)"
+        "--images",
+        metavar="N",
+        type=int,
+        default=200,
+        help="take so many images, evenly spaced in it (default: %(default)s)",
     )
-    parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=50, help="images a batch (%(default)s)")
-    parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
+    parser.share("batch_size", default=50, check=at_least(1), help="number of images a batch (default: %(default)s)")
+    parser.share("workers")
 
 
 def run(args: argparse.Namespace) -> None:
+    from adderzoo.files.output import check_output
+
+    check_some_images(args)
+    check_output(args.destination, "OUT", [".safetensors"])
+    with open_results(args) as results:
+        _quantize(args, results)
+
+
+def _quantize(args: argparse.Namespace, results: Results) -> None:
     from timm.data import resolve_model_data_config
 
     from adderzoo.checkpoints import save
-    from adderzoo.files.output import check_output
+    from adderzoo.engine.group import open_device
     from adderzoo.files.weights import read_metadata, read_model_args, read_ranges
     from adderzoo.inference.quantization import quantize, simulate
     from adderzoo.microcontroller import observe
 
-    check_some_images(args)
-    check_output(args.destination, "OUT", [".safetensors"])
-    model = open_network(args, any_task=True)
+    model = open_network(args, open_device(args.device), any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     known = read_ranges(args.checkpoint) if args.checkpoint else None
     bits = args.bits or (known["bits"] if known else 8)
@@ -86,13 +101,17 @@ def run(args: argparse.Namespace) -> None:
     kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
-    network = quantize(simulation)
+    network = quantize(simulation.cpu())
     if batches:
         kept["statistics"] = to_json(observe(network, batches))
     save(network, args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size
-    print(
+    results.write(
+        {"file": str(args.destination), "model": args.model, "weights": args.weights, "bits": bits, "ranges": source}
+        | {"bytes": after, "bytes_in_float": before}
+    )
+    results.show(
         f"{args.destination}: {bits} bits, ranges from {source}, {after:,} bytes; "
         f"in float {before:,} bytes, {before / after:.1f} times as many"
     )
@@ -123,9 +142,8 @@ def check_some_images(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the argument.
     """
-    for name in ("images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.images < 1:
+        raise ValueError(f"images must be at least 1, got {args.images}")
 
 
 def open_some_images(model: "Network", args: argparse.Namespace) -> tuple[Iterable[Any], int]:
@@ -137,7 +155,7 @@ def open_some_images(model: "Network", args: argparse.Namespace) -> tuple[Iterab
     from adderzoo.models import is_super_resolution
 
     config = resolve_model_data_config(model)
-    check_channels(config, args.model, dict(args.model_kwargs))
+    check_channels(config, args.model)
     if is_super_resolution(model):
         return _small_images(model, args)
     dataset = open_dataset(args.dataset, args.data_dir, args.split, config["input_size"][0])

@@ -3,13 +3,13 @@
 import argparse
 import ctypes
 import sys
-from typing import Any, Literal
+from typing import Any
 
 from adderzoo.cli._signals import Stopped
 from adderzoo.engine.config import TrainConfig, train_options
-from adderzoo.engine.options import Option
 
-from ._network import key_and_value, say
+from ._network import say
+from ._parser import Parser, add_option
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,13 +21,20 @@ _RECIPE = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """An argument for each field of :class:`TrainConfig`."""
-    parser.description = f"{parser.description} {_RECIPE}"
+    parser.explain(
+        "DIR -m NAME [options]",
+        "adderzoo train demo/digits -m adder_lenet5 --epochs 2 --batch-size 32 --hflip 0",
+        description=_RECIPE,
+    )
+    parser.add_data_dir()
     groups: dict[str, Any] = {"": parser}
     alternatives: dict[str | None, Any] = {}
     for option in train_options():
         about = option.about
+        if option.name == "data_dir":
+            continue
         if about.group not in groups:
             groups[about.group] = parser.add_argument_group(about.group)
         group = groups[about.group]
@@ -35,31 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             if option.name not in alternatives:
                 alternatives[about.other_than] = group.add_mutually_exclusive_group()
             group = alternatives.get(option.name) or alternatives[about.other_than]
-        names = [f"-{about.letters}"] * bool(about.letters) + [f"--{option.dashed}"]
-        group.add_argument(*names, help=about.help, **_parsing(option))
-
-
-def _parsing(option: Option) -> dict[str, Any]:
-    """How argparse reads an option."""
-    about = option.about
-    if option.kind is bool:
-        return {"action": argparse.BooleanOptionalAction if option.optional else "store_true"}
-    parsing: dict[str, Any] = {"default": option.default}
-    if about.required:
-        parsing = {"required": True}
-    if about.metavar:
-        parsing["metavar"] = about.metavar
-    if option.kind is Literal:
-        parsing["choices"] = option.items
-    elif option.kind is dict:
-        parsing |= {"nargs": "*", "default": [], "type": key_and_value}
-    elif option.kind is list:
-        parsing |= {"nargs": about.count or "+", "type": option.items[0]}
-    else:
-        parsing["type"] = option.kind
-    if about.const:
-        parsing |= {"nargs": "?", "const": about.const}
-    return parsing
+        add_option(group, option)
 
 
 def config_of(args: argparse.Namespace) -> TrainConfig:

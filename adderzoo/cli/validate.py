@@ -7,87 +7,88 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adderzoo.files.foreign import to_json
+from adderzoo.engine.options import at_least
 
-from ._network import add_network_arguments, known_classes, open_network, say
+from ._network import add_device_argument, add_network_arguments, known_classes, open_network, say
+from ._parser import Parser
+from ._results import Results, add_json_argument, open_results
 from ._table import align
 
 if TYPE_CHECKING:
     from adderzoo.engine.group import Group
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
+    parser.explain(
+        "DIR -m NAME [options]",
+        "adderzoo validate demo/digits/test -m adder_lenet5.digits",
+        "adderzoo validate demo/photos -m adder_edsr_small_x2 --json demo/photos.json",
+        notes="A line on standard error says what is evaluated: the folder, its classes and images, and the files in "
+        "it that do not count. Each class is a folder, with folders inside or not, of files that are named as a format "
+        "of Pillow's. Of classes whose names are not known there must be as many as the network has. "
+        "Under torchrun, several processes share the images.\n\n"
+        "Of a network for super-resolution (-m bicubic is what they are measured against), PSNR and SSIM of the "
+        "luminance, borders of as many pixels as the scale left out. DIR then is a folder with images in HR/ and the "
+        "same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. The JSON "
+        "names the folder as the data set and has the result of every image, the .csv a line for each and the mean.",
+    )
+    parser.add_data_dir(
+        "folder of the data set: one folder of images a class, in it or in its validation/, val/ or test/; images for "
+        "super-resolution; what --dataset says"
+    )
     add_network_arguments(parser)
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data set")
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME",
-        default="",
-        help="data set as timm names it: torch/cifar10, torch/mnist, hfds/..., wds/...; without it, a folder of images "
-        "with one folder a class",
+    parser.share(
+        "dataset",
+        help="read this data set of timm's: torch/cifar10, torch/mnist, hfds/... or wds/... "
+        "(default: a folder of images)",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="part of the data set (validation; in a folder the first that is there of validation/, val/, valid/, "
-        "eval/, evaluation/ and test/, else the folder itself, as for '')",
+        help="evaluate this part of the data set (default: validation; in a folder the first that is there of "
+        "validation/, val/, valid/, eval/, evaluation/ and test/, else the folder itself, as for '')",
     )
-    parser.add_argument("--dataset-download", action="store_true", help="let torchvision download the data set")
-    parser.add_argument(
-        "--class-map",
-        metavar="FILE",
-        default="",
+    parser.share("dataset_download")
+    parser.share(
+        "class_map",
         help="text file with the names of the network's classes as the data set has them, one a line in the network's "
-        "order; classes that it does not name are left out (by default they are found by their names where the "
-        "checkpoint's metadata or the tag has names, else sorted)",
+        "order; classes that it does not name are left out (default: those that the weights' metadata or the tag has; "
+        "where nobody knows any, the folders in their order)",
     )
-    parser.add_argument("--input-key", metavar="KEY", help="column of the images, of a hfds/ or wds/ data set")
-    parser.add_argument("--target-key", metavar="KEY", help="column of the labels, of a hfds/ or wds/ data set")
-    parser.add_argument("-b", "--batch-size", metavar="N", type=int, default=128, help="images a batch (%(default)s)")
-    parser.add_argument("-j", "--workers", metavar="N", type=int, default=2, help="loading processes (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="such as cuda (%(default)s)")
-    parser.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
-    parser.add_argument("--amp", action="store_true", help="run under autocast")
-    parser.add_argument(
-        "--amp-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of autocast (%(default)s)"
-    )
-    parser.add_argument("--torchcompile", action="store_true", help="compile the network")
-    parser.add_argument("--results-file", metavar="FILE", type=Path, help="write the result here, .json or .csv")
+    parser.share("input_key", "target_key")
+    parser.share("batch_size", default=128, help="number of images a batch (default: %(default)s)", check=at_least(1))
+    parser.share("workers")
+    add_device_argument(parser)
+    parser.share("channels_last", "amp", "amp_dtype", "torchcompile")
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="super-resolution: mean over the eight flips and rotations of an image",
+        help="super-resolution: take the mean over the eight flips and rotations of an image",
     )
     parser.add_argument(
-        "--tile", metavar="N", type=int, help="super-resolution: pixels a side of the parts that an image is cut into"
+        "--tile",
+        metavar="N",
+        type=int,
+        help="super-resolution: cut images into parts of this many pixels a side, which need less memory (default: "
+        "whole images)",
     )
-    parser.epilog = (
-        "A line on standard error says what is evaluated: the folder, its classes and images, and the files in it that "
-        "do not count. Each class is a folder, with folders inside or not, of files that are named as a format of "
-        "Pillow's. Of classes whose names are not known there must be as many as the network has. "
-        "Of a network for super-resolution (--model bicubic is what they are measured against), PSNR and SSIM of the "
-        "luminance, borders of as many pixels as the scale left out. --data-dir then is a folder with images in HR/ "
-        "and the same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. "
-        "The JSON names the folder as the data set and has the result of every image, the .csv a line for each and the "
-        "mean."
-    )
+    add_json_argument(parser)
+    parser.add_argument("--results-file", metavar="FILE", type=Path, help="write the result to this file, .csv")
 
 
 def run(args: argparse.Namespace) -> None:
     from adderzoo.engine.group import open_group
     from adderzoo.files.output import check_output
 
-    if args.batch_size < 1:
-        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
-    with open_group(args.device) as group:
+    with open_group(args.device) as group, open_results(args, group.rank == 0) as results:
         if args.results_file and group.rank == 0:
-            check_output(args.results_file, "results-file", [".json", ".csv"])
+            check_output(args.results_file, "results-file", [".csv"])
         if group.processes > 1 and args.dataset_download:
             raise ValueError("dataset-download is for one process, several would write the same files: download first")
-        _validate(args, group)
+        _validate(args, group, results)
 
 
-def _validate(args: argparse.Namespace, group: "Group") -> None:
+def _validate(args: argparse.Namespace, group: "Group", results: Results) -> None:
     import torch
     from timm.data import resolve_model_data_config
     from torch.utils.data import IterableDataset
@@ -104,16 +105,14 @@ def _validate(args: argparse.Namespace, group: "Group") -> None:
         open_loader,
     )
     from adderzoo.engine import check_results, evaluate
-    from adderzoo.files.output import write_atomically
     from adderzoo.models import is_super_resolution
 
-    model = open_network(args, quiet=group.rank != 0, any_task=True)
+    model = open_network(args, group.device, quiet=group.rank != 0, any_task=True)
     config = resolve_model_data_config(model)
-    check_channels(config, args.model, dict(args.model_kwargs))
-    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = model.to(group.device).to(memory_format=memory_format)
+    check_channels(config, args.model)
+    model = model.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     if is_super_resolution(model):
-        _validate_super_resolution(args, group, model)
+        _validate_super_resolution(args, group, model, results)
         return
     for name in ("self_ensemble", "tile"):
         if getattr(args, name):
@@ -139,7 +138,7 @@ def _validate(args: argparse.Namespace, group: "Group") -> None:
     if group.processes > 1 and isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
     if args.torchcompile:
-        model.compile()
+        _compile(model, args.torchcompile)
     loading = Loading(
         batch_size=args.batch_size,
         workers=args.workers,
@@ -162,10 +161,21 @@ def _validate(args: argparse.Namespace, group: "Group") -> None:
     if isinstance(dataset, IterableDataset) and announced and announced != result.images:
         raise ValueError(f"dataset {args.dataset!r} has {announced} images, but {result.images} could be read")
     if group.rank == 0:
-        row: dict[str, Any] = {"model": args.model, **asdict(result), "operator": ops.backend()}
-        if args.results_file:
-            write_atomically(args.results_file, lambda path: _write(path, row))
-        print(result)
+        row = {"model": args.model, "weights": args.weights, **asdict(result), "operator": ops.backend()}
+        _write(args, results, row, [row])
+        results.show(result)
+
+
+def _compile(model: Any, backend: str) -> None:
+    """Compile a network.
+
+    Raises:
+        ValueError: if there is no such backend.
+    """
+    try:
+        model.compile(backend=backend)
+    except RuntimeError as error:
+        raise ValueError(f"torchcompile cannot be used: {error}") from error
 
 
 def _execution(args: argparse.Namespace, group: "Group") -> Any:
@@ -180,11 +190,10 @@ def _execution(args: argparse.Namespace, group: "Group") -> Any:
 _CLASSIFIERS_ALONE = ("dataset", "dataset_download", "class_map", "input_key", "target_key")
 
 
-def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: Any) -> None:
+def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: Any, results: Results) -> None:
     from adderzoo import ops
     from adderzoo.data import open_pairs
     from adderzoo.engine import evaluate_super_resolution
-    from adderzoo.files.output import write_atomically
 
     for name in _CLASSIFIERS_ALONE:
         if getattr(args, name):
@@ -197,7 +206,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: 
         raise ValueError(f"tile must be at least 1, got {args.tile}")
     pairs = open_pairs(args.data_dir, model.scale, args.split)
     if args.torchcompile:
-        model.compile()
+        _compile(model, args.torchcompile)
     say(args, pairs.describe())
     result = evaluate_super_resolution(
         model,
@@ -209,18 +218,16 @@ def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: 
     )
     rows = [{"image": image.name, "psnr": image.psnr, "ssim": image.ssim} for image in result.images]
     table = align([("image", "PSNR", "SSIM"), *[_cells(row) for row in rows]], left={0})
-    if args.results_file:
-        row = {
-            "model": args.model,
-            "dataset": _test_set(args.data_dir, model.scale),
-            "self_ensemble": args.self_ensemble,
-            **result.as_dict(),
-            "operator": ops.backend(),
-        }
-        rows.append({"image": "mean", "psnr": result.psnr, "ssim": result.ssim})
-        write_atomically(args.results_file, lambda path: _write(path, row, rows))
-    print(table)
-    print(result)
+    row = {
+        "model": args.model,
+        "weights": args.weights,
+        "dataset": _test_set(args.data_dir, model.scale),
+        "self_ensemble": args.self_ensemble,
+        **result.as_dict(),
+        "operator": ops.backend(),
+    }
+    _write(args, results, row, [*rows, {"image": "mean", "psnr": result.psnr, "ssim": result.ssim}])
+    results.show(f"{table}\n{result}")
 
 
 def _test_set(folder: str, scale: int) -> str:
@@ -233,13 +240,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["image"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
 
 
-def _write(path: Path, row: dict[str, Any], lines: list[dict[str, Any]] | None = None) -> None:
-    """One object as JSON; as CSV one line, or several."""
-    lines = lines or [row]
-    if path.suffix == ".json":
-        path.write_text(to_json(row, indent=2) + "\n")
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+def _write(args: argparse.Namespace, results: Results, row: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+    """The files that the user asks for: the result as JSON, the lines as CSV."""
+    from adderzoo.files.output import write_atomically
+
+    def write_lines(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+
+    results.write(row)
+    if args.results_file:
+        write_atomically(args.results_file, write_lines)

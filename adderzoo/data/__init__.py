@@ -17,7 +17,7 @@ from .datasets import (
 )
 from .folders import ClassFolder, check_file, find_images
 from .image_pairs import ImagePairs, as_float, as_integers, downscale, open_pairs, open_training_pairs
-from .loaders import check_channels, open_loader, open_training_loader
+from .loaders import check_channels, check_policy, open_loader, open_training_loader
 from .memory import MemoryLoader
 from .patches import open_patch_loader
 from .pixels import read_image
@@ -35,6 +35,7 @@ __all__ = [
     "check_channels",
     "check_classes",
     "check_file",
+    "check_policy",
     "class_indices",
     "class_names",
     "describe_dataset",

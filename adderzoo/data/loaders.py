@@ -25,7 +25,7 @@ _OPTIONS = {"color_jitter": "color-jitter", "auto_augment": "aa", "re_prob": "re
 _DEFAULT = Augmentation()
 
 
-def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[str, Any]) -> None:
+def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[str, Any] | None = None) -> None:
     """Refuse a network whose images have other channels than those of its data configuration, which prepares them.
 
     Args:
@@ -37,7 +37,7 @@ def check_channels(config: Mapping[str, Any], name: str, model_kwargs: Mapping[s
         ValueError: naming the argument.
     """
     channels = config["input_size"][0]
-    given = model_kwargs.get("in_chans", channels)
+    given = (model_kwargs or {}).get("in_chans", channels)
     if given != channels:
         raise ValueError(
             f"model-kwargs in_chans must be {channels}, the channels of the network's data configuration, got {given}"
@@ -135,6 +135,18 @@ def _open_timms(dataset: Any, config: dict[str, Any], loading: Loading, augmenta
         # timm does not know it: in the place of its crop, the first of the steps.
         dataset.transform.transforms[0] = _pad_and_crop(config["input_size"][1:], config["interpolation"])
     return loader
+
+
+def check_policy(aa: str | None) -> None:
+    """Refuse an augmentation policy that timm does not know, before there are images.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        create_transform((1, 32, 32), is_training=True, auto_augment=aa)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"aa {aa!r} cannot be used: {error}") from error
 
 
 def _arguments(loading: Loading) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Photo:
     """An image: its only frame or its first, what else the file says, and the other frames.
 
     Attributes:
-        color: (3, H, W), RGB, or (1, H, W), gray; uint8 or uint16.
+        color: (3, H, W), RGB, or (1, H, W), gray; uint8 or uint16, or, of what comes from no file, float in [0, 1].
         alpha: (1, H, W), of the same type, or None.
         icc_profile: What the colors mean, if the file says so.
         exif: Of the camera and its owner, without the orientation, which is applied.
@@ -162,7 +162,7 @@ def spread_colors(color: Tensor, alpha: Tensor, distance: int) -> Tensor:
     so, layer by layer, up to `distance` pixels from what is visible.
 
     Args:
-        color: (C, H, W), uint8 or uint16.
+        color: (C, H, W), uint8, uint16 or float.
         alpha: (1, H, W).
         distance: In pixels.
     """
@@ -196,12 +196,14 @@ def _spread(color: np.ndarray, visible: np.ndarray, distance: int) -> np.ndarray
         rows, columns = np.nonzero(grown & ~known)
         if not len(rows):
             break
-        total, count = np.zeros((len(color), len(rows)), np.uint32), np.zeros(len(rows), np.uint32)
+        is_float = color.dtype.kind == "f"
+        count = np.zeros(len(rows), np.uint32)
+        total = np.zeros((len(color), len(rows)), color.dtype if is_float else np.uint32)
         for down, right in itertools.product((-1, 0, 1), repeat=2):
             there = (rows + down, columns + right)
             count += known[there]
             total += color[:, *there] * known[there]
-        color[:, rows, columns] = (total + count // 2) // count
+        color[:, rows, columns] = total / count if is_float else (total + count // 2) // count
         known = grown
     return color[:, 1:-1, 1:-1]
 

@@ -5,6 +5,7 @@ Decoding is Pillow's, which checks the bytes that it is given. Of 16-bit colors 
 decodes such a file twice, once for each half.
 """
 
+import io
 import re
 import sys
 import zlib
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
@@ -33,7 +34,8 @@ class Pixels:
     """What an image shows.
 
     Attributes:
-        color: (H, W, 3), RGB, or (H, W, 1), gray; uint8 or uint16, from black, 0, to white, the largest value.
+        color: (H, W, 3), RGB, or (H, W, 1), gray; uint8 or uint16, from black, 0, to white, the largest value; or, of
+            what comes from no file, float32, from black, 0, to white, 1.
         alpha: (H, W, 1), of the same type, from transparent, 0, to opaque; or None.
     """
 
@@ -155,7 +157,7 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
     layout, _, order = _raw_mode(image).partition(";")
     if image.format == "PNG" and image.tell() and order == "16B":  # which Pillow composes of 8
         raise ValueError("it is an animation of 16 bits, which cannot be read beyond its first frame")
-    if image.format == "PPM" and _maxval(image) > 255:
+    if image.format == "PPM" and layout and _maxval(image) > 255:
         return _ppm(image)
     if image.mode not in ("I", "F") and _signed(image):  # which Pillow takes for bytes
         raise ValueError("its pixels are integers with a sign, of which it is not known what is white")
@@ -193,7 +195,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
     """(H, W, C) uint8: an image of its own of the same file, whose bytes are unpacked in another way."""
-    with open(_name(image), "rb") as file, Image.open(file) as again:
+    with _file_again(image) as file, Image.open(file) as again:
         again.seek(image.tell())
         again._mode = mode
         again.tile = [
@@ -203,8 +205,16 @@ def _decoded(image: Image.Image, mode: str, raw_mode: str) -> np.ndarray:
         return np.array(again)
 
 
-def _name(image: Image.Image) -> str:
-    return image.fp.name  # type: ignore[attr-defined]
+def _file_again(image: Image.Image) -> BinaryIO:
+    """The file of an image that is not loaded yet, with a position of its own."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    if isinstance(getattr(file, "name", None), str):
+        return open(file.name, "rb")
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    return io.BytesIO(content)
 
 
 def _signed(image: Image.Image) -> bool:
@@ -250,7 +260,7 @@ def _ppm(image: Image.Image) -> np.ndarray:
     channels = 3 if image.mode == "RGB" else 1
     decoder, (_, _, width, height), offset, _ = image.tile[0]  # type: ignore[attr-defined]
     count = channels * width * height
-    with open(_name(image), "rb") as file:
+    with _file_again(image) as file:
         file.seek(offset)
         data = file.read() if decoder == "ppm_plain" else file.read(2 * count)
     if decoder == "ppm_plain":  # numbers in letters, and comments
@@ -330,9 +340,11 @@ def opaque_image(pixels: Pixels, background: int | None = None) -> Image.Image:
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """From 16 bits to 8: divided by 257 and rounded; 8 stay as they are."""
+    """8 bits: of 16 divided by 257 and rounded, of float in [0, 1] times 255 and rounded; 8 stay as they are."""
     if values.dtype == np.uint8:
         return values
+    if values.dtype == np.float32:
+        return np.rint(values * 255).astype(np.uint8)
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

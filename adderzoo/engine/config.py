@@ -34,6 +34,8 @@ _AREAS = Check(
 _EPOCHS = Check(
     "rising epochs from 1", lambda epochs: bool(epochs) and all(low < high for low, high in pairwise([0, *epochs]))
 )
+_MEANS = Check("finite numbers", lambda values: bool(values) and all(map(math.isfinite, values)))
+_STDS = Check("finite numbers above 0", lambda values: bool(values) and all(0 < value < math.inf for value in values))
 _BITS = Check("from 4 to 8", lambda bits: 4 <= bits <= 8)
 
 _data = partial(option, group="data")
@@ -63,25 +65,50 @@ class TrainConfig:
         ValueError: naming the option, its value and what it takes.
     """
 
-    model: str = option("", "network, as timm.create_model takes it", metavar="NAME", required=True)
-    pretrained: bool = option(False, "start from the published weights of its tag", other_than="initial_checkpoint")
+    model: str = option(
+        "",
+        "name of the network, as timm.create_model takes it. A tag behind it (adder_resnet20.cifar10) means its "
+        "published weights, which the training then starts from; without a tag weights are random, unless --pretrained "
+        "or --initial-checkpoint is given",
+        metavar="NAME",
+        letters="m",
+        required=True,
+    )
+    pretrained: bool | None = option(
+        None,
+        "start from the published weights of the network's tag, without a tag from those of its first; --no-pretrained "
+        "for random weights (default: where --model has a tag with weights)",
+        other_than="initial_checkpoint",
+    )
     initial_checkpoint: str | Path | None = option(
         None,
-        "start from these weights, in either format; the classifier starts anew if it has other classes",
+        "start from the weights in this file, in the format of this package or of PyTorch, or in the folder of a "
+        "training; the classifier starts anew where its classes are others (default: none)",
         metavar="FILE",
         path=True,
         other_than="pretrained",
     )
     num_classes: int | None = option(
         None,
-        "classes of the network (those of the data set)",
+        "number of classes of the network (default: as many as the data set has)",
         metavar="N",
         check=at_least(1),
         task="classifiers",
         for_fit=True,
     )
+    in_chans: int | None = option(
+        None,
+        "channels of the images: 1 for gray, 3 for color; filters of published weights are adapted as timm does "
+        "(default: those of the network)",
+        metavar="N",
+        check=at_least(1),
+        task="classifiers",
+    )
     model_kwargs: dict[str, Any] = option(
-        {}, "such as drop_rate=0.1", metavar="KEY=VALUE", reserved=("num_classes", "pretrained")
+        {},
+        "further arguments of the network, such as drop_rate=0.1 (default: none)",
+        metavar="KEY=VALUE",
+        reserved=("num_classes", "in_chans", "pretrained"),
     )
 
     data_dir: str | Path | None = _data(
@@ -92,127 +119,246 @@ class TrainConfig:
         metavar="DIR",
         on_resume="",
     )
-    dataset: str = _images("", "data set as timm names it: torch/cifar10, torch/mnist, hfds/...", metavar="NAME")
-    train_split: str = _data("train", "training images (%(default)s)", metavar="NAME")
+    dataset: str = _images(
+        "",
+        "data set by timm's name: torch/cifar10, torch/mnist, hfds/... (default: the folder's images)",
+        metavar="NAME",
+    )
+    train_split: str = _data("train", "part of the data set to train on (default: %(default)s)", metavar="NAME")
     val_split: str | None = _data(
-        None, 'validation images ("validation", or the folder that is there); "" for none', metavar="NAME"
+        None,
+        'part of the data set to validate with after each epoch; "" for none (default: validation, or the folder for '
+        "it that is there)",
+        metavar="NAME",
     )
     class_map: str | Path = _images(
         "",
-        "text file with the names of the classes, one a line in the order of their indices; others are left out "
-        "(those of the training images, in the order of the weights to start from if these are for the same classes, "
-        "else sorted, '10' before '2')",
+        "text file with the names of the classes, one a line in the order of their indices; images of other classes "
+        "are left out (default: the classes of the training images, in the order of the start weights if these are for "
+        "the same ones, else sorted, '10' before '2')",
         metavar="FILE",
     )
-    dataset_download: bool = _images(False, "let torchvision download the data set", on_resume="")
-    input_key: str | None = _images(None, "column of the images, of a hfds/ data set", metavar="KEY")
-    target_key: str | None = _images(None, "column of the labels, of a hfds/ data set", metavar="KEY")
+    dataset_download: bool = _images(
+        False, "let torchvision download the data set (default: it has to be there)", on_resume=""
+    )
+    input_key: str | None = _images(None, "column of the images, of a hfds/ data set (default: image)", metavar="KEY")
+    target_key: str | None = _images(None, "column of the labels, of a hfds/ data set (default: label)", metavar="KEY")
     img_size: int | None = _data(
         None,
-        "height and width of the input (the network's; 48 for patches)",
+        "height and width that images are brought to (default: the network's; super-resolution: {1}, of patches)",
         (None, 48),
         metavar="N",
         check=at_least(1),
     )
+    mean: Sequence[float] | None = _images(
+        None,
+        "mean that images are normalized with, of values from 0 to 1: one number, or one a channel (default: that of "
+        "the start weights, or the network)",
+        metavar="X",
+        check=_MEANS,
+    )
+    std: Sequence[float] | None = _images(
+        None,
+        "standard deviation that images are normalized with, likewise (default: that of the start weights, or the "
+        "network)",
+        metavar="X",
+        check=_STDS,
+    )
     batch_size: int | None = _data(
         None,
-        "images a batch and process ({}; super-resolution: {})",
+        "images a batch, in each process (default: {}, fine-tuning: {}, super-resolution: {}; no more than there are)",
         (256, 16),
+        fine_tuning=32,
         metavar="N",
         letters="b",
         check=at_least(2),
     )
     epoch_repeats: int = _data(
         1,
-        "super-resolution: patches of each image an epoch (%(default)s)",
+        "patches that are cut from each image in an epoch, of super-resolution (default: %(default)s)",
         metavar="N",
         check=at_least(1),
         task="super-resolution",
     )
     validation_batch_size: int | None = _images(
         None,
-        "images a batch of validation (the same)",
+        "images a batch of validation (default: as --batch-size)",
         metavar="N",
         letters="vb",
         check=at_least(1),
         on_resume=_LAST_BITS,
     )
     workers: int = _data(
-        2, "loading processes (%(default)s)", metavar="N", letters="j", check=at_least(0), on_resume=_RANDOM
+        2,
+        "processes that load images; 0 to load them in this one (default: %(default)s)",
+        metavar="N",
+        letters="j",
+        check=at_least(0),
+        on_resume=_RANDOM,
     )
     in_memory: bool | None = _data(
         None,
-        "read all images once and augment them a batch at a time on the device; only shifts and flips (by default "
-        "where that is all, up to 64x64 pixels and 2 GiB); patches: cut them from images in memory (up to 2 GiB)",
+        "read all images once, and shift and flip them a batch at a time on the device; of super-resolution, cut "
+        "patches from images in memory (default: where no other augmentation is asked for, up to 64x64 pixels and 2 "
+        "GiB; patches: up to 2 GiB)",
         on_resume=_RANDOM,
     )
 
     train_crop_mode: Literal["pad", "rrc", "rkrc", "rkrr"] | None = _augment_images(
         None,
-        "pad: shifted by up to an eighth (the default up to 64x64); rrc: random area and aspect (the default "
-        "beyond); rkrc, rkrr: timm's in between",
+        "how training images are cut: pad shifts them by up to an eighth; rrc cuts random areas of random aspect; rkrc "
+        "and rkrr are timm's in between (default: pad up to 64x64 pixels, rrc beyond)",
     )
     scale: Sequence[float] | None = _augment_images(
-        None, "areas of rrc, of the image's (0.08 1)", metavar="X", count=2, check=_AREAS
+        None,
+        "smallest and largest area of rrc, as shares of the image's (default: 0.08 1)",
+        metavar="X",
+        count=2,
+        check=_AREAS,
     )
     ratio: Sequence[float] | None = _augment_images(
-        None, "aspect ratios of rrc (0.75 1.33)", metavar="X", count=2, check=_AREAS
+        None, "smallest and largest aspect ratio of rrc (default: 0.75 1.33)", metavar="X", count=2, check=_AREAS
     )
-    hflip: float = _augment_images(0.5, "probability of a flip (%(default)s); 0 for digits", metavar="P", check=SHARE)
-    vflip: float = _augment_images(0.0, "of an upside-down flip (%(default)s)", metavar="P", check=SHARE)
-    color_jitter: float = _augment_images(0.0, "strength (%(default)s)", metavar="X", check=NOT_NEGATIVE)
-    aa: str | None = _augment_images(None, "timm's AutoAugment, such as rand-m9-mstd0.5", metavar="POLICY")
-    reprob: float = _augment_images(0.0, "of random erasing (%(default)s)", metavar="P", check=SHARE)
-    remode: Literal["const", "rand", "pixel"] = _augment("pixel", "(%(default)s)", matters=given("reprob"))
-    recount: int = _augment(1, "areas erased (%(default)s)", metavar="N", check=at_least(1), matters=given("reprob"))
-    mixup: float = _mix(0.0, "of mixup, above 0 to use it", metavar="ALPHA", check=NOT_NEGATIVE, task="classifiers")
-    cutmix: float = _mix(0.0, "of CutMix, above 0 to use it", metavar="ALPHA", check=NOT_NEGATIVE, task="classifiers")
-    mixup_prob: float = _mix(1.0, "of either (%(default)s)", metavar="P", check=SHARE, matters=given("mixup", "cutmix"))
+    hflip: float | None = _augment_images(
+        None,
+        "probability that an image is flipped left to right; 0 where that changes what it shows, as with digits "
+        "(default: 0.5; 0 for fine-tuning a network for gray images)",
+        metavar="P",
+        check=SHARE,
+    )
+    vflip: float = _augment_images(
+        0.0, "probability that an image is turned upside down (default: %(default)s)", metavar="P", check=SHARE
+    )
+    color_jitter: float = _augment_images(
+        0.0,
+        "strength of random changes of brightness, contrast and saturation (default: %(default)s)",
+        metavar="X",
+        check=NOT_NEGATIVE,
+    )
+    aa: str | None = _augment_images(
+        None, "policy of timm's AutoAugment, such as rand-m9-mstd0.5 (default: none)", metavar="POLICY"
+    )
+    reprob: float = _augment_images(
+        0.0, "probability of random erasing (default: %(default)s)", metavar="P", check=SHARE
+    )
+    remode: Literal["const", "rand", "pixel"] = _augment(
+        "pixel",
+        "what an erased area becomes: black, one random color, or a random color a pixel (default: %(default)s)",
+        matters=given("reprob"),
+    )
+    recount: int = _augment(
+        1,
+        "areas that are erased in an image (default: %(default)s)",
+        metavar="N",
+        check=at_least(1),
+        matters=given("reprob"),
+    )
+    mixup: float = _mix(
+        0.0,
+        "alpha of mixup, above 0 to use it (default: %(default)s)",
+        metavar="ALPHA",
+        check=NOT_NEGATIVE,
+        task="classifiers",
+    )
+    cutmix: float = _mix(
+        0.0,
+        "alpha of CutMix, above 0 to use it (default: %(default)s)",
+        metavar="ALPHA",
+        check=NOT_NEGATIVE,
+        task="classifiers",
+    )
+    mixup_prob: float = _mix(
+        1.0,
+        "probability that a batch is mixed, where mixup or CutMix is used (default: %(default)s)",
+        metavar="P",
+        check=SHARE,
+        matters=given("mixup", "cutmix"),
+    )
     mixup_switch_prob: float = _mix(
         0.5,
-        "of CutMix (%(default)s)",
+        "probability of CutMix, where both are used (default: %(default)s)",
         metavar="P",
         check=SHARE,
         matters=lambda options: bool(options["mixup"] and options["cutmix"]),
     )
-    mixup_mode: Literal["batch", "pair", "elem"] = _mix("batch", "(%(default)s)", matters=given("mixup", "cutmix"))
+    mixup_mode: Literal["batch", "pair", "elem"] = _mix(
+        "batch",
+        "what shares a random share: all images of a batch, a pair of them, or none (default: %(default)s)",
+        matters=given("mixup", "cutmix"),
+    )
     mixup_off_epoch: int = _mix(
-        0, "last epoch of both (0: the last)", metavar="N", check=at_least(0), matters=given("mixup", "cutmix")
+        0,
+        "last epoch with mixup or CutMix; 0 for the last of all (default: %(default)s)",
+        metavar="N",
+        check=at_least(0),
+        matters=given("mixup", "cutmix"),
     )
-    no_aug: bool = _augment(False, "none of what changes single images: only resize or cut")
-    smoothing: float = _mix(0.0, "of the labels (%(default)s)", metavar="X", check=SHARE, task="classifiers")
+    no_aug: bool = _augment(
+        False, "only resize or cut images, without anything random (default: the augmentation of the other options)"
+    )
+    smoothing: float = _mix(
+        0.0, "smoothing of the labels (default: %(default)s)", metavar="X", check=SHARE, task="classifiers"
+    )
 
-    opt: str | None = _step(None, "as timm names it ({}; super-resolution: {})", ("momentum", "adam"), metavar="NAME")
-    lr: float | None = _step(
-        None, "learning rate (0.1 for SGD, else the optimizer's default)", metavar="X", check=FINITE
+    opt: str | None = _step(
+        None,
+        "optimizer by timm's name; momentum is SGD with momentum (default: {}, super-resolution: {})",
+        ("momentum", "adam"),
+        metavar="NAME",
     )
-    momentum: float = _step(0.9, "(%(default)s)", metavar="X", check=NOT_NEGATIVE)
-    weight_decay: float | None = _step(None, "({}; super-resolution: {})", (5e-4, 0.0), metavar="X", check=NOT_NEGATIVE)
+    lr: float | None = _step(
+        None,
+        "learning rate (default: 0.1 for SGD in all its variants, else the optimizer's own; fine-tuning: a tenth of "
+        "it)",
+        metavar="X",
+        check=FINITE,
+    )
+    momentum: float = _step(
+        0.9, "momentum of optimizers that have one (default: %(default)s)", metavar="X", check=NOT_NEGATIVE
+    )
+    weight_decay: float | None = _step(
+        None, "weight decay (default: {}, super-resolution: {})", (5e-4, 0.0), metavar="X", check=NOT_NEGATIVE
+    )
     opt_kwargs: dict[str, Any] = _step(
         {},
-        "further arguments of it",
+        "further arguments of the optimizer, such as eps=1e-3 (default: none)",
         metavar="KEY=VALUE",
         reserved=("opt", "lr", "momentum", "weight_decay", "eta", "filter_lr_scale"),
     )
-    clip_grad: float | None = _step(None, "largest norm of the gradients (none)", metavar="X", check=ABOVE_ZERO)
+    clip_grad: float | None = _step(
+        None, "largest norm, or value, of the gradients (default: not clipped)", metavar="X", check=ABOVE_ZERO
+    )
     clip_mode: Literal["norm", "value", "agc"] = _step(
         "norm",
-        "agc: of each unit, against its weights, but for the classifier (%(default)s)",
+        "what is clipped: the norm of all gradients, each value, or with agc the norm of each unit against that of its "
+        "weights, but for the classifier (default: %(default)s)",
         matters=lambda options: options["clip_grad"] is not None,
     )
-    grad_accum_steps: int = _step(1, "batches a step (%(default)s)", metavar="N", check=at_least(1))
-    model_ema: bool = _step(False, "average the weights; validate and save the average")
-    model_ema_decay: float = _step(0.9998, "a step (%(default)s)", metavar="X", check=SHARE, matters=given("model_ema"))
-    model_ema_warmup: bool = _step(False, "a smaller decay in the beginning", matters=given("model_ema"))
+    grad_accum_steps: int = _step(
+        1, "batches whose gradients make one step (default: %(default)s)", metavar="N", check=at_least(1)
+    )
+    model_ema: bool = _step(
+        False, "average the weights over the steps; validate and save the average (default: the weights themselves)"
+    )
+    model_ema_decay: float = _step(
+        0.9998,
+        "share of the average that a step leaves (default: %(default)s)",
+        metavar="X",
+        check=SHARE,
+        matters=given("model_ema"),
+    )
+    model_ema_warmup: bool = _step(
+        False, "begin with a smaller decay (default: the same in all steps)", matters=given("model_ema")
+    )
     precise_bn: bool = _step(
         False,
         "measure BatchNorm's statistics anew from some thousand training images before each validation, as those "
-        "of --model-ema always are: running ones lag behind adder filters at a high rate",
+        "of --model-ema always are: running ones lag behind adder filters at a high rate (default: the running ones)",
     )
 
     eta: float | None = _adder(
         None,
-        "adaptive learning rate ({}; super-resolution: {}); 0 for none",
+        "factor of the adaptive learning rate of adder filters; 0 for none (default: {}, super-resolution: {})",
         (0.2, 50.0),
         metavar="X",
         check=NOT_NEGATIVE,
@@ -220,15 +366,27 @@ class TrainConfig:
         matters=lambda options: options["filter_lr_scale"] is None,
     )
     filter_lr_scale: float | None = _adder(
-        None, "in its place: filters at X times --lr", metavar="X", check=ABOVE_ZERO, other_than="eta"
+        None,
+        "train adder filters at X times --lr in place of the adaptive rate (default: at the adaptive rate)",
+        metavar="X",
+        check=ABOVE_ZERO,
+        other_than="eta",
     )
-    filter_grad: Literal["full", "sign"] = _adder("full", "gradient of the filters (%(default)s)", for_fit=False)
-    input_grad: Literal["hardtanh", "sign"] = _adder("hardtanh", "gradient of inputs (%(default)s)", for_fit=False)
+    filter_grad: Literal["full", "sign"] = _adder(
+        "full",
+        "gradient of adder filters: X - F in full precision, or its sign (default: %(default)s)",
+        for_fit=False,
+    )
+    input_grad: Literal["hardtanh", "sign"] = _adder(
+        "hardtanh",
+        "gradient of the inputs of adder layers: F - X clipped to [-1, 1], or its sign (default: %(default)s)",
+        for_fit=False,
+    )
     quantize_bits: int | None = _adder(
         None,
         "fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from 512 training images and stay; "
         "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
-        "integer networks of them",
+        "integer networks of them (default: float numbers)",
         metavar="N",
         check=_BITS,
         task="classifiers",
@@ -238,103 +396,144 @@ class TrainConfig:
     kd: Literal["logits", "pkkd"] | None = _kd(
         None,
         "learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
-        "is trained at the same time (progressive kernel-based knowledge distillation)",
+        "is trained at the same time (progressive kernel-based knowledge distillation) (default: no teacher)",
         task="classifiers",
         matters=None,
     )
     kd_model_name: Sequence[str] | None = _kd(
         None,
-        "teacher (the network's CNN twin, of the same tag); of several, for logits, the mean of their probabilities",
+        "name of the teacher; of several, for logits, the mean of their probabilities is learned (default: the "
+        "network's CNN twin, of the same tag)",
         metavar="NAME",
     )
     kd_checkpoint: Sequence[str | Path] | None = _kd(
         None,
-        "its weights, for logits (the published ones of its tag); of several teachers one each, in their order",
+        "file with the weights of the teacher, for logits; of several teachers one each, in their order (default: the "
+        "published weights of its tag)",
         metavar="FILE",
         path=True,
     )
-    kd_temperature: float = _kd(4.0, "that divides both logits (%(default)s)", metavar="X", check=ABOVE_ZERO)
-    task_loss_weight: float | None = _kd(None, "of the loss by the labels (1)", metavar="X", check=NOT_NEGATIVE)
+    kd_temperature: float = _kd(
+        4.0, "temperature that divides the logits of both (default: %(default)s)", metavar="X", check=ABOVE_ZERO
+    )
+    task_loss_weight: float | None = _kd(
+        None, "weight of the loss by the labels (default: 1)", metavar="X", check=NOT_NEGATIVE
+    )
     distill_loss_weight: float | None = _kd(
         None,
-        "of the loss by the teacher's logits (what --task-loss-weight leaves of 1, or 1 without it)",
+        "weight of the loss by the teacher's logits (default: what --task-loss-weight leaves of 1, or 1 without it)",
         metavar="X",
         check=NOT_NEGATIVE,
     )
     feature_loss_weight: float = _kd(
         10.0,
-        "of pkkd's loss by layers (%(default)s)",
+        "weight of the loss by layers, of pkkd (default: %(default)s)",
         metavar="X",
         check=NOT_NEGATIVE,
         matters=lambda options: options["kd"] == "pkkd",
     )
 
-    epochs: int = _schedule(
-        400,
-        "passes over the data (%(default)s)",
+    epochs: int | None = _schedule(
+        None,
+        "passes over the training images (default: {}, fine-tuning: {}, super-resolution: {})",
+        (400, 400),
+        fine_tuning=30,
         metavar="N",
         check=at_least(1),
         on_resume="from here on the learning rate is that of a schedule of so many epochs",
     )
-    sched: str = _schedule("cosine", "as timm names it; none for none (%(default)s)", metavar="NAME")
+    sched: Literal["cosine", "step", "multistep", "poly", "plateau", "tanh", "wsd", "rsqrt", "constant", "none"] = (
+        _schedule("cosine", "schedule of the learning rate, as timm names it (default: %(default)s)")
+    )
     sched_on_updates: bool = _schedule(
-        False, "change the rate after every step", matters=lambda options: options["sched"] != "none"
+        False,
+        "change the learning rate after every step (default: after every epoch)",
+        matters=lambda options: options["sched"] != "none",
     )
     min_lr: float = _schedule(
         0.0,
-        "rate at the end (%(default)s)",
+        "learning rate at the end of the schedule (default: %(default)s)",
         metavar="X",
         check=NOT_NEGATIVE,
         matters=lambda options: options["sched"] != "none",
     )
-    warmup_epochs: int = _schedule(0, "with a rising rate (%(default)s)", metavar="N", check=at_least(0))
+    warmup_epochs: int = _schedule(
+        0,
+        "epochs in the beginning, over which the learning rate rises (default: %(default)s)",
+        metavar="N",
+        check=at_least(0),
+    )
     warmup_lr: float = _schedule(
-        1e-5, "it rises from (%(default)s)", metavar="X", check=NOT_NEGATIVE, matters=given("warmup_epochs")
+        1e-5,
+        "learning rate that it rises from (default: %(default)s)",
+        metavar="X",
+        check=NOT_NEGATIVE,
+        matters=given("warmup_epochs"),
     )
     decay_epochs: float | None = _schedule(
         None,
-        "between two steps of step (90); length of the fall of wsd and rsqrt, below 1 as a share (0.2)",
+        "epochs between two falls of step; of wsd and rsqrt the length of the fall, below 1 as a share of all epochs "
+        "(default: 90 for step, else 0.2)",
         metavar="N",
         check=ABOVE_ZERO,
     )
     decay_milestones: Sequence[int] = _schedule(
         [90, 180, 270],
-        "epochs, of multistep",
+        "epochs at which the learning rate of multistep falls (default: 90 180 270)",
         metavar="N",
         check=_EPOCHS,
         matters=lambda options: options["sched"] == "multistep",
     )
     decay_rate: float = _schedule(
         0.1,
-        "of step and multistep; power of poly, where 1 is a straight line (%(default)s)",
+        "what step and multistep multiply the learning rate by; power of poly, where 1 is a straight line (default: "
+        "%(default)s)",
         metavar="X",
         check=ABOVE_ZERO,
     )
 
-    seed: int = _machine(42, "of everything random (%(default)s)", metavar="N", check=at_least(0))
-    device: str = _machine("cpu", "such as cuda (%(default)s)", on_resume=_LAST_BITS)
-    amp: bool = _machine(False, "run under autocast")
-    amp_dtype: Literal["bfloat16", "float16"] = _machine("bfloat16", "of autocast (%(default)s)", matters=given("amp"))
-    channels_last: bool = _machine(False, "use the channels_last memory format", on_resume=_LAST_BITS)
-    torchcompile: str | None = _machine(
-        None, "compile the network", metavar="BACKEND", const="inductor", on_resume=_LAST_BITS
+    seed: int = _machine(42, "seed of everything that is random (default: %(default)s)", metavar="N", check=at_least(0))
+    device: str = _machine(
+        "auto",
+        "where the network is trained: cpu, cuda, cuda:1 and so on; auto for a GPU if PyTorch can use one, else the "
+        "CPU (default: %(default)s)",
+        metavar="DEVICE",
+        on_resume=_LAST_BITS,
     )
-    sync_bn: bool = _machine(False, "BatchNorm over the images of all processes, on GPUs; else each its own")
+    amp: bool = _machine(False, "compute in half precision where that is safe, by autocast (default: in float32)")
+    amp_dtype: Literal["bfloat16", "float16"] = _machine(
+        "bfloat16", "type of the numbers under --amp (default: %(default)s)", matters=given("amp")
+    )
+    channels_last: bool = _machine(
+        False, "use the channels_last memory format (default: PyTorch's usual one)", on_resume=_LAST_BITS
+    )
+    torchcompile: str | None = _machine(
+        None,
+        "compile the network with torch.compile and this backend, inductor if none is named (default: not compiled)",
+        metavar="BACKEND",
+        const="inductor",
+        on_resume=_LAST_BITS,
+    )
+    sync_bn: bool = _machine(
+        False, "BatchNorm over the images of all processes, on GPUs (default: over each process's own)"
+    )
 
-    output: str | Path = _output("output/train", "folder of trainings (%(default)s)", metavar="DIR", path=True)
+    output: str | Path = _output(
+        "output/train", "folder that the folders of trainings are in (default: %(default)s)", metavar="DIR", path=True
+    )
     experiment: str | None = _output(
         None,
-        "folder in it (time and network), for best.safetensors, last.safetensors, state.pt, summary.csv, "
-        "curves.png and args.yaml",
+        "folder of this training in it, for best.safetensors, last.safetensors, state.pt, summary.csv, curves.png and "
+        "args.yaml (default: named by time and network)",
         metavar="NAME",
     )
     resume: bool = _output(
         False,
         "go on after the last complete epoch of this experiment, with the same options but for those of how it "
         "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there "
-        "on at the learning rates of the longer schedule; begin if there is none",
+        "on at the learning rates of the longer schedule; begin if there is none (default: a new training)",
     )
-    log_tensorboard: bool = _output(False, "write events for TensorBoard too")
+    log_tensorboard: bool = _output(False, "write events for TensorBoard too (default: summary.csv alone)")
 
     def __post_init__(self) -> None:
         for each in train_options():
@@ -343,7 +542,7 @@ class TrainConfig:
         for each in chosen.values():
             if each.about.other_than in chosen:
                 raise ValueError(f"{each.dashed} cannot be given with {dashed(each.about.other_than)}")
-        if self.warmup_epochs >= self.epochs:
+        if self.epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup-epochs must be fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
         useless = [each.dashed for each in chosen.values() if each.about.group == "distillation"]
         if useless and not self.kd:
@@ -379,23 +578,61 @@ class TrainConfig:
         if "layer_decay" in self.opt_kwargs:
             raise ValueError("opt-kwargs layer_decay cannot be used with --kd pkkd, which trains two networks")
 
-    def for_task(self, super_resolution: bool) -> "TrainConfig":
+    @property
+    def starts_trained(self) -> bool:
+        """Whether there are weights to start from, of a config for its task."""
+        return bool(self.pretrained or self.initial_checkpoint)
+
+    def for_task(self, super_resolution: bool, published: bool = False) -> "TrainConfig":
         """The same training, with what is usual for the task where nothing was given.
+
+        Args:
+            super_resolution: Whether the task is that.
+            published: Whether the name of the network is that of published weights, by its tag.
 
         Raises:
             ValueError: if an option was given that is for the other task, or for trained weights alone.
         """
+        pretrained = published and not self.initial_checkpoint if self.pretrained is None else self.pretrained
+        config = replace(self, pretrained=None if self.initial_checkpoint else pretrained)
         other = "classifiers" if super_resolution else "super-resolution"
         kind = "for super-resolution" if super_resolution else "a classifier"
         usual = {}
         for each in train_options():
-            value, about = getattr(self, each.name), each.about
+            value, about = getattr(config, each.name), each.about
             if about.task == other and value != each.default:
                 raise ValueError(f"{each.dashed} is for {other}, but {self.model} is {kind}")
-            if value is None and about.by_task and not (about.other_than and getattr(self, about.other_than)):
-                usual[each.name] = about.by_task[super_resolution]
-        if self.quantize_bits is not None and not (self.pretrained or self.initial_checkpoint):
+            if (
+                value is None
+                and each.name != "batch_size"
+                and not (about.other_than and getattr(self, about.other_than))
+            ):
+                usual[each.name] = about.usual(super_resolution, config.starts_trained)
+        if self.quantize_bits is not None and not config.starts_trained:
             raise ValueError("quantize-bits is for trained weights: give --pretrained or --initial-checkpoint")
+        return replace(config, **usual)
+
+    def for_data(self, super_resolution: bool, images: int, channels: int, processes: int = 1) -> "TrainConfig":
+        """The same training, for its task already, with what is usual for the images where nothing was given.
+
+        Args:
+            super_resolution: Whether the task is that.
+            images: What is trained on in an epoch.
+            channels: Of them.
+            processes: That share them.
+
+        Raises:
+            ValueError: if they are too few for any batch.
+        """
+        usual: dict[str, Any] = {}
+        if self.hflip is None and not super_resolution:
+            usual["hflip"] = 0.0 if self.starts_trained and channels == 1 else 0.5
+        if self.batch_size is None:
+            most = images // processes
+            if most < 2:
+                raise ValueError(f"there must be at least 2 training images, for each process, got {images}")
+            batch_size = min(_BATCH_SIZE.usual(super_resolution, self.starts_trained), most)
+            usual["batch_size"] = batch_size - batch_size % 2 if self.mixup or self.cutmix else batch_size
         return replace(self, **usual)
 
     def as_dict(self) -> dict[str, Any]:
@@ -429,6 +666,9 @@ class TrainConfig:
 def train_options() -> tuple[Option, ...]:
     """The fields of :class:`TrainConfig` as options, in their order."""
     return options_of(TrainConfig)
+
+
+_BATCH_SIZE = next(each.about for each in train_options() if each.name == "batch_size")
 
 
 def _documented() -> str:

@@ -16,8 +16,10 @@ from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, NativeScaler, random_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from adderzoo.catalogue import task
+from adderzoo.checkpoints import check_name, names_weights
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import check_output_folder, check_text
 
@@ -27,7 +29,16 @@ from .evaluation import Result, evaluate
 from .files import best_epoch, check_folder, check_known_classes, read_state, write_epoch, write_options
 from .group import Group, open_group
 from .optimization import create_optimizer, create_scheduler
-from .students import check_forward, create, create_distillation, open_student, origin, place
+from .students import (
+    check_forward,
+    create,
+    create_distillation,
+    open_student,
+    origin,
+    place,
+    teachers_of,
+    with_arguments_of_start,
+)
 from .super_resolution import SuperResolutionResult
 from .tasks import Classification, SuperResolution, classification_loss
 from .training import Epoch, Recipe, Training, run_epochs
@@ -35,6 +46,9 @@ from .training import Epoch, Recipe, Training, run_epochs
 Tell = Callable[[object], None]
 Warn = Callable[[str], None]
 Measure = Callable[[nn.Module], Result | SuperResolutionResult]
+
+# Of the learning rate that trains a network from scratch, for one that is trained already.
+_FINE_TUNING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ def train(config: TrainConfig, tell: Tell | None = None, warn: Warn = warnings.w
         KeyboardInterrupt: with a message that says how far it has come.
     """
     command = config.command()
-    config = config.for_task(task(config.model) == "super-resolution")
+    check_name(config.model)
+    config = with_arguments_of_start(config)
+    config = config.for_task(task(config.model) == "super-resolution", names_weights(config.model))
     with open_group(config.device) as group:
         folder = Path(config.output, config.experiment or "")
         _check_output(config, group, folder)
@@ -104,9 +120,14 @@ def _train(run: "_Run", command: str) -> TrainResult:
     config, group = run.config, run.group
     random_seed(config.seed)
     kind = SuperResolution if task(config.model) == "super-resolution" else Classification
-    data = kind(config, create(config))
+    network = create(config)
+    _check_spelling(config, network)
+    data = kind(config, network, group.processes)
+    config = data.config
+    run = replace(run, config=config)
     random_seed(config.seed)
     model = open_student(config, group, data.num_classes)
+    model.pretrained_cfg.update(data.data_config)
     data.check(model)
     check_forward(config, group, model, data.input_size)
     run.check(data.classes if isinstance(data, Classification) else None)
@@ -126,11 +147,36 @@ def _train(run: "_Run", command: str) -> TrainResult:
         **data.metadata(model),
         **origin(config, model),
     }
-    if config.model_kwargs:
-        metadata["model_args"] = to_json(config.model_kwargs)
+    channels = {} if config.in_chans is None else {"in_chans": config.in_chans}
+    if config.model_kwargs or channels:
+        metadata["model_args"] = to_json(channels | config.model_kwargs)
     measure = (lambda network: validate(network, recipe)) if validate else None
+    if run.tell:
+        run.tell(_describe(config, group, training))
     run.begin(training, f"{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
+
+
+def _check_spelling(config: TrainConfig, network: nn.Module) -> None:
+    """Refuse what an option names that is not there, before images are read."""
+    create_scheduler(_optimizer(config, network), config.sched, config.epochs or 1, **_schedule(config))
+    if config.torchcompile:
+        _compiled(nn.Identity(), config.torchcompile)
+    if config.kd:
+        teachers_of(config)
+
+
+def _describe(config: TrainConfig, group: Group, training: Training) -> str:
+    """Network, weights, device and recipe, in a line."""
+    weights = "random weights"
+    if config.initial_checkpoint:
+        weights = f"fine-tuned from {config.initial_checkpoint}"
+    elif config.pretrained:
+        weights = "fine-tuned from its published weights"
+    steps = f"{config.epochs} epochs in batches of {config.batch_size}"
+    rate = f"{config.opt} at a learning rate of {training.lr:.4g}"
+    flips = "" if config.hflip is None or config.no_aug else f", --hflip {config.hflip:g}"
+    return f"{config.model}, {weights}, on {group.device}: {steps}, {rate}{flips}"
 
 
 def fit(
@@ -176,6 +222,7 @@ def fit(
     if (config.mixup or config.cutmix) and not classes:
         raise ValueError("num-classes must be given for mixup and CutMix, got None")
     config = replace(config.for_task(super_resolution=False), batch_size=None)  # the loader's
+    assert config.epochs is not None
     with open_group(config.device) as group:
         folder = Path(config.output, config.experiment) if config.experiment else None
         run = _Run(config, group, folder, tell if group.rank == 0 else None, warnings.warn)
@@ -245,30 +292,10 @@ def create_training(
     Raises:
         ValueError: naming the option, if timm or PyTorch cannot use it.
     """
-    assert config.opt is not None
-    assert config.weight_decay is not None
-    optimizer = create_optimizer(
-        distillation.get_trainable_module() if distillation else model,
-        config.opt,
-        config.lr,
-        config.momentum,
-        config.weight_decay,
-        config.eta or 0.0,
-        config.filter_lr_scale,
-        **config.opt_kwargs,
-    )
-    scheduler = create_scheduler(
-        optimizer,
-        config.sched,
-        config.epochs,
-        math.ceil(batches / config.grad_accum_steps) if config.sched_on_updates else 0,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
-        decay_epochs=config.decay_epochs,
-        decay_milestones=config.decay_milestones,
-        decay_rate=config.decay_rate,
-    )
+    assert config.epochs is not None
+    optimizer = _optimizer(config, distillation.get_trainable_module() if distillation else model)
+    updates = math.ceil(batches / config.grad_accum_steps) if config.sched_on_updates else 0
+    scheduler = create_scheduler(optimizer, config.sched, config.epochs, updates, **_schedule(config))
     ema = ModelEmaV3(model, config.model_ema_decay, use_warmup=config.model_ema_warmup) if config.model_ema else None
     network = _network(config, group, model, distillation)
     half = config.amp and config.amp_dtype == "float16"
@@ -276,16 +303,41 @@ def create_training(
     return Training(model, optimizer, scheduler, scaler, ema, network, distillation)
 
 
+def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    assert config.opt is not None
+    assert config.weight_decay is not None
+    return create_optimizer(
+        model,
+        config.opt,
+        config.lr,
+        config.momentum,
+        config.weight_decay,
+        config.eta or 0.0,
+        config.filter_lr_scale,
+        _FINE_TUNING_SHARE if config.starts_trained else 1.0,
+        **config.opt_kwargs,
+    )
+
+
+def _schedule(config: TrainConfig) -> dict[str, Any]:
+    names = ("warmup_epochs", "warmup_lr", "min_lr", "decay_epochs", "decay_milestones", "decay_rate")
+    return {name: getattr(config, name) for name in names}
+
+
+def _compiled(network: nn.Module, backend: str) -> Any:
+    try:
+        return torch.compile(network, backend=backend)
+    except RuntimeError as error:
+        raise ValueError(f"torchcompile cannot be used: {error}") from error
+
+
 def _network(config: TrainConfig, group: Group, model: nn.Module, distillation: TrainingTask | None) -> Any:
     """What is called in training in the place of the network: compiled, and in DistributedDataParallel."""
     network: Any = model
-    try:
-        if config.torchcompile and distillation:
-            distillation.compile(config.torchcompile)
-        elif config.torchcompile:
-            network = torch.compile(model, backend=config.torchcompile)
-    except RuntimeError as error:
-        raise ValueError(f"torchcompile cannot be used: {error}") from error
+    if config.torchcompile and distillation:
+        distillation.compile(config.torchcompile)
+    elif config.torchcompile:
+        network = _compiled(model, config.torchcompile)
     if group.processes > 1:
         device_ids = [group.device] if group.device.type == "cuda" else None
         # Statistics of BatchNorm are averaged once an epoch instead. The option's first name is deprecated since 2.13.
@@ -330,7 +382,7 @@ class _Run:
         """Go on where the folder's training was, if it is to, and write and tell what is ahead of the first epoch."""
         resumed = self.folder and self.config.resume and read_state(self.folder, training)
         done = len(training.history)
-        if done > self.config.epochs:
+        if done > (self.config.epochs or 0):
             raise ValueError(f"epochs must be at least the {done} that are complete, got {self.config.epochs}")
         if self.folder and self.group.rank == 0:
             write_options(self.folder, self.options)
@@ -343,6 +395,7 @@ class _Run:
     ) -> TrainResult:
         """Go through the epochs that are left."""
         config, history = self.config, training.history
+        assert config.epochs is not None
         folder = self.folder if self.group.rank == 0 else None
         log = _tensorboard(folder, len(history)) if config.log_tensorboard and folder else None
         try:

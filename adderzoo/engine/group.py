@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from adderzoo.files.names import did_you_mean
+
 
 @dataclass(frozen=True)
 class Group:
@@ -50,9 +52,15 @@ def open_group(device: str) -> Iterator[Group]:
 def open_device(name: str, rank: int | None = None) -> torch.device:
     """A device that can be used; in a process group, the process's own GPU.
 
+    Args:
+        name: PyTorch's, or "auto" for a GPU where PyTorch can use one, else the CPU.
+        rank: Of the process among those of this machine.
+
     Raises:
         ValueError: naming the device, if it cannot be used.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if rank is not None and device.type == "cuda":
@@ -61,7 +69,8 @@ def open_device(name: str, rank: int | None = None) -> torch.device:
         torch.zeros(1, device=device).item()  # "meta" has no values to give
     except (AssertionError, RuntimeError) as error:
         reason = re.split(r"(?<=\.)\s|\n", str(error))[0]  # PyTorch lists all that it has on other devices
-        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
+        hint = did_you_mean(name.partition(":")[0], ("auto", "cpu", "cuda", "mps", "xpu"))
+        raise ValueError(f"device {name!r} cannot be used{hint or ':'} {reason}") from error
     return device
 
 

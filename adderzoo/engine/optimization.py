@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_class
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
+from adderzoo.files.names import did_you_mean
 from adderzoo.layers import Adder2d, AdderLinear, AdderTranspose2d
 from adderzoo.optim import LR_FACTOR, PROPORTIONAL, adaptive_lr, rule_for
 
@@ -20,6 +21,7 @@ def create_optimizer(
     weight_decay: float = 5e-4,
     eta: float = 0.2,
     filter_lr_scale: float | None = None,
+    lr_share: float = 1.0,
     **options: Any,
 ) -> Optimizer:
     """timm's optimizer of this name, with the adaptive learning rate of adder filters, as the paper's authors use it.
@@ -33,6 +35,7 @@ def create_optimizer(
         eta: Of the adaptive learning rate; 0 turns it off. Networks without adder filters do without it.
         filter_lr_scale: In the place of the adaptive rate, what the learning rate of adder filters is multiplied by:
             the "increased learning rate" of the paper's section 4.5. Their weight decay stays what it is for the rest.
+        lr_share: What a learning rate that is not given is multiplied by.
         options: Further arguments of timm's `create_optimizer_v2` and of the optimizer.
 
     Raises:
@@ -40,9 +43,11 @@ def create_optimizer(
             it is none whose steps `eta` can set.
     """
     # What "addersgd" adds to "sgd" is what `eta` says here.
-    opt = opt.lower().removeprefix("adder")
+    opt, usual = opt.lower().removeprefix("adder"), lr is None
+    if (name := opt.removeprefix("lookahead_")) not in (known := list_optimizers()):
+        raise ValueError(f"opt must be one of timm's optimizers, got {opt!r}{did_you_mean(name, known, 3)}")
     try:
-        if lr is None and issubclass(get_optimizer_class(opt.removeprefix("lookahead_"), False), PROPORTIONAL):
+        if lr is None and issubclass(get_optimizer_class(name, False), PROPORTIONAL):
             lr = 0.1
         optimizer = create_optimizer_v2(
             model,
@@ -55,6 +60,8 @@ def create_optimizer(
         raise ValueError(f"opt {opt!r} cannot be used: it needs second derivatives, which training does not compute")
     if any(group["lr"] is None for group in optimizer.param_groups):
         raise ValueError(f"lr must be given for opt {opt!r}, which has no default, got None")
+    for group in optimizer.param_groups if usual else []:
+        group["lr"] *= lr_share
     if any(isinstance(module, Adder2d | AdderLinear | AdderTranspose2d) for module in model.modules()):
         if filter_lr_scale is not None:
             adaptive_lr(optimizer, filter_lr_scale, rule="lr")

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from adderzoo.files.names import did_you_mean
+
 Options = Mapping[str, Any]
 
 
@@ -52,7 +54,8 @@ class About:
         path: It is the path of a file or folder here.
         check: Refuses values that nothing checks later.
         reserved: Keys of a dict that there are options for.
-        by_task: Its default for classifiers, and for super-resolution.
+        by_task: Its default for classifiers, and for super-resolution, where its own is None.
+        fine_tuning: Its default for classifiers that start from trained weights, if that is another.
         task: The only one that it is for: "classifiers" or "super-resolution".
         other_than: The option that it cannot be given with.
         matters: Whether it has an effect, by the values of all; None for always.
@@ -71,16 +74,27 @@ class About:
     check: Check | None = None
     reserved: tuple[str, ...] = ()
     by_task: tuple[Any, Any] | None = None
+    fine_tuning: Any = None
     task: Literal["classifiers", "super-resolution"] | None = None
     other_than: str | None = None
     matters: Callable[[Options], bool] | None = None
     on_resume: str | None = None
     for_fit: bool = False
 
+    def usual(self, super_resolution: bool, starts_trained: bool) -> Any:
+        """Its default for a task, and for weights to start from or none."""
+        if starts_trained and not super_resolution and self.fine_tuning is not None:
+            return self.fine_tuning
+        return self.by_task[super_resolution] if self.by_task else None
+
 
 def option(default: Any, help: str, by_task: tuple[Any, Any] | None = None, **about: Any) -> Any:
-    """A field of a dataclass of options; `help` may have {} for what is default for either task."""
-    metadata = {"about": About(help=help.format(*by_task) if by_task else help, by_task=by_task, **about)}
+    """A field of a dataclass of options; `help` may have {} for what is default: :class:`About`'s, in this order.
+
+    That is the default for classifiers, for fine-tuning them if that is another, and for super-resolution.
+    """
+    usual = [by_task[0], *filter(None, [about.get("fine_tuning")]), by_task[1]] if by_task else []
+    metadata = {"about": About(help=help.format(*usual) if by_task else help, by_task=by_task, **about)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -134,7 +148,8 @@ class Option:
             value = self._converted(value)
         except TypeError:
             none = " or None" if self.optional else ""
-            raise ValueError(f"{self.dashed} must be {self._words()}{none}, got {value!r}") from None
+            hint = did_you_mean(value, self.items) if self.kind is Literal and isinstance(value, str) else ""
+            raise ValueError(f"{self.dashed} must be {self._words()}{none}, got {value!r}{hint}") from None
         if self.about.check and not self.about.check.holds(value):
             raise ValueError(f"{self.dashed} must be {self.about.check.words}, got {value}")
         if self.kind is dict:

@@ -13,8 +13,9 @@ from timm.utils import random_seed
 from torch import nn
 
 from adderzoo.catalogue import twin
-from adderzoo.checkpoints import create_model, load, load_checkpoint, read_origin
-from adderzoo.files.weights import read_classes
+from adderzoo.checkpoints import check_name, create_model, load, load_checkpoint, read_origin
+from adderzoo.files.foreign import weights_in
+from adderzoo.files.weights import read_classes, read_model_args
 from adderzoo.inference.fusion import fuse
 from adderzoo.layers.modules import Network
 
@@ -31,11 +32,29 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
         ValueError: naming the option, if there is no such network, or it takes no such argument.
     """
     try:
-        return create_model(config.model, **arguments, **config.model_kwargs)
+        channels = {} if config.in_chans is None else {"in_chans": config.in_chans}
+        return create_model(config.model, **arguments, **channels, **config.model_kwargs)
     except TypeError as error:
         if not config.model_kwargs:
             raise
         raise ValueError(f"model-kwargs cannot be used: {error}") from error
+
+
+def with_arguments_of_start(config: TrainConfig) -> TrainConfig:
+    """The options, with the arguments of the network that the weights to start from are of, unless others are given.
+
+    Raises:
+        ValueError: if the file is missing, or says what cannot be used.
+    """
+    if not config.initial_checkpoint:
+        return config
+    path = weights_in(config.initial_checkpoint)
+    if not path.is_file():
+        raise ValueError(f"initial-checkpoint must be a file with weights, got {config.initial_checkpoint}")
+    said = read_model_args(path)
+    channels = said.pop("in_chans", None) if config.in_chans is None else config.in_chans
+    said = {key: value for key, value in said.items() if key not in ("num_classes", "in_chans")}
+    return replace(config, in_chans=channels, model_kwargs=said | config.model_kwargs)
 
 
 def open_student(config: TrainConfig, group: Group, num_classes: int | None) -> Any:
@@ -45,10 +64,10 @@ def open_student(config: TrainConfig, group: Group, num_classes: int | None) -> 
         ValueError: if the weights cannot be had, or are none of this network's, or as :func:`place`.
     """
     model = create(
-        config, pretrained=config.pretrained, **({} if num_classes is None else {"num_classes": num_classes})
+        config, pretrained=bool(config.pretrained), **({} if num_classes is None else {"num_classes": num_classes})
     )
     if config.initial_checkpoint:
-        load_checkpoint(model, Path(config.initial_checkpoint), other_classes=True)
+        load_checkpoint(model, weights_in(config.initial_checkpoint), other_classes=True)
     for module in model.modules():
         if hasattr(module, "weight_grad"):
             module.weight_grad, module.input_grad = config.filter_grad, config.input_grad
@@ -82,6 +101,22 @@ def check_forward(config: TrainConfig, group: Group, model: nn.Module, size: tup
         raise ValueError(f"model-kwargs cannot be used: {error}") from error
 
 
+def teachers_of(config: TrainConfig) -> list[str]:
+    """The names of the teachers.
+
+    Raises:
+        ValueError: if one is no network's, there is no file with its weights, or none is given for a network that has
+            no twin.
+    """
+    names = list(config.kd_model_name or [_twin(config.model)])
+    for name in names:
+        check_name(name, "kd-model-name")
+    for file in config.kd_checkpoint or ():
+        if not weights_in(file).is_file():
+            raise ValueError(f"kd-checkpoint must be a file with weights, got {file}")
+    return names
+
+
 def create_distillation(
     config: TrainConfig, group: Group, model: Network, data: Classification, warn: Callable[[str], None]
 ) -> TrainingTask:
@@ -90,7 +125,7 @@ def create_distillation(
     Raises:
         ValueError: if the teacher is none for this network and these images.
     """
-    names = list(config.kd_model_name or [_twin(config.model)])
+    names = teachers_of(config)
     options: dict[str, Any] = {
         "criterion": data.loss(),
         "task_loss_weight": config.task_loss_weight,
@@ -102,7 +137,7 @@ def create_distillation(
     # Where timm's task looks for how the images are normalized.
     model.pretrained_cfg.update({key: data.data_config[key] for key in ("mean", "std")})
     if config.kd == "logits":
-        files: list[Any] = list(map(Path, config.kd_checkpoint or ())) or [None] * len(names)
+        files: list[Any] = list(map(weights_in, config.kd_checkpoint or ())) or [None] * len(names)
         memory_format = torch.channels_last if config.channels_last else None
         teachers = [
             _fused(
@@ -168,13 +203,13 @@ def origin(config: TrainConfig, model: Network) -> dict[str, str]:
     """License and origin of the weights to start from, and the teachers."""
     found = {}
     if config.initial_checkpoint:
-        found = read_origin(Path(config.initial_checkpoint))
+        found = read_origin(weights_in(config.initial_checkpoint))
     elif config.pretrained:
         cfg = model.pretrained_cfg
         found["trained_from"] = f"{cfg['architecture']}.{cfg['tag']}" if cfg.get("tag") else config.model
         if cfg.get("license"):
             found["license"] = cfg["license"]
     if config.kd == "logits":
-        taught_by = [read_origin(Path(file))["trained_from"] for file in config.kd_checkpoint or ()]
+        taught_by = [read_origin(weights_in(file))["trained_from"] for file in config.kd_checkpoint or ()]
         found["taught_by"] = "; ".join(taught_by or config.kd_model_name or [_twin(config.model)])
     return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_model_data_config
@@ -11,11 +10,12 @@ from torch import nn
 from adderzoo import data
 from adderzoo.catalogue import published_classes
 from adderzoo.data import Augmentation, Loading, MemoryLoader
-from adderzoo.files.foreign import check_class_names, to_json
+from adderzoo.files.foreign import check_class_names, to_json, weights_in
 from adderzoo.files.weights import read_classes, read_data_config
 from adderzoo.inference.quantization import calibrate, ranges
 from adderzoo.layers.modules import Network
 from adderzoo.models import check_classifier
+from adderzoo.models._state_dict import take_preprocessing
 
 from .config import TrainConfig
 from .evaluation import Execution, Result, evaluate
@@ -33,8 +33,10 @@ class Classification:
     Args:
         config: Of the training, for classifiers.
         network: The network, for what its images are; not that which is trained, which may have other classes.
+        processes: That share the images.
 
     Attributes:
+        config: With what is usual for so many images, where nothing was given.
         accuracy: Whether answers are right or wrong.
         num_classes: Of a network for them; None for its own.
         data_config: How images become inputs (`timm.data.resolve_model_data_config`).
@@ -46,22 +48,23 @@ class Classification:
 
     accuracy = True
 
-    def __init__(self, config: TrainConfig, network: Network) -> None:
+    def __init__(self, config: TrainConfig, network: Network, processes: int = 1) -> None:
         check_classifier(network, config.model)  # the name alone (`hf-hub:...`) may not tell
-        self.config = config
-        # What the network is fed with does not depend on its classes, which come from the data.
-        self.data_config = resolve_model_data_config(network)
+        data.check_policy(config.aa)
         known = None
         if config.initial_checkpoint:  # images and classes as it knows them
-            start = Path(config.initial_checkpoint)
-            self.data_config |= read_data_config(start)
+            start = weights_in(config.initial_checkpoint)
+            network.pretrained_cfg.update(read_data_config(start))
             known = read_classes(start)
         elif (config.pretrained or "." in config.model) and (info := published_classes(network)):
             known = [info.index_to_label_name(index) for index in range(info.num_classes())]
+        take_preprocessing(network, config.in_chans, config.mean, config.std)
+        # What the network is fed with does not depend on its classes, which come from the data.
+        self.data_config = resolve_model_data_config(network)
         if config.img_size:
             self.data_config["input_size"] = (self.data_config["input_size"][0], config.img_size, config.img_size)
         self.input_size = self.data_config["input_size"]
-        data.check_channels(self.data_config, config.model, config.model_kwargs)
+        data.check_channels(self.data_config, config.model, {})
         keys = {"input_key": config.input_key, "target_key": config.target_key}
         self.train_set, self.val_set = data.open_training_data(
             config.dataset,
@@ -79,6 +82,7 @@ class Classification:
             check_class_names(list(self.indices))
         except ValueError as error:
             raise ValueError(f"the names of the classes could not be read again from the weights: {error}") from error
+        self.config = config.for_data(False, len(self.train_set), self.input_size[0], processes)
         self.num_classes = config.num_classes or (max(self.indices.values()) + 1 if self.indices else None)
 
     def loss(self) -> nn.Module:
@@ -149,16 +153,16 @@ class SuperResolution:
     accuracy = False
     num_classes = None
 
-    def __init__(self, config: TrainConfig, network: Network) -> None:
+    def __init__(self, config: TrainConfig, network: Network, processes: int = 1) -> None:
         if config.data_dir is None:
             raise ValueError("data-dir must be a folder, got None")
         assert config.img_size is not None  # of a config for its task
-        self.config = config
         self.data_config = resolve_model_data_config(network)
         self.input_size = (3, config.img_size, config.img_size)
         self.train_set, self.val_set = data.open_training_pairs(
             config.data_dir, network.scale, config.train_split, config.val_split
         )
+        self.config = config.for_data(True, len(self.train_set) * config.epoch_repeats, 3, processes)
 
     def loss(self) -> nn.Module:
         return nn.L1Loss()
@@ -210,13 +214,14 @@ def _loading(config: TrainConfig, group: Group) -> Loading:
 
 
 def _batch_size(config: TrainConfig) -> int:
-    assert config.batch_size is not None  # of a config for its task
+    assert config.batch_size is not None  # of a config for its data
     return config.batch_size
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:
     if config.no_aug:
         return None
+    assert config.hflip is not None  # of a config for its data
     return Augmentation(
         crop=config.train_crop_mode,
         scale=_pair(config.scale),

@@ -91,6 +91,14 @@ def _check_folder(folder: Path, what: str) -> None:
         os.rmdir(trial)
 
 
+def is_image_format(path: Path) -> bool:
+    """Whether PIL writes and reads the format that a file's name ends in."""
+    from PIL import Image
+
+    format = Image.registered_extensions().get(path.suffix.lower())
+    return format in Image.SAVE and format in Image.OPEN
+
+
 def check_image_output(path: Path, name: str, size: tuple[int, int] = (1, 1), mode: str = "RGB") -> None:
     """Refuse a path that no image can be written to, before there is an image: its format is tried on two strips.
 
@@ -109,7 +117,7 @@ def check_image_output(path: Path, name: str, size: tuple[int, int] = (1, 1), mo
 
     check_output(path, name)
     format = Image.registered_extensions().get(path.suffix.lower())
-    if format not in Image.SAVE or format not in Image.OPEN:
+    if not is_image_format(path):
         raise ValueError(f"{name} must end as an image file does that can be written, such as .png or .jpg, got {path}")
     width, height = size
     what = f"{name} {path} cannot hold an image of {width}x{height} pixels in {mode}"

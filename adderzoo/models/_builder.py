@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from safetensors import SafetensorError
-from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
 from torch import nn
 
 from adderzoo import hub
 from adderzoo.files.foreign import why
+from adderzoo.files.names import no_tag
 from adderzoo.files.weights import is_quantized
 from adderzoo.hub import from_hub, from_url, sha256
 
@@ -29,6 +30,21 @@ def weights_file(tag: str) -> str:
     return str(WEIGHTS / f"{tag}.safetensors")
 
 
+def check_tag(name: str, argument: str = "model") -> None:
+    """Refuse a tag that a network has none of, with what may have been meant.
+
+    Args:
+        name: Of the network, with or without a tag.
+        argument: That has the name, for the error.
+
+    Raises:
+        ValueError: with what may have been meant.
+    """
+    network, _, tag = name.partition(".")
+    if tag and name not in (known := get_arch_pretrained_cfgs(network)):
+        raise no_tag(name, [each.partition(".")[2] for each in known], argument)
+
+
 def build_model(network: type[Kind], variant: str, pretrained: bool, **kwargs: Any) -> Kind:
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
@@ -37,9 +53,12 @@ def build_model(network: type[Kind], variant: str, pretrained: bool, **kwargs: A
     this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
 
     Raises:
+        ValueError: if the network has no such tag.
         OSError: if the file in the package, or what was downloaded, is not what was published, cannot be fetched, or is
             no checkpoint.
     """
+    if isinstance(tag := kwargs.get("pretrained_cfg"), str):
+        check_tag(f"{variant}.{tag}")
     if pretrained:
         cfg = resolve_pretrained_cfg(
             variant,

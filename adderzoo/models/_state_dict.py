@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from adderzoo.files.foreign import plain, some_of
+from adderzoo.files.foreign import check_data_config, plain, some_of
 from adderzoo.files.weights import read_classes, read_data_config, read_metadata
 from adderzoo.layers import Adder2d
 
@@ -280,6 +281,37 @@ def take_description(model: Any, path: Path, other_classes: bool = False) -> Non
         check_names(classes, model, str(path))
         config.pop("label_descriptions", None)
         config.update(num_classes=model.num_classes, label_names=tuple(classes))
+
+
+def take_preprocessing(
+    model: Any, in_chans: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> None:
+    """Give a network's `pretrained_cfg`, where timm looks, the preprocessing that a user asks for.
+
+    Args:
+        model: The network, made for images of `in_chans` channels.
+        in_chans: Channels of its images. Where mean and std are of another number, and none are given, they are the
+            means of those that were there.
+        mean: One number, or one of each channel; as they are if None.
+        std: Likewise.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    given = {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
+    if in_chans is None and not given:
+        return
+    known = {key: tuple(value) for key, value in resolve_model_data_config(model).items() if key in ("mean", "std")}
+    channels, *size = resolve_model_data_config(model)["input_size"]
+    channels = channels if in_chans is None else in_chans
+    for key, value in known.items():
+        if len(value) not in (1, channels):
+            known[key] = (sum(value) / len(value),)
+    config = check_data_config({"input_size": (channels, *size)} | known | given)
+    for key in known:
+        if len(config[key]) == 1:
+            config[key] *= channels
+    model.pretrained_cfg.update(config)
 
 
 def check_names(names: Sequence[str], model: Any, source: str) -> None:

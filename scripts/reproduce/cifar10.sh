@@ -20,8 +20,8 @@ for model in adder_resnet20 cnn_resnet20; do
     adderzoo train --model $model.cifar10 --data-dir "$data" --val-split "" --batch-size 64 --epochs 40 \
         --lr 0.1 --weight-decay 5e-4 --eta 0.2 --sched cosine --sched-on-updates --channels-last --seed 0 \
         --output "$out" --experiment $model --resume
-    adderzoo validate --model $model.cifar10 --checkpoint "$out/$model/last.safetensors" --data-dir "$data" \
-        --split test --channels-last --results-file "$out/$model/test.json"
+    adderzoo validate "$data" --split test -m $model.cifar10 --checkpoint "$out/$model/last.safetensors" \
+        --channels-last --json "$out/$model/test.json"
     python "$here/publish_weights.py" $model.cifar10 "$out/$model/last.safetensors" --out "$weights" \
         --result "$out/$model/test.json" --dataset "CIFAR-10, $(count test) test images" \
         --command "bash scripts/reproduce/cifar10.sh CIFAR10" \

@@ -25,8 +25,8 @@ python "$here/accuracies.py" "$out"/*_lenet5_[0-9]
 
 for model in adder_lenet5 cnn_lenet5; do
     rate=$([ $model = cnn_lenet5 ] || echo ", adaptive learning rate of adder filters (eta 0.1)")
-    adderzoo validate --model $model.mnist --checkpoint "$out/${model}_0/last.safetensors" --dataset torch/mnist \
-        --data-dir "$data" --split test --results-file "$out/${model}_0/test.json"
+    adderzoo validate "$data" --dataset torch/mnist --split test -m $model.mnist \
+        --checkpoint "$out/${model}_0/last.safetensors" --json "$out/${model}_0/test.json"
     python "$here/publish_weights.py" $model.mnist "$out/${model}_0/last.safetensors" \
         --result "$out/${model}_0/test.json" --dataset "MNIST, test images" --out "$weights" \
         --command "bash scripts/reproduce/mnist.sh MNIST" \

@@ -6,7 +6,7 @@
         --command TEXT --recipe TEXT [--out DIR]
     python scripts/reproduce/publish_weights.py bicubic --result SET5.json SET14.json ... --command TEXT [--out DIR]
 
-CHECKPOINT is what `adderzoo train` writes, RESULT.json what `adderzoo validate --results-file` does for it, and DIR
+CHECKPOINT is what `adderzoo train` writes, RESULT.json what `adderzoo validate --json` does for it, and DIR
 adderzoo/weights, where `pretrained=True` finds them. The network's `default_cfgs` must have the tag. Networks for
 super-resolution have a result for each test set, which says its name. `bicubic` has no weights: published are the
 figures that cards show beside a network's own.
@@ -43,7 +43,7 @@ def read_quality(path: Path, name: str) -> SetQuality:
     if result.get("self_ensemble") is not False:
         raise ValueError(f"{path} is not the result of the network alone: measure it without --self-ensemble")
     if not (isinstance(result.get("images"), list) and isinstance(result.get("dataset"), str)):
-        raise ValueError(f"{path} is no result of `adderzoo validate --results-file` for super-resolution")
+        raise ValueError(f"{path} is no result of `adderzoo validate --json` for super-resolution")
     return SetQuality(result["dataset"], result["scale"], len(result["images"]), result["psnr"], result["ssim"])
 
 
@@ -56,7 +56,7 @@ def _read(path: Path, name: str, numbers: tuple[str, ...]) -> dict[str, Any]:
             if not isinstance(result[key], int | float):
                 raise TypeError(f"{key} is {result[key]!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result of `adderzoo validate --results-file` in JSON: {error!r}") from error
+        raise ValueError(f"{path} is no result of `adderzoo validate --json`: {error!r}") from error
     if model.partition(".")[0] != name.partition(".")[0]:
         raise ValueError(f"{path} is the result of another network than {name}: {model}")
     return result

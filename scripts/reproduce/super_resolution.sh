@@ -30,8 +30,8 @@ for network in ${networks:-adder_edsr_small_x2 cnn_edsr_small_x2 adder_vdsr cnn_
         --batch-size $batch --lr $rate --eta $eta --epochs $epochs --epoch-repeats $repeats --sched cosine \
         --sched-on-updates --warmup-epochs 1 --output "$out" --experiment $network --resume
     for set in "$data/Set5/x2" "$data/Set14/x2" "$out/B100"; do
-        adderzoo validate --model $network.bsds400 --checkpoint "$out/$network/last.safetensors" --data-dir "$set" \
-            --results-file "$out/$network/$(basename "${set%/x2}").json"
+        adderzoo validate "$set" -m $network.bsds400 --checkpoint "$out/$network/last.safetensors" \
+            --json "$out/$network/$(basename "${set%/x2}").json"
     done
     filters=$([ "${network#cnn}" != "$network" ] || echo "; $(awk "BEGIN {print $rate * $eta}") for adder filters")
     python "$here/publish_weights.py" $network.bsds400 "$out/$network/last.safetensors" --out "$weights" \

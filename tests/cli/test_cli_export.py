@@ -10,7 +10,7 @@ from commands import Done
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PUBLISHED = ("--model", "adder_lenet5.digits", "--pretrained")
+PUBLISHED = ("--model", "adder_lenet5.digits")
 
 
 @torch.no_grad()

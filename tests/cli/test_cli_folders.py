@@ -22,7 +22,7 @@ from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
 
-LENET = ("--model", "adder_lenet5.digits", "--pretrained", "-j", 0)
+LENET = ("--model", "adder_lenet5.digits", "-j", 0)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +46,7 @@ def data(few: Path, tmp_path: Path) -> Path:
 def top1(adderzoo: Command, folder: Path, *arguments: object) -> tuple[float, int, str]:
     """Accuracy and number of images that `validate` finds, and the line that it begins with."""
     result = folder.parent / "result.json"
-    done = adderzoo("validate", *(arguments or LENET), "--data-dir", folder, "--results-file", result)
+    done = adderzoo("validate", *(arguments or LENET), "--data-dir", folder, "--json", result)
     assert done.status == 0, done
     found = json.loads(result.read_text())
     (line,) = [line for line in done.err.splitlines() if line.startswith("adderzoo validate: ")]
@@ -95,7 +95,7 @@ def test_five_of_cifar10s_classes_have_the_accuracy_that_they_have_among_ten(add
         x = as_input([Image.fromarray(pixels[index]) for index in chosen], config.mean, config.std)
         answers = model(x).argmax(1).tolist()
     expected = np.mean([answer == known["test"][index] for answer, index in zip(answers, chosen, strict=True)])
-    accuracy, images, line = top1(adderzoo, tmp_path / "data", "--model", name, "--pretrained", "-j", 0)
+    accuracy, images, line = top1(adderzoo, tmp_path / "data", "--model", name, "-j", 0)
     assert images == len(chosen)
     assert abs(accuracy - 100 * expected) <= 100 / len(chosen) + 1e-9  # one image may be undecided in float32
     assert accuracy > 80

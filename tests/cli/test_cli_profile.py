@@ -87,7 +87,7 @@ def test_any_network_and_image(adderzoo: Command) -> None:
 def test_a_network_in_a_folder_is_the_one_that_its_configuration_says(adderzoo: Command, tmp_path: Path) -> None:
     model = timm.create_model("adder_lenet5.digits", pretrained=True)
     save_for_hf(model, tmp_path)
-    title, _, totals, _ = sections(adderzoo("profile", "--model", f"local-dir:{tmp_path}", "--pretrained"))
+    title, _, totals, _ = sections(adderzoo("profile", "--model", f"local-dir:{tmp_path}"))
     assert title == "adder_lenet5, one image of 1x32x32"
     assert totals["network"] == ["adder_lenet5", "cnn_lenet5"]
 
@@ -122,7 +122,7 @@ def test_xnors_and_shifts_are_shown_where_there_are_some(adderzoo: Command) -> N
 
 def test_a_quantized_checkpoint(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
-    network = ("--model", "adder_lenet5.digits", "--pretrained")
+    network = ("--model", "adder_lenet5.digits")
     done = adderzoo("quantize", file, *network, "--data-dir", digits / "train", "--workers", 0)
     assert done.status == 0, done
     _, layers, totals, _ = sections(adderzoo("profile", "--model", "adder_lenet5", "--checkpoint", file))
@@ -166,7 +166,7 @@ def written(folder: Path) -> list[str]:
 def test_pictures_of_published_weights_and_images(adderzoo: Command, digits: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "plots"
     done = adderzoo(
-        "profile", "--model", "adder_lenet5.mnist", "--pretrained", "--plots", folder,
+        "profile", "--model", "adder_lenet5.mnist", "--plots", folder,
         "--data-dir", digits / "train", "--images", 20, "--workers", 0,
     )  # fmt: skip
     *_, (pictures,) = sections(done)
@@ -234,7 +234,7 @@ def test_images_that_are_none(
     adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = adderzoo("profile", "--model", "adder_lenet5.digits", "--pretrained", *arguments)
+    done = adderzoo("profile", "--model", "adder_lenet5.digits", *arguments)
     assert done.error.startswith(f"adderzoo profile: error: {message}")
     assert not any(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ from adderzoo.cli import main
 from adderzoo.files.weights import save_weights
 from adderzoo.inference.export import FORMATS
 
-CLASSIFIER = ("--model", "adder_lenet5.digits", "--pretrained")
+CLASSIFIER = ("--model", "adder_lenet5.digits")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ COMMANDS = {
     "list": ("list",),
     "profile": ("profile", *CLASSIFIER, "--plots", "out/plots", "--json", "out/a.json"),
     "train": ("train", "--model", "adder_lenet5", "--data-dir", "few", "--batch-size", 4, "--output", "out"),
-    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--results-file", "out/a.json"),
+    "validate": ("validate", *CLASSIFIER, "--data-dir", "digits", "--split", "test", "--json", "out/a.json"),
     "predict": ("predict", "some", *CLASSIFIER),
     "upscale": ("upscale", "photo.png", "-o", "out/a.png", "--model", "adder_vdsr.bsds400", "--tile", 32),
     "quantize": ("quantize", "out/a.safetensors", *CLASSIFIER, "--data-dir", "digits", "-j", 0),

@@ -202,11 +202,11 @@ def test_network_whose_results_are_not_finite_is_refused(
             files.folder / "data",
             "--num-classes",
             2,
-            "--results-file",
+            "--json",
             f"{out}.json",
         ],
         "upscale": ["upscale", photos / "a.png", "-o", tmp_path / "out.png"],
-        "validate super-resolution": ["validate", "--data-dir", photos, "--results-file", out],
+        "validate super-resolution": ["validate", "--data-dir", photos, "--json", out],
     }[command]
     done = adderzoo(*arguments, "--model", name, "--checkpoint", tmp_path / "a.pth")
     assert done.status == 1
@@ -229,7 +229,7 @@ def test_whatever_a_config_says_a_command_works_or_says_why_not(
         text = mutated_text(config, rng)
         (tmp_path / "config.json").write_text(text, errors="surrogatepass")
         command = rng.choice([["predict", files.image], ["validate", "--data-dir", files.folder / "data", "-j", 0]])
-        if problem := wrong(lambda c=command: adderzoo(*c, "--model", f"local-dir:{tmp_path}", "--pretrained")):
+        if problem := wrong(lambda c=command: adderzoo(*c, "--model", f"local-dir:{tmp_path}")):
             failures.append((command[0], text[:2000], problem[-1000:]))
     assert not failures
 

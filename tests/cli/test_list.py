@@ -110,7 +110,7 @@ def test_json_has_the_exact_counts_and_the_measurement(adderzoo: Command) -> Non
     ]
     measured = {weights["tag"]: weights["measured"] for weights in row["pretrained"]}
     assert measured["huawei_cifar10"]["dataset"] == "CIFAR-10, all 10,000 test images"
-    assert measured["huawei_cifar10"]["command"].startswith("adderzoo validate --model adder_resnet20.huawei_cifar10 ")
+    assert measured["huawei_cifar10"]["command"].startswith("adderzoo validate CIFAR10 --split test -m adder_resnet20.huawei_cifar10 ")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_networks_are_sorted_the_best_first(
     monkeypatch.setattr(catalogue, "networks", lambda *args, **kwargs: SORTED)
     lines = adderzoo("list", "--sort", key).out.splitlines()[1:]
     assert "".join(line[0] for line in lines).replace(" ", "") == names
-    assert [row["name"] for row in json.loads(adderzoo("list", "--sort", key, "--json").out)] == list(names)
+    assert [row["name"] for row in json.loads(adderzoo("list", "--sort", key, "--json", "-").out)] == list(names)
 
 
 def test_accuracies_are_in_order_with_the_network_in_every_line(adderzoo: Command) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,20 +16,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 Command = Callable[..., Done]
-DIGITS = ("predict", "--model", "adder_lenet5.digits", "--pretrained")
+DIGITS = ("predict", "-m", "adder_lenet5.digits")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.fixture
 def predict(adderzoo: Command) -> Callable[..., list[dict[str, Any]]]:
-    """Predictions that must succeed, from the command's JSON; of folders, a line says what is in them."""
+    """Predictions that must succeed, from the command's JSON.
+
+    A line says network, weights and device; of folders, another one what is in them.
+    """
 
     def run(*arguments: object) -> list[dict[str, Any]]:
-        done = adderzoo(*arguments, "--json")
+        done = adderzoo(*arguments, "--json", "-")
         rows = json.loads(done.out)
+        weights, *lines = done.err.splitlines()
+        assert done.status == 0
+        assert re.fullmatch(r"adderzoo predict: \w+(\.\w+)?, (published weights|weights of .+), on .+", weights)
         folders = any(isinstance(argument, Path) and argument.is_dir() for argument in arguments)
-        expected = f"adderzoo predict: {len(rows)} image" if folders else ""
-        assert (done.status, done.err[: len(expected) or None], done.err.count("\n")) == (0, expected, int(folders))
+        assert [line.startswith(f"adderzoo predict: {len(rows)} image") for line in lines] == [True] * folders
         return rows
 
     return run
@@ -38,7 +44,7 @@ def random_network(name: str, **arguments: Any) -> nn.Module:
     """Answers depend on the image: its BatchNorm has seen some."""
     torch.manual_seed(0)
     model = timm.create_model(name, **arguments)
-    channels = model.pretrained_cfg["input_size"][0]
+    channels = arguments.get("in_chans", model.pretrained_cfg["input_size"][0])
     images = random_images(16, mode="L" if channels == 1 else "RGB", seed=5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -101,7 +107,7 @@ def test_the_text_has_the_file_and_a_line_a_class(adderzoo: Command, tmp_path: P
     image.save(tmp_path / "a.png")
     ((first, second, *_),) = by_hand(lenet, [image], "0123456789")
     done = adderzoo(*DIGITS, tmp_path / "a.png", "--topk", 2)
-    assert (done.status, done.err) == (0, "")
+    assert (done.status, done.err) == (0, "adderzoo predict: adder_lenet5.digits, published weights, on cpu\n")
     assert done.out.splitlines() == [
         str(tmp_path / "a.png"),
         f"{100 * first[1]:7.2f} %  {first[0]}",
@@ -211,7 +217,7 @@ def test_a_folder_that_is_hidden_itself_is_read(predict: Callable[..., list[dict
     assert len(predict(*DIGITS, tmp_path / ".images")) == 1
 
 
-@pytest.mark.parametrize("json_argument", [(), ("--json",)])
+@pytest.mark.parametrize("json_argument", [(), ("--json", "-")])
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_shown(
     adderzoo: Command, tmp_path: Path, json_argument: tuple[str, ...]
 ) -> None:
@@ -224,7 +230,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_shown(
     files = [tmp_path / name for name in ("a.png", "b.png", "c.jpg", "d.png")]
     done = adderzoo(*DIGITS, *files, *json_argument)
     assert done.status == 1
-    (line,) = done.err.splitlines()
+    line = done.err.splitlines()[-1]
     assert line.startswith(f"adderzoo predict: error: image {files[1]} cannot be read: ")
     assert f"; image {files[2]} cannot be read: " in line
     assert adderzoo(*DIGITS, files[0], files[3], *json_argument).out == done.out
@@ -329,23 +335,38 @@ def test_imagenets_classes_have_their_names(predict: Callable[..., list[dict[str
     assert all(entry["name"] == str(entry["index"]) for entry in row["classes"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "warning"),
-    [
-        ((), "neither --pretrained nor --checkpoint: random weights"),
-        (
-            ("--pretrained", "--num-classes", "3"),
-            "the published weights are for 10 classes: random weights in the classifier",
-        ),
-    ],
-)
-def test_random_weights_are_said_to_be_random(
-    adderzoo: Command, tmp_path: Path, arguments: tuple[str, ...], warning: str
-) -> None:
+def test_random_weights_are_asked_for_and_said_to_be_random(adderzoo: Command, tmp_path: Path) -> None:
     random_images(1)[0].save(tmp_path / "a.png")
-    done = adderzoo("predict", tmp_path / "a.png", "--model", "adder_lenet5", *arguments)
-    assert (done.status, done.err) == (0, f"adderzoo predict: {warning}\n")
-    assert len(done.out.splitlines()) == 1 + min(5, 10 if not arguments else 3)
+    done = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet8", "--random-weights")
+    assert (done.status, done.err) == (0, "adderzoo predict: adder_resnet8, random weights, on cpu\n")
+    assert len(done.out.splitlines()) == 6
+    refused = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet8").error
+    assert "model adder_resnet8 has no published weights: --checkpoint FILE" in refused
+
+
+def test_a_network_for_other_images_has_their_channels_mean_and_deviation(
+    adderzoo: Command, tmp_path: Path, predict: Callable[..., list[dict[str, Any]]]
+) -> None:
+    model = random_network("adder_lenet5", in_chans=3)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    images = random_images(2)
+    folder = write_folder(tmp_path / "images", images, [0] * 2, classes=1)
+    seen = as_input(images, [0.4, 0.5, 0.6], [0.2] * 3)
+    with torch.no_grad():
+        expected = model(seen).softmax(1)
+    arguments = ("predict", folder, "-m", "adder_lenet5", "--checkpoint", tmp_path / "a.safetensors", "--in-chans", 3)
+    got = predict(*arguments, "--mean", 0.4, 0.5, 0.6, "--std", 0.2, "--topk", 10)
+    for row, shares in zip(got, expected, strict=True):
+        found = {entry["index"]: entry["probability"] for entry in row["classes"]}
+        assert [found[index] for index in range(10)] == pytest.approx(shares.tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_json_goes_to_a_file_beside_the_text(adderzoo: Command, tmp_path: Path) -> None:
+    random_images(1)[0].save(tmp_path / "a.png")
+    done = adderzoo(*DIGITS, tmp_path / "a.png", "--json", tmp_path / "a.json")
+    (row,) = json.loads((tmp_path / "a.json").read_text())
+    assert row["file"] == str(tmp_path / "a.png") == done.out.splitlines()[0]
+    assert done.out.splitlines()[1].endswith(f"%  {row['classes'][0]['name']}")
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -391,13 +412,12 @@ def test_bad_input_is_one_line(
     }.items():
         if f"{name}.safetensors" in arguments:
             save_lenet(Path(f"{name}.safetensors"), 3, **metadata)
-    weights = () if "--checkpoint" in arguments else ("--pretrained",)
     model = () if "--model" in arguments else ("--model", "adder_lenet5")
-    if "lenet" in arguments:
-        weights = ()
-    done = adderzoo("predict", *arguments, *model, *weights)
-    assert done.error.startswith("adderzoo predict: error: ")
-    assert message in done.error
+    done = adderzoo("predict", *arguments, *model)
+    error = done.err.splitlines()[-1]
+    assert (done.status, done.out) == (1, "")
+    assert error.startswith("adderzoo predict: error: ")
+    assert message in error
 
 
 def test_an_image_of_absurd_size_is_refused_by_name(adderzoo: Command, tmp_path: Path) -> None:
@@ -405,4 +425,6 @@ def test_an_image_of_absurd_size_is_refused_by_name(adderzoo: Command, tmp_path:
     data = bytearray((tmp_path / "bomb.png").read_bytes())
     data[16:24] = struct.pack(">II", 60_000, 60_000)
     (tmp_path / "bomb.png").write_bytes(bytes(data))
-    assert f"image {tmp_path / 'bomb.png'} cannot be read: " in adderzoo(*DIGITS, tmp_path / "bomb.png").error
+    done = adderzoo(*DIGITS, tmp_path / "bomb.png")
+    assert done.status == 1
+    assert f"error: image {tmp_path / 'bomb.png'} cannot be read: " in done.err

@@ -48,7 +48,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 def validated(adderzoo: Command, digits: Path, folder: Path, *arguments: object) -> float:
     result = folder / "result.json"
-    data = ("--data-dir", digits, "--split", "test", "-j", 0, "--results-file", result)
+    data = ("--data-dir", digits, "--split", "test", "-j", 0, "--json", result)
     done = adderzoo("validate", "--model", "adder_lenet5", *arguments, *data)
     assert done.status == 0, done
     return json.loads(result.read_text())["top1"]
@@ -278,7 +278,7 @@ def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderz
     with torch.no_grad():
         assert torch.equal(package.load(quantized)(some[1]), expected(some[1]))
     result = tmp_path / "result.json"
-    done = adderzoo("validate", *command, quantized, "--data-dir", tmp_path / "images", "--results-file", result)
+    done = adderzoo("validate", *command, quantized, "--data-dir", tmp_path / "images", "--json", result)
     assert done.status == 0, done
     assert len(json.loads(result.read_text())["images"]) == 3
 

@@ -62,7 +62,7 @@ def test_a_network_learns_digits_and_its_files_say_so(train: Command, adderzoo: 
         result = folder / f"{name}.json"
         done = adderzoo(
             *("validate", "--model", "adder_lenet5", "--checkpoint", path, "--data-dir", digits, "--split", "test"),
-            *("-j", 0, "--results-file", result),
+            *("-j", 0, "--json", result),
         )
         assert done.status == 0, done
         assert json.loads(result.read_text())["top1"] == accuracy
@@ -196,7 +196,7 @@ def test_another_image_size_is_remembered_for_validation(train: Command, adderzo
     assert done.status == 0, done
     path, result = tmp_path / "out" / "run" / "last.safetensors", tmp_path / "result.json"
     assert json.loads(metadata(path)["data_config"])["input_size"] == [1, 40, 40]
-    arguments = ("--data-dir", tmp_path / "data", "--workers", 0, "--results-file", result)
+    arguments = ("--data-dir", tmp_path / "data", "--workers", 0, "--json", result)
     assert adderzoo("validate", "--model", "adder_lenet5", "--checkpoint", path, *arguments).status == 0
     assert json.loads(result.read_text())["loss"] == pytest.approx(
         float(rows(tmp_path / "out" / "run")[0]["eval_loss"]), rel=1e-6

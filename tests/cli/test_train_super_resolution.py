@@ -64,7 +64,7 @@ def test_the_best_epochs_weights_have_the_quality_that_validate_measures(
     assert json.loads(said["model_args"]) == {"blocks": 1, "width": 4}
     result = tmp_path / "result.json"
     command = ("validate", "--model", "adder_edsr_baseline_x2", "--checkpoint", file, "--data-dir", folder / "val")
-    assert adderzoo(*command, "--results-file", result).status == 0
+    assert adderzoo(*command, "--json", result).status == 0
     assert json.loads(result.read_text())["psnr"] == pytest.approx(float(best["eval_psnr"]), abs=1e-6)
 
 

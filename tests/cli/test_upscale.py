@@ -81,7 +81,7 @@ def test_a_quantized_network_does_too(
     command = ("upscale", photo, "-o", tmp_path / "out.png", "--model", ADDER, "--checkpoint", checkpoints["u8"])
     assert adderzoo(*command, "--scale", 2).status == 0
     assert read_photo(tmp_path / "out.png").color.shape == (3, 58, 74)
-    assert f"scale must be that of {ADDER}, 2, got 3" in adderzoo(*command, "--scale", 3).error
+    assert f"scale must be that of {ADDER}, 2, got 3" in adderzoo(*command, "--scale", 3).err
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
@@ -156,13 +156,16 @@ def test_comparison_has_bicubic_network_twin_and_original(
     [
         (("missing.png",), "image missing.png does not exist"),
         (("photo.png", "-o", "out.txt"), "OUT must end as an image file does that can be written, such as .png"),
-        (("alpha.png", "-o", "out.jpg"), "OUT out.jpg cannot hold an image of 8x8 pixels in RGBA: "),
+        (("alpha.png", "-o", "out.jpg"), "OUT out.jpg cannot hold an image of 16x16 pixels in RGBA: "),
         (("photo.png", "--scale", 5), "no adder network has published weights that were measured at scale 5: "),
         (("photo.png", "--model", ADDER, "--scale", 3), f"scale must be 2 for {ADDER}, got 3"),
         (("photo.png", "--model", "bicubic", "--scale", 1), "scale must be an integer from 2, got 1"),
         (("photo.png", "--model", "adder_lenet5.digits"), "model must be a network for super-resolution, got "),
         (("photo.png", "--model", "no_such_net"), "model must be a registered network, got 'no_such_net'"),
-        (("photo.png", "--checkpoint", "x.pth"), "checkpoint needs model, the name of the network that it is of"),
+        (("photo.png", "--checkpoint", "x.pth"), "there is no file x.pth"),
+        (("photo.png", "--checkpoint", "empty.pth"), "empty.pth does not say of which network it is"),
+        (("photo.png", "--model", "adder_vdsr_x9"), "model must be a registered network, got 'adder_vdsr_x9'"),
+        (("photo.png", "--model", "adder_edsr_x2"), "model adder_edsr_x2 has no published weights"),
         (("photo.png", "--model", "bicubic", "--tile", 0), "tile must be at least 1, got 0"),
         (("photo.png", "--model", "bicubic", "--crop", 1, 1), "crop is for compare, which is not asked for"),
         (("photo.png", "--model", "bicubic", "--compare"), "must have at least 96 pixels a side to be compared"),
@@ -181,6 +184,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     random_images(1, (8, 8))[0].convert("RGBA").save("alpha.png")
     random_images(1, (100, 110))[0].save("large.png")
+    torch.save({}, "empty.pth")
     before = sorted(tmp_path.rglob("*"))
     output = () if "-o" in arguments else ("-o", "out.png")
     if "alpha.png" in arguments:
@@ -197,7 +201,7 @@ def test_without_a_name_it_is_a_network_that_was_measured_at_the_scale(
 ) -> None:
     done = adderzoo("upscale", photo, "--scale", 2, "-o", tmp_path / "larger.png")
     assert done.status == 0, done
-    assert done.out.endswith("larger.png: 74x58 pixels, by adder_edsr_small_x2\n")
+    assert done.out.endswith("larger.png: 74x58 pixels, by adder_edsr_small_x2.bsds400\n")
     model = timm.create_model("adder_edsr_small_x2", pretrained=True).eval()
     expected = by_network(model, read_photo(photo).color)
     got = read_photo(tmp_path / "larger.png").color
@@ -240,7 +244,7 @@ def test_all_frames_and_pages_become_larger(adderzoo: Command, tmp_path: Path) -
         assert done.out == f"{tmp_path / name}: 12x10 pixels in {count} frames, by bicubic\n"
         assert Image.open(tmp_path / name).n_frames == count  # type: ignore[attr-defined]
     refused = adderzoo("upscale", tmp_path / "a.gif", "-o", tmp_path / "out.jpg", "--model", "bicubic")
-    assert "OUT must end in .png, .webp or .gif to keep the image's 3 frames" in refused.error
+    assert "OUT must end in .png, .webp or .gif to keep the image's 3 frames" in refused.err
     assert not (tmp_path / "out.jpg").exists()
 
 
@@ -269,6 +273,33 @@ def test_several_images_and_folders(adderzoo: Command, tmp_path: Path) -> None:
     assert done.err.splitlines()[-1].startswith(f"adderzoo upscale: error: image {tmp_path / 'folder' / 'broken.png'} ")
 
 
+def test_names_beside_the_originals_replace_nothing(
+    adderzoo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.jpg", "folder/2.png", "folder/below/10.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        random_images(1, (12, 9))[0].save(name)
+    random_images(1, (12, 9))[0].save("icon", "PNG")  # no ending that says a format
+    options = ("-m", "bicubic", "--scale", 3)
+    done = adderzoo("upscale", "a.png", "b.jpg", "icon", "folder", *options, "--json", "rows.json")
+    written = ["a_x3.png", "b_x3.jpg", "icon_x3.png", "folder_x3/2.png", "folder_x3/below/10.png"]
+    assert done.out.splitlines() == [f"{name}: 36x27 pixels, by bicubic" for name in written]
+    assert all(Image.open(name).size == (36, 27) for name in written)
+    rows = json.loads(Path("rows.json").read_text())
+    assert [(row["output"], row["width"], row["height"]) for row in rows] == [(name, 36, 27) for name in written]
+    before = {name: Path(name).read_bytes() for name in written}
+    random_images(1, (12, 9), seed=7)[0].save("a.png")
+    refused = adderzoo("upscale", "a.png", *options)
+    assert "error: a_x3.png is there already, and is replaced by -o a_x3.png alone\n" in refused.err
+    assert "error: folder_x3/2.png is there already, and is replaced by -o folder_x3 alone\n" in adderzoo(
+        "upscale", "folder", *options
+    ).err
+    assert {name: Path(name).read_bytes() for name in written} == before
+    assert adderzoo("upscale", "a.png", *options, "-o", "a_x3.png").status == 0
+    assert Path("a_x3.png").read_bytes() != before["a_x3.png"]
+
+
 def test_outputs_that_would_collide_are_refused(adderzoo: Command, tmp_path: Path) -> None:
     for name in ("a.png", "folder/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -281,5 +312,7 @@ def test_outputs_that_would_collide_are_refused(adderzoo: Command, tmp_path: Pat
         (one, folder, "-o", "b.png"): "OUT must be a folder for the larger images, got a name that ends as a file's",
         (one, folder, "-o", new, "--compare"): "compare takes one PHOTO, got ",
     }.items():
-        assert message in adderzoo("upscale", *arguments, "--model", "bicubic").error
+        done = adderzoo("upscale", *arguments, "--model", "bicubic")
+        assert (done.status, done.out) == (1, "")
+        assert message in done.err.splitlines()[-1]
     assert not new.exists()

@@ -96,7 +96,7 @@ def result(adderzoo: Command, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs an evaluation that must succeed and returns what is in its results file."""
 
     def run(*arguments: object) -> dict[str, Any]:
-        done = adderzoo(*arguments, "--results-file", tmp_path / "result.json")
+        done = adderzoo(*arguments, "--json", tmp_path / "result.json")
         assert done.status == 0, done
         assert len(done.out.splitlines()) == 1, done
         return json.loads((tmp_path / "result.json").read_text())
@@ -130,7 +130,7 @@ def test_images_loaded_by_other_processes_count_the_same(result: Callable[..., d
 
 
 def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path, resnet: Scene) -> None:
-    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--results-file", tmp_path / "deep" / "r.csv")
+    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "deep" / "r.csv")
     with (tmp_path / "deep" / "r.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
@@ -139,7 +139,7 @@ def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path,
     assert done.out.startswith(
         f"top-1 41.67 ± 14.23 %, top-5 66.67 ± 13.61 %, loss {resnet.expected['loss']:.4f}, 12 images, "
     )
-    adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--results-file", tmp_path / "r.json")
+    adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()).keys() == rows[0].keys()
 
 
@@ -170,7 +170,7 @@ def test_published_weights_are_used_when_asked_for(
     folder.mkdir()
     for label in range(10):
         (folder / str(label)).symlink_to(lenet.folder / f"class_{label}")
-    got = result("validate", "--model", "adder_lenet5.digits", "--pretrained", "--data-dir", folder, "-j", 0)
+    got = result("validate", "--model", "adder_lenet5.digits", "--data-dir", folder, "-j", 0)
     assert_found(got, expected)
 
 
@@ -383,7 +383,7 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
     path = sorted(folder.glob("*/*.png"))[7]
     path.write_bytes(path.read_bytes()[:60] if damage == "truncated" else b"this is no image")
     results = tmp_path / "r.json"
-    arguments = (*lenet.arguments, "--data-dir", folder, "-b", 4, "-j", workers, "--results-file", results)
+    arguments = (*lenet.arguments, "--data-dir", folder, "-b", 4, "-j", workers, "--json", results)
     (done,) = run_group([arguments], tmp_path)
     assert (done.status, done.out) == (1, "")
     line = done.err.splitlines()[-1]
@@ -408,8 +408,8 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
         (("--data-dir", "few", "--batch-size", "-4"), "batch-size must be at least 1, got -4"),
         (("--data-dir", "few", "--workers", "-1"), "num_workers"),
-        (("--data-dir", "few", "--results-file", "r.txt"), "results-file must end in .json or .csv, got r.txt"),
-        (("--data-dir", "few", "--results-file", "r"), "results-file must end in .json or .csv, got r"),
+        (("--data-dir", "few", "--json", "r.txt"), "results-file must end in .json or .csv, got r.txt"),
+        (("--data-dir", "few", "--json", "r"), "results-file must end in .json or .csv, got r"),
         (("--data-dir", "few", "--device", "abacus"), "device 'abacus' cannot be used"),
         (("--data-dir", "few", "--num-classes", "7"), "is a checkpoint of another network than adder_lenet5"),
         (("--data-dir", "few", "--checkpoint", "file"), "file is not a PyTorch checkpoint, or is damaged"),
@@ -503,11 +503,11 @@ def test_results_that_cannot_be_written_leave_the_old_ones(
     results.write_text("old")
     with monkeypatch.context() as patch:
         patch.setattr(validate, "_write", half)
-        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--results-file", results)
+        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results)
     assert done.status == 1
     assert "No space left on device" in done.err.splitlines()[-1]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {results.name: "old"}
-    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--results-file", results).status == 0
+    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results).status == 0
     assert "adder_lenet5" in results.read_text()
 
 
@@ -563,10 +563,10 @@ def test_files_are_read_as_predict_reads_them(adderzoo: Command, digits: Path, t
             folder.mkdir(parents=True, exist_ok=True)
             image.save(folder / path.name, **options)
     found, named = {}, {}
-    network = ("--model", "adder_lenet5.digits", "--pretrained")
+    network = ("--model", "adder_lenet5.digits")
     for name in ("plain", "16 bits", "turned", "alpha"):
         results = tmp_path / "results.json"
-        command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--results-file", results)
+        command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--json", results)
         assert adderzoo(*command).status == 0
         found[name] = {key: json.loads(results.read_text())[key] for key in ("top1", "loss", "images")}
         rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json").out)

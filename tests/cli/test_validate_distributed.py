@@ -36,7 +36,7 @@ def write_images(root: Path, count: int) -> Path:
 def arguments(checkpoint: Path, folder: Path, results: Path, batch_size: int = 2) -> list[object]:
     return [
         *("validate", "--model", NAME, "--checkpoint", checkpoint, "--data-dir", folder),
-        *("--workers", 0, "--batch-size", batch_size, "--results-file", results),
+        *("--workers", 0, "--batch-size", batch_size, "--json", results),
     ]
 
 

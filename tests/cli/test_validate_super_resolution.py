@@ -57,7 +57,7 @@ def test_every_image_and_the_mean_are_shown_and_written(
     network.load_state_dict(torch.load(_as_pth(checkpoint, tmp_path), weights_only=True))
     rows = expected(network.eval(), folder)
     mean = np.mean(rows, 0)
-    done = adderzoo(*command, "--results-file", tmp_path / "out" / "result.json")
+    done = adderzoo(*command, "--json", tmp_path / "out" / "result.json")
     assert done.status == 0
     head, *lines, last = done.out.splitlines()
     assert head.split() == ["image", "PSNR", "SSIM"]
@@ -68,7 +68,7 @@ def test_every_image_and_the_mean_are_shown_and_written(
     assert result["dataset"] == "images"
     assert (result["psnr"], result["ssim"]) == pytest.approx(tuple(mean))
     np.testing.assert_allclose([(image["psnr"], image["ssim"]) for image in result["images"]], rows)
-    assert adderzoo(*command, "--results-file", tmp_path / "result.csv").status == 0
+    assert adderzoo(*command, "--json", tmp_path / "result.csv").status == 0
     with (tmp_path / "result.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["image"] for row in table] == ["0.png", "1.png", "mean"]
@@ -126,7 +126,7 @@ def test_a_quantized_network_is_measured_from_its_file(adderzoo: Command, folder
         (("--data-dir", "images", "--model-kwargs", "depth=3"), "cannot be created with the arguments {'depth': 3}: "),
         (("--data-dir", "images", "--model-kwargs", "scale=40"), "must have at least 40 pixels a side"),
         (("--data-dir", "images", "--model-kwargs", "num_classes=0"), "model-kwargs must not have num_classes: there"),
-        (("--data-dir", "images", "--results-file", "result.txt"), "results-file must end in .json or .csv"),
+        (("--data-dir", "images", "--json", "result.txt"), "results-file must end in .json or .csv"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -145,7 +145,7 @@ def test_bad_input_is_one_line(
 def test_options_of_super_resolution_are_refused_for_a_classifier(adderzoo: Command, tmp_path: Path) -> None:
     write_folder(tmp_path / "digits", random_images(2, mode="L"), [0, 1])
     for option in (("--self-ensemble",), ("--tile", 8)):
-        done = adderzoo("validate", "--model", "cnn_lenet5.digits", "--pretrained", "--data-dir", tmp_path, *option)
+        done = adderzoo("validate", "--model", "cnn_lenet5.digits", "--data-dir", tmp_path, *option)
         name = option[0].removeprefix("--")
         assert f"{name} is for super-resolution, but cnn_lenet5.digits is a classifier" in done.error
 

@@ -65,7 +65,7 @@ def parse(text: str) -> dict[str, dict[str, float]]:
 def test_the_program_gives_the_probabilities_of_predict(
     kind: str, program: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = ["--model", "adder_lenet5.digits", "--pretrained"]
+    network = ["--model", "adder_lenet5.digits"]
     if kind == "bytes":
         quantized = tmp_path / "lenet5.safetensors"
         assert main(["quantize", *network, "--data-dir", str(digits), "--workers", "0", str(quantized)]) == 0

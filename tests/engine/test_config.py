@@ -1,6 +1,5 @@
 """The options of a training, as Python gives them."""
 
-import argparse
 import json
 import os
 import random
@@ -19,17 +18,17 @@ import yaml
 
 import adderzoo
 from adderzoo import TrainConfig, engine
-from adderzoo.cli.train import add_arguments, config_of
+from adderzoo.cli import parsers
+from adderzoo.cli._parser import Parser
+from adderzoo.cli.train import config_of
 from adderzoo.engine import read_config
 from adderzoo.engine.config import train_options
 
 OPTIONS = {option.name: option for option in train_options()}
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="")
-    add_arguments(made)
-    return made
+def parser() -> Parser:
+    return parsers(["train"])[1]["train"]
 
 
 def parsed(*words: str) -> TrainConfig:
@@ -40,12 +39,12 @@ def parsed(*words: str) -> TrainConfig:
 
 
 def test_every_field_says_what_it_is_and_the_parser_has_these_options_and_no_others() -> None:
-    actions = {action.dest: action for action in parser()._actions if action.dest != "help"}
-    assert list(actions) == [field.name for field in fields(TrainConfig)]
+    actions = {action.dest: action for action in parser()._actions if action.dest not in ("help", "data")}
+    assert sorted(actions) == sorted(field.name for field in fields(TrainConfig))
     for field in fields(TrainConfig):
         action, option = actions[field.name], OPTIONS[field.name]
         assert option.about.help
-        assert action.help == option.about.help
+        assert action.help == option.about.help or field.name == "data_dir"  # which is DIR too
         assert f"--{field.name.replace('_', '-')}" in action.option_strings
         assert f"        {field.name}: " in (TrainConfig.__doc__ or "")
         default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
@@ -55,6 +54,13 @@ def test_every_field_says_what_it_is_and_the_parser_has_these_options_and_no_oth
 
 def test_the_command_line_alone_gives_the_defaults() -> None:
     assert parsed("--model", "adder_lenet5") == TrainConfig(model="adder_lenet5")
+
+
+def test_the_folder_is_a_positional_or_an_option() -> None:
+    expected = TrainConfig(model="adder_lenet5", data_dir="a", epochs=3)
+    words = ["-m", "adder_lenet5", "--epochs", "3"]
+    for line in (["a", *words], [*words, "a"], [*words[:2], "a", *words[2:]], [*words, "--data-dir", "a"]):
+        assert parsed(*line) == expected
 
 
 def test_what_an_option_says_of_others_names_options() -> None:
@@ -173,13 +179,18 @@ def test_numbers_and_paths_of_other_libraries_are_taken_as_pythons_own() -> None
     [
         ({"lr": "0.1"}, "lr must be a number or None, got '0.1'"),
         ({"lr": float("nan")}, "lr must be a finite number, got nan"),
-        ({"epochs": 2.0}, "epochs must be an integer, got 2.0"),
-        ({"epochs": None}, "epochs must be an integer, got None"),
-        ({"epochs": True}, "epochs must be an integer, got True"),
+        ({"epochs": 2.0}, "epochs must be an integer or None, got 2.0"),
+        ({"workers": None}, "workers must be an integer, got None"),
+        ({"epochs": True}, "epochs must be an integer or None, got True"),
         ({"momentum": True}, "momentum must be a number, got True"),
         ({"amp": "yes"}, "amp must be True or False, got 'yes'"),
         ({"amp": 1}, "amp must be True or False, got 1"),
         ({"amp_dtype": "float32"}, "amp-dtype must be one of bfloat16, float16, got 'float32'"),
+        (
+            {"sched": "cosin"},
+            "sched must be one of cosine, step, multistep, poly, plateau, tanh, wsd, rsqrt, constant, none, "
+            "got 'cosin', did you mean cosine?",
+        ),
         ({"clip_mode": ["norm"]}, "clip-mode must be one of norm, value, agc, got ['norm']"),
         ({"device": 0}, "device must be a text, got 0"),
         ({"data_dir": 5}, "data-dir must be a text or None, got 5"),
@@ -209,15 +220,51 @@ def test_bad_values_are_refused_when_they_are_given(options: Mapping[str, Any], 
 
 def test_what_is_usual_depends_on_the_task() -> None:
     config = TrainConfig(model="any", weight_decay=0.5)
-    names = ("batch_size", "img_size", "opt", "weight_decay", "eta")
+    names = ("epochs", "img_size", "opt", "weight_decay", "eta")
     classifier, other = (config.for_task(super_resolution) for super_resolution in (False, True))
-    assert [getattr(classifier, name) for name in names] == [256, None, "momentum", 0.5, 0.2]
-    assert [getattr(other, name) for name in names] == [16, 48, "adam", 0.5, 50.0]
+    assert [getattr(classifier, name) for name in names] == [400, None, "momentum", 0.5, 0.2]
+    assert [getattr(other, name) for name in names] == [400, 48, "adam", 0.5, 50.0]
     assert classifier.for_task(False) == classifier
     assert replace(config, filter_lr_scale=3.0).for_task(False).eta is None
+    assert [config.for_task(task).for_data(task, 10**6, 3).batch_size for task in (False, True)] == [256, 16]
     with pytest.raises(ValueError, match=r"^hflip is for classifiers, but any is for super-resolution"):
         replace(config, hflip=0.1).for_task(True)
     with pytest.raises(ValueError, match=r"^quantize-bits is for trained weights"):
         replace(config, quantize_bits=4).for_task(False)
     with pytest.raises(ValueError, match=r"^epoch-repeats is for super-resolution, but any is a classifier"):
         replace(config, epoch_repeats=2).for_task(False)
+
+
+def test_what_is_usual_for_weights_to_start_from() -> None:
+    scratch = TrainConfig(model="adder_lenet5.digits", pretrained=False).for_task(False, published=True)
+    tuned = TrainConfig(model="adder_lenet5.digits").for_task(False, published=True)
+    file = TrainConfig(model="adder_lenet5.digits", initial_checkpoint="a").for_task(False, published=True)
+    assert (scratch.pretrained, tuned.pretrained, file.pretrained) == (False, True, None)
+    assert (scratch.epochs, tuned.epochs, file.epochs) == (400, 30, 30)
+    assert TrainConfig(model="adder_lenet5").for_task(False).epochs == 400
+    assert replace(tuned, epochs=7).for_task(False).epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "mixup", "batch_size"), [(200, 1, 0, 32), (3, 1, 0, 3), (7, 2, 0, 3), (7, 1, 0.2, 6)]
+)
+def test_a_batch_is_no_larger_than_the_data_unless_it_is_asked_for(
+    images: int, processes: int, mixup: float, batch_size: int
+) -> None:
+    config = TrainConfig(model="adder_lenet5.digits", mixup=mixup).for_task(False, published=True)
+    assert config.for_data(False, images, 1, processes).batch_size == batch_size
+    assert replace(config, batch_size=64).for_data(False, images, 1, processes).batch_size == 64
+
+
+def test_gray_images_are_not_flipped_in_fine_tuning() -> None:
+    """What is gray may be digits or letters."""
+    config = TrainConfig(model="adder_lenet5.digits").for_task(False, published=True)
+    flips = [config.for_data(False, 9, channels).hflip for channels in (1, 3)]
+    scratch = TrainConfig(model="adder_lenet5").for_task(False).for_data(False, 9, 1).hflip
+    assert (flips, scratch) == ([0.0, 0.5], 0.5)
+    assert replace(config, hflip=0.2).for_data(False, 9, 1).hflip == 0.2
+
+
+def test_one_image_is_none_to_train_on() -> None:
+    with pytest.raises(ValueError, match="there must be at least 2 training images, for each process, got 1"):
+        TrainConfig(model="adder_lenet5").for_task(False).for_data(False, 1, 1)

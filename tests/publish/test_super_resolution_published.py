@@ -240,7 +240,7 @@ TEXTS = ("--command", "bash it.sh", "--recipe", "Adam on some photographs.")
 def measure(folder: Path, model: str, *options: str) -> tuple[Path, dict[str, Any]]:
     """The file that `adderzoo validate` writes, and what is in it."""
     path = folder.parent / f"{model}_{folder.parts[-1]}_{len(options)}.json"
-    arguments = ["--data-dir", str(folder), "--results-file", str(path), *options]
+    arguments = ["--data-dir", str(folder), "--json", str(path), *options]
     assert main(["validate", "--model", model, *arguments]) == 0
     return path, json.loads(path.read_text())
 

@@ -507,7 +507,7 @@ def test_what_train_and_validate_write_is_published(
     options = ["--epochs", "1", "--output", str(tmp_path), "--experiment", "run"]
     assert main(["train", *model, "--data-dir", str(tmp_path), *options]) == 0
     checkpoint, result = tmp_path / "run" / "last.safetensors", tmp_path / "result.json"
-    measure = ["--checkpoint", str(checkpoint), "--data-dir", str(tmp_path / "test"), "--results-file", str(result)]
+    measure = ["--checkpoint", str(checkpoint), "--data-dir", str(tmp_path / "test"), "--json", str(result)]
     assert main(["validate", *model, *measure]) == 0
     capsys.readouterr()
 
@@ -524,7 +524,7 @@ def test_what_train_and_validate_write_is_published(
     assert_sums_hold(out)
     again = tmp_path / "again.json"
     published = ["--checkpoint", str(out / f"{NAME}.safetensors"), "--data-dir", str(tmp_path / "test")]
-    assert main(["validate", *model, *published, "--results-file", str(again)]) == 0
+    assert main(["validate", *model, *published, "--json", str(again)]) == 0
     assert json.loads(again.read_text())["top1"] == measured["top1"]
 
 

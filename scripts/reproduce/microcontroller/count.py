@@ -1,6 +1,6 @@
 """Instructions that a network takes for one image on microcontrollers, counted under qemu, exactly, by layer shape.
 
-    adderzoo export --format c adder_resnet20.cifar10 OUT --quantize CIFAR10
+    adderzoo export OUT -m adder_resnet20.cifar10 --quantize CIFAR10
     python scripts/reproduce/microcontroller/count.py OUT [--functions] [MACHINE ...]
 
 It needs Debian's gcc-arm-none-eabi, gcc-riscv64-unknown-elf, qemu-system-arm and qemu-system-misc. The logits of every

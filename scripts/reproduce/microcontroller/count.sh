@@ -6,8 +6,8 @@ cd "$(dirname "$0")/../../.."
 images=$1
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-adderzoo export --format c --model adder_resnet8 "$out/resnet8" --quantize "$images"
-adderzoo export --format c adder_resnet20.cifar10 "$out/resnet20" --quantize "$images"
+adderzoo export "$out/resnet8" -m adder_resnet8 --random-weights --quantize "$images"
+adderzoo export "$out/resnet20" -m adder_resnet20.cifar10 --quantize "$images"
 for network in resnet8 resnet20; do
     echo "$network"
     python scripts/reproduce/microcontroller/count.py "$out/$network" --functions
