@@ -183,7 +183,7 @@ def test_the_hub_reads_what_was_measured(name: str) -> None:
         assert shown == {(title, kind): each[kind] for title, each in sets for kind in ("psnr", "ssim")}
     assert {result.task_type for result in card.data.eval_results} == {card.data.pipeline_tag}
     assert all(result.dataset_type and "," not in result.dataset_type for result in card.data.eval_results)
-    assert str(card) == committed(name).removesuffix("\n")
+    assert str(card) == committed(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
