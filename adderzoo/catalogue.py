@@ -3,12 +3,14 @@
 All of it is data of the package, which a test recomputes, so that reading it takes no PyTorch.
 """
 
+import csv
 import fnmatch
 import functools
 import json
+import math
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 NETWORKS = Path(__file__).parent / "networks.json"
 RESULTS = Path(__file__).parent / "weights" / "results.json"
+SPEED = Path(__file__).parent / "results" / "speed.csv"
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,43 @@ Measurement = Accuracy | Quality
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a network is on a machine: a row of `results/speed.csv`.
+
+    Attributes:
+        network: Its name.
+        precision: "float32" or "int8".
+        how: What ran it.
+        input_size: (C, H, W) of the images as the file writes it, such as 3x32x32.
+        batch_size: Images of a batch.
+        images_per_second: By the median of the rounds.
+        spread: Half the distance between the quartiles of the rounds, in percent of their median.
+        processor: Its name.
+        instructions: Instruction sets that it has, of those that matter.
+        threads: PyTorch's.
+        torch: Version of PyTorch.
+    """
+
+    network: str
+    precision: str
+    how: str
+    input_size: str
+    batch_size: int
+    images_per_second: float
+    spread: float
+    processor: str
+    instructions: str
+    threads: int
+    torch: str
+
+    @property
+    def machine(self) -> str:
+        """In a line."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.processor} ({self.instructions}), {threads}, PyTorch {self.torch}"
+
+
+@dataclass(frozen=True)
 class Weights:
     """Published weights of a network: `timm.create_model(f"{network}.{tag}", pretrained=True)`."""
 
@@ -109,6 +149,8 @@ class ModelInfo:
         pretrained: Its published weights, those that `pretrained=True` takes without a tag first.
         task: "image-classification" or "super-resolution".
         scale: How many times as large a network for super-resolution makes images if it is not told; None for others.
+        images_per_second: In float32, fused or compiled, as `results/speed.csv` says of which machine, batch and size
+            of images; None where nobody measured it.
     """
 
     name: str
@@ -119,6 +161,7 @@ class ModelInfo:
     pretrained: tuple[Weights, ...]
     task: str = "image-classification"
     scale: int | None = None
+    images_per_second: float | None = None
 
     def energy(self, type: str = "float32") -> float:
         """What these operations take on a 45 nm chip, in millijoules; memory, BatchNorm and the like not counted.
@@ -246,16 +289,52 @@ def networks(filter: str | Iterable[str] = "", pretrained: bool = False) -> list
     Returns:
         One entry a network, as timm sorts them; none if nothing matches.
     """
-    patterns, results = _patterns(filter), read_results()
+    patterns, results, speeds = _patterns(filter), read_results(), read_speeds()
     found = []
     for name, row in _rows().items():
         tags = [tag for tag, published in row["tags"].items() if published or not pretrained]
         if (tags or not pretrained) and _is_chosen([name, *(f"{name}.{tag}" for tag in tags)], patterns):
-            found.append(_info(name, row, results))
+            found.append(_info(name, row, results, speeds.get((name, "float32"))))
     return found
 
 
-def _info(name: str, row: dict[str, Any], results: dict[str, Measurement]) -> ModelInfo:
+def in_order(networks: Iterable[ModelInfo], key: str) -> list[ModelInfo]:
+    """The best first, by one figure.
+
+    Args:
+        networks: What to sort.
+        key: "top1", of published weights, each of which has an entry of its own then, and PSNR behind it; "ops",
+            multiply-adds and elements of adder layers together, the fewest first; "speed", images a second; "params",
+            the fewest first. What has no such figure comes last.
+
+    Raises:
+        ValueError: if `key` is none of these.
+    """
+    keys: dict[str, Callable[[ModelInfo], Any]] = {
+        "top1": lambda network: _accuracy(network.pretrained[0].measured) if network.pretrained else (2, 0),
+        "ops": lambda network: network.multiply_adds + network.adder_elements,
+        "speed": lambda network: -(network.images_per_second or -math.inf),
+        "params": lambda network: network.parameters,
+    }
+    if key not in keys:
+        raise ValueError(f"key must be one of {', '.join(keys)}, got {key!r}")
+    if key == "top1":
+        networks = [
+            replace(network, pretrained=(weights,) if weights else ())
+            for network in networks
+            for weights in network.pretrained or (None,)
+        ]
+    return sorted(networks, key=keys[key])
+
+
+def _accuracy(measured: Measurement | None) -> tuple[int, float]:
+    """Classifiers first, whose percents are no decibels."""
+    if isinstance(measured, Accuracy):
+        return 0, -measured.top1
+    return (1, -measured.test_sets[0].psnr) if measured else (2, 0)
+
+
+def _info(name: str, row: dict[str, Any], results: dict[str, Measurement], speed: Speed | None) -> ModelInfo:
     channels, height, width = row["input_size"]
     return ModelInfo(
         name=name,
@@ -266,6 +345,7 @@ def _info(name: str, row: dict[str, Any], results: dict[str, Measurement]) -> Mo
         pretrained=tuple(Weights(tag, results.get(f"{name}.{tag}")) for tag, there in row["tags"].items() if there),
         task=row["task"],
         scale=row["scale"],
+        images_per_second=speed.images_per_second if speed else None,
     )
 
 
@@ -289,6 +369,29 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     if "test_sets" in row:
         return Quality(**row | {"test_sets": tuple(SetQuality(**each) for each in row["test_sets"])})
     return Accuracy(**row)
+
+
+def short(count: int) -> str:
+    """Three digits or so: 0.42M, 40.4M, 1.70G, 551.5G, 9.38T."""
+    for unit, letter in ((1e12, "T"), (1e9, "G")):
+        if count >= unit:
+            return f"{count / unit:.{2 if count < 100 * unit else 1}f}{letter}"
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"
+
+
+def read_speeds(path: Path = SPEED) -> dict[tuple[str, str], Speed]:
+    """How fast networks are, by name and precision; nothing if there is no such file."""
+    if not path.is_file():
+        return {}
+    kinds: dict[str, Callable[[str], Any]] = {
+        "batch_size": int, "images_per_second": float, "spread": float, "threads": int
+    }  # fmt: skip
+    with path.open(newline="") as file:
+        rows = [
+            Speed(**{field.name: kinds.get(field.name, str)(row[field.name]) for field in fields(Speed)})
+            for row in csv.DictReader(file)
+        ]
+    return {(row.network, row.precision): row for row in rows}
 
 
 def write_result(name: str, measured: Measurement, path: Path = RESULTS) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from timm.models._hub import download_cached_file, hf_split
 
-# Whose repositories on the Hub have this package's weights.
-HUB_ORGANIZATION = "adderzoo"
+# Whose repositories on the Hub have this package's weights, once `scripts/publish.py` has put all of them there: None
+# until then, since whoever had a name that is not ours would be asked for them.
+HUB_ORGANIZATION: str | None = None
 
 
-def hub_id(tag: str) -> str:
-    """The repository on the Hub of the weights of a tag, such as adder_lenet5.digits."""
-    return f"{HUB_ORGANIZATION}/{tag}"
+def hub_id(tag: str) -> str | None:
+    """The repository on the Hub of the weights of a tag, such as adder_lenet5.digits; None before they are there."""
+    return f"{HUB_ORGANIZATION}/{tag}" if HUB_ORGANIZATION else None
 
 
 def sha256(path: Path) -> str:

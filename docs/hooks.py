@@ -81,7 +81,7 @@ def front_page(readme: str) -> str:
         readme = readme.replace(f"]({path}", f"]({page}")
     # A picture and its caption.
     readme = re.sub(r"^(!\[[^\n]+\))\n\n\*(.+?)\*$", _figure, readme, flags=re.MULTILINE | re.DOTALL)
-    return readme.replace("[LICENSE](LICENSE)", "`LICENSE`")
+    return re.sub(r"\[(LICENSE|CITATION\.cff)\]\(\1\)", r"`\1`", readme)
 
 
 def _figure(match: re.Match[str]) -> str:
@@ -95,7 +95,8 @@ def zoo() -> str:
         "# Zoo",
         "",
         "All networks, with what they cost for one image of the input size: multiply-adds of convolutions and linear "
-        "layers, and elements `|x - w|` of adder layers. What binary and shift layers compute is in neither. Of "
+        "layers, and elements `|x - w|` of adder layers. What binary and shift layers compute is in neither. Images a "
+        "second are those in float32 of the [tables](../results/tables.md), which name machine, batch and size. Of "
         "weights there are top-1 accuracy in percent with its standard error, or PSNR in dB, and on how many images; "
         "each has a card with recipe, command and license.",
     ]
@@ -105,8 +106,8 @@ def zoo() -> str:
             "",
             f"## {title}",
             "",
-            "| network | parameters | multiply-adds | elements | input | weights |",
-            "| --- | ---: | ---: | ---: | --- | --- |",
+            "| network | parameters | multiply-adds | elements | input | images/s | weights |",
+            "| --- | ---: | ---: | ---: | --- | ---: | --- |",
         ]
         for network in catalogue.networks():
             if network.task == task:
@@ -114,6 +115,7 @@ def zoo() -> str:
                     f"`{network.name}`",
                     *(f"{n:,}" for n in _costs(network)),
                     "x".join(map(str, network.input_size)),
+                    f"{network.images_per_second:g}" if network.images_per_second else "",
                 ]
                 lines.append(f"| {' | '.join(cells)} | {'<br>'.join(_weights(network))} |")
     return "\n".join(lines) + "\n"

@@ -52,7 +52,13 @@ def check_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         package = ROOT / "adderzoo"
-        files = [*package.rglob("*.py"), package / "py.typed", *(package / "weights").iterdir()]
+        files = [
+            *package.rglob("*.py"),
+            package / "py.typed",
+            *(package / "weights").iterdir(),
+            *package.rglob("*.csv"),
+        ]
+        files += [package / "networks.json", package / "publish" / "card.md"]
         files += (package / "microcontroller" / "c").iterdir()
         missing = {str(path.relative_to(ROOT)) for path in files} - set(names)
         assert not missing, f"files of the package are missing: {sorted(missing)}"

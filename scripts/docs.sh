@@ -4,4 +4,5 @@
 set -euo pipefail
 EXTRAS=docs
 source "$(dirname "$0")/setup.sh"
+say "Building the documentation: about a minute"
 exec .venv/bin/mkdocs "${@:-build}" -f docs/mkdocs.yml

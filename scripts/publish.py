@@ -22,6 +22,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from timm.models import get_pretrained_cfg, save_for_hf
 
+from adderzoo.hub import HUB_ORGANIZATION
 from adderzoo.models import WEIGHTS
 from adderzoo.publish.card import model_card
 
@@ -117,6 +118,9 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"publish.py: error: {error}")
     print(f'{url}\ntimm.create_model("hf-hub:{args.repo}", pretrained=True)')
+    organization = args.repo.partition("/")[0]
+    if organization != HUB_ORGANIZATION:
+        print(f'Once all weights are there: HUB_ORGANIZATION = "{organization}" in adderzoo/hub.py', file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import adderzoo.models
+from adderzoo import hub as adderzoo_hub
 from adderzoo.checkpoints import create_model
 from adderzoo.hub import from_hub, hub_id
 from adderzoo.models import _builder
@@ -27,11 +28,18 @@ from adderzoo.models import _builder
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAME = "adder_lenet5.digits"
-REPO = hub_id(NAME)
+REPO = f"ours/{NAME}"
 PACKAGED = adderzoo.models.WEIGHTS / f"{NAME}.safetensors"
 WEIGHTS = PACKAGED.read_bytes()
 FIRST = load_file(PACKAGED)["conv1.weight"]
 CONTENT = rf"/content/{hashlib.sha256(WEIGHTS).hexdigest()}"
+
+
+@pytest.fixture(autouse=True)
+def all_is_published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it will be."""
+    if "before_publication" not in request.node.name:
+        monkeypatch.setattr(adderzoo_hub, "HUB_ORGANIZATION", "ours")
 
 
 @pytest.fixture
@@ -56,7 +64,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Mo
     monkeypatch.setattr(_builder, "WEIGHTS", bare)
 
     def create(name: str = NAME, **kwargs: Any) -> nn.Module:
-        overlay = {"pretrained_cfg_overlay": {"file": str(bare / f"{NAME}.safetensors")}} if name == NAME else {}
+        own = {"file": str(bare / f"{NAME}.safetensors"), "hf_hub_id": hub_id(NAME)}
+        overlay = {"pretrained_cfg_overlay": own} if name == NAME else {}
         return timm.create_model(name, pretrained=True, **overlay, **kwargs)
 
     return create
@@ -83,11 +92,43 @@ def assert_published(network: nn.Module) -> None:
 # ----------------------------------------------------------------------------------------------------------- the order
 
 
-def test_every_tag_with_a_file_has_its_repository_on_the_hub() -> None:
-    for name in timm.list_models(include_tags=True):
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg and cfg.file and Path(cfg.file).parent == adderzoo.models.WEIGHTS:
-            assert cfg.hf_hub_id == hub_id(name)
+IDS = """
+import sys
+sys.argv = ["adderzoo"]  # the command, which does not import the networks at once
+import adderzoo.hub
+adderzoo.hub.HUB_ORGANIZATION = "ours"
+import timm
+from adderzoo.models import WEIGHTS
+for path in WEIGHTS.glob("*.safetensors"):
+    print(path.stem, timm.get_pretrained_cfg(path.stem).hf_hub_id)
+"""
+
+
+def test_every_tag_with_a_file_has_its_repository_on_the_hub_once_it_is_there() -> None:
+    done = subprocess.run([sys.executable, "-c", IDS], capture_output=True, text=True, check=True)
+    found = dict(line.split() for line in done.stdout.splitlines())
+    assert found == {path.stem: f"ours/{path.stem}" for path in adderzoo.models.WEIGHTS.glob("*.safetensors")}
+
+
+def test_before_publication_nothing_says_where_weights_are_on_the_hub() -> None:
+    assert adderzoo_hub.HUB_ORGANIZATION is None, "published: README.md, limits.md and publishing.md say otherwise"
+    ours = [
+        name for name in timm.list_models("*.*", module="", include_tags=True) if name.startswith(("adder_", "cnn_"))
+    ]
+    assert {path.stem for path in adderzoo.models.WEIGHTS.glob("*.safetensors")} <= set(ours)
+    assert {timm.get_pretrained_cfg(name).hf_hub_id for name in ours} == {None}
+
+
+def test_before_publication_weights_that_are_missing_are_not_looked_for_elsewhere(
+    hub: HubServer, load: Callable[..., nn.Module]
+) -> None:
+    with pytest.raises(OSError, match=rf"{NAME}\.safetensors is missing: install adderzoo again"):
+        load()
+    assert hub.requests == []
+
+
+def test_before_publication_a_repository_named_by_the_user_is_loaded(published: HubServer) -> None:
+    assert_published(timm.create_model(f"hf-hub:{REPO}", pretrained=True))
 
 
 def test_weights_of_a_tag_whose_sum_is_not_known_are_not_loaded(
@@ -96,7 +137,7 @@ def test_weights_of_a_tag_whose_sum_is_not_known_are_not_loaded(
     """Else whoever has the organization's name on the Hub could have any weights loaded."""
     monkeypatch.setattr(_builder, "_published_sha256", dict)
     with pytest.raises(OSError, match=rf"{REPO} is not loaded: the package does not know its SHA-256"):
-        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": None})
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": None, "hf_hub_id": REPO})
     assert published.requests == []
 
 

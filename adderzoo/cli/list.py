@@ -16,12 +16,13 @@ def add_arguments(parser: Parser) -> None:
     parser.explain(
         "[FILTER] [options]",
         'adderzoo list "*_resnet20"',
-        "adderzoo list --pretrained",
+        "adderzoo list --pretrained --sort top1",
         notes="For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
         "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. A network's name "
         "without a tag stands for its first one. Of classifiers top-1 accuracies are shown, with standard error, and "
         "on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first of those "
-        "that --json tells.",
+        "that --json tells. Images a second are those of the networks in float32, fused or compiled, on the machine "
+        "that results/speed.csv in the package names; of super-resolution those of 90x160 or the like.",
     )
     parser.add_argument(
         "filter",
@@ -31,39 +32,49 @@ def add_arguments(parser: Parser) -> None:
         help="show networks of these names or tags alone, such as 'adder_*' or '*.digits' (default: all)",
     )
     parser.add_argument("--pretrained", action="store_true", help="show networks with published weights alone")
+    parser.add_argument(
+        "--sort",
+        choices=("top1", "ops", "speed", "params"),
+        help="order by accuracy, by operations (multiply-adds and elements together), by images a second or by "
+        "parameters, the best first (default: by name)",
+    )
     add_json_argument(parser, "everything that is known, in exact numbers,")
 
 
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from adderzoo.catalogue import networks
+    from adderzoo.catalogue import in_order, networks
 
     with open_results(args) as results:
         found = networks(args.filter, pretrained=args.pretrained)
         if not found:
             kind = "network with published weights" if args.pretrained else "network"
             raise ValueError(f"no {kind} matches {args.filter!r}" if args.filter else f"there is no {kind}")
+        if args.sort:
+            found = in_order(found, args.sort)
         results.write([asdict(network) for network in found])
         results.show(_table(found))
 
 
 def _table(networks: Iterable["ModelInfo"]) -> str:
-    rows = [("network", "params", "mult-adds", "adder", "input", "weights", "top-1 % / dB", "images")]
+    from adderzoo.catalogue import short
+
+    rows = [("network", "params", "mult-adds", "adder", "images/s", "weights", "top-1 % / dB", "images")]
     for network in networks:
         cells = (
             network.name,
-            _short(network.parameters),
-            _short(network.multiply_adds),
-            _short(network.adder_elements),
-            "x".join(map(str, network.input_size)),
+            short(network.parameters),
+            short(network.multiply_adds),
+            short(network.adder_elements),
+            _rate(network.images_per_second),
         )
         if not network.pretrained:
             rows.append((*cells, "-", "", ""))
         for weights in network.pretrained:
             rows.append((*cells, weights.tag, *_measured(weights.measured)))
             cells = ("", "", "", "", "")
-    return align(rows, left={0, 4, 5})
+    return align(rows, left={0, 5})
 
 
 def _measured(measured: "Measurement | None") -> tuple[str, str]:
@@ -77,9 +88,7 @@ def _measured(measured: "Measurement | None") -> tuple[str, str]:
     return f"{measured.top1:.2f} ± {measured.top1_se:.2f}", f"{measured.images:,}"
 
 
-def _short(count: int) -> str:
-    """Three digits or so: 0.42M, 40.4M, 1.70G, 551.5G, 9.38T."""
-    for unit, letter in ((1e12, "T"), (1e9, "G")):
-        if count >= unit:
-            return f"{count / unit:.{2 if count < 100 * unit else 1}f}{letter}"
-    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e6:.2f}M" if count else "0"
+def _rate(images_per_second: float | None) -> str:
+    if images_per_second is None:
+        return "-"
+    return f"{images_per_second:.3g}" if images_per_second < 1000 else f"{images_per_second:.0f}"

@@ -8,10 +8,11 @@ from safetensors import SafetensorError
 from timm.models import PretrainedCfg, build_model_with_cfg, get_arch_pretrained_cfgs, resolve_pretrained_cfg
 from torch import nn
 
+from adderzoo import hub
 from adderzoo.files.foreign import why
 from adderzoo.files.names import no_tag
 from adderzoo.files.weights import is_quantized
-from adderzoo.hub import HUB_ORGANIZATION, from_hub, from_url, hub_id, sha256
+from adderzoo.hub import from_hub, from_url, sha256
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -99,12 +100,12 @@ def _checked_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> Path | No
         if file.parent != WEIGHTS:
             return None
         published = _published_sha256().get(file.name)
-        if file.is_file() or published is None or cfg.hf_hub_id != hub_id(file.stem):
+        if file.is_file() or published is None or not hub.HUB_ORGANIZATION or cfg.hf_hub_id != hub.hub_id(file.stem):
             _check_sha256(file, published, "install adderzoo again")
             return file
     if cfg.hf_hub_id:
         organization, _, tag = cfg.hf_hub_id.partition("/")
-        ours = organization == HUB_ORGANIZATION and not cfg.hf_hub_filename
+        ours = organization == hub.HUB_ORGANIZATION and not cfg.hf_hub_filename
         published = _published_sha256().get(f"{tag}.safetensors") if ours else None
         if ours and published is None and cfg.source != "hf-hub":
             raise OSError(f"{cfg.hf_hub_id} is not loaded: the package does not know its SHA-256")

@@ -9,7 +9,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, split_model_name_tag
 
 from adderzoo import models
 from adderzoo.analysis.costs import profile
-from adderzoo.catalogue import NETWORKS, ModelInfo, Weights, read_results
+from adderzoo.catalogue import NETWORKS, ModelInfo, Weights, read_results, read_speeds
 from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 from adderzoo.layers.modules import Network
@@ -43,7 +43,7 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
     channels, height, width = cfg.input_size if cfg else model.pretrained_cfg["input_size"]
     input_size = (channels, height, width)
     costs = profile(model, input_size)
-    results = read_results()
+    results, speed = read_results(), read_speeds().get((name, "float32"))
     return ModelInfo(
         name=name,
         parameters=costs.parameters,
@@ -55,6 +55,7 @@ def describe(name: str, cfg: PretrainedCfg | None = None) -> ModelInfo:
         ),
         task="super-resolution" if get_pretrained_cfg(name).num_classes == 0 else "image-classification",
         scale=getattr(model, "scale", None),
+        images_per_second=speed.images_per_second if speed else None,
     )
 
 

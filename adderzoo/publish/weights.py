@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from adderzoo.files.weights import (
     read_num_classes,
 )
 from adderzoo.layers.modules import Network
-from adderzoo.publish.card import model_card
+from adderzoo.publish.card import write_cards
 from adderzoo.publish.networks import registered_names
 
 # As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
@@ -101,7 +100,7 @@ def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path
     with _all_or_none(folder, files.values()):
         write_atomically(files["sums"], write_sums)
         write_result(name, measured, files["results"])
-        _write_cards([path for kind, path in files.items() if kind.endswith("card")])
+        write_cards([path for kind, path in files.items() if kind.endswith("card")])
     return files
 
 
@@ -128,14 +127,8 @@ def add_baseline(measured: Quality, folder: Path = models.WEIGHTS) -> list[Path]
     cards = [folder / f"{name}.md" for name in names if (folder / f"{name}.safetensors").is_file()]
     with _all_or_none(folder, [results, *cards]):
         write_result("bicubic", rounded, results)
-        _write_cards(cards)
+        write_cards(cards)
     return [results, *cards]
-
-
-def _write_cards(paths: Iterable[Path]) -> None:
-    for path in paths:
-        text = model_card(path.stem, path.parent)
-        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def check_name(name: str) -> Any:

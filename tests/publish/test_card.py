@@ -12,13 +12,14 @@ import timm
 import torch
 import yaml
 from cards import code, section, table
+from huggingface_hub import ModelCard
 from PIL import Image
 from registry import add_tag, untrained_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from adderzoo.catalogue import task
+from adderzoo.catalogue import read_speeds, task
 from adderzoo.layers import Adder2d
 from adderzoo.publish.card import model_card
 
@@ -82,6 +83,7 @@ def test_every_weight_in_the_package_has_a_card_and_no_other_has() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_card_is_what_the_generator_writes(name: str) -> None:
+    """After a change of the template, or of what it shows: python scripts/publish_results.py."""
     assert committed(name) == model_card(name)
 
 
@@ -160,6 +162,56 @@ def test_the_usage_names_digits_that_the_network_has_not_seen(
         exec(program, {})
         right += capsys.readouterr().out.split(" % ")[1].splitlines()[0] == str(label)
     assert right >= 18  # 98.8 % of that half
+
+
+# ------------------------------------------------------------------------------------- as the Hub and users read them
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hub_reads_what_was_measured(name: str) -> None:
+    """By huggingface_hub's own parser, without a network."""
+    card = ModelCard(committed(name), ignore_metadata_errors=False)
+    assert card.data.model_name == name
+    assert card.data.license == "apache-2.0"
+    shown = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    row = rows()[name]
+    if "top1" in row:
+        assert shown == {(row["dataset"], "accuracy"): row["top1"]}
+        assert card.data.library_name == "timm"
+    else:
+        sets = [(f"{each['dataset']} x{each['scale']}", each) for each in row["test_sets"]]
+        assert shown == {(title, kind): each[kind] for title, each in sets for kind in ("psnr", "ssim")}
+    assert {result.task_type for result in card.data.eval_results} == {card.data.pipeline_tag}
+    assert all(result.dataset_type and "," not in result.dataset_type for result in card.data.eval_results)
+    assert str(card) == committed(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_what_its_network_takes_on_a_cpu_beside_its_twin(name: str) -> None:
+    speeds, card = read_speeds(), committed(name)
+    adder = f"adder_{name.partition('.')[0].partition('_')[2]}"
+    pair = [adder, adder.replace("adder_", "cnn_")]
+    if (adder, "float32") not in speeds:
+        assert "Images a second" not in card
+        return
+    for precision in ("float32", "int8"):
+        timed = [speeds.get((each, precision)) for each in pair]
+        cells = [f"{row.images_per_second:g}" if row else "-" for row in timed]
+        assert costs(card)[f"images/s on a CPU, {precision}"] == (cells if name.startswith("adder_") else cells[::-1])
+    text = section(card, "Cost")
+    assert speeds[adder, "float32"].machine in text
+    (times,) = re.findall(r"the adder network takes ([\d.]+) times as long as the CNN in float32", text)
+    rates = [speeds[each, "float32"].images_per_second for each in pair]
+    assert float(times) == pytest.approx(rates[1] / rates[0], rel=0.05)
+
+
+def test_cards_link_to_nothing_that_is_not_there() -> None:
+    for name in NAMES:
+        links = re.findall(r"https?://[^\s)>]+", committed(name))
+        assert links
+        known = "https://(arxiv.org/abs/[\\d.]+|huggingface.co/datasets/(cifar10|cifar100|mnist|imagenet-1k))"
+        assert all(re.fullmatch(known, link) for link in links), links
+        assert "hf-hub:" not in committed(name)
 
 
 # ------------------------------------------------------------------------------------------------------- other weights

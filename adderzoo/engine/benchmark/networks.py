@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -67,6 +67,7 @@ class Contender:
         memory_format: Of the images and the parameters.
         threads: PyTorch's.
         device: "cpu", "cuda" or one of several GPUs.
+        input_size: (C, H, W) of the images, if not the network's own.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Contender:
     memory_format: str = "channels_last"
     threads: int = 1
     device: str = "cpu"
+    input_size: tuple[int, int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -239,21 +241,23 @@ def build(contender: Contender) -> _Built:
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = contender.dtype == "tf32"
     model: Any = timm.create_model(contender.model)
-    size = model.pretrained_cfg["input_size"]
+    size = contender.input_size or model.pretrained_cfg["input_size"]
     images = torch.randn(contender.batch, *size).to(device).contiguous(memory_format=memory_format)
     context: AbstractContextManager[Any] = nullcontext()
     if contender.dtype not in ("float32", "tf32"):
         context = torch.autocast(device.type, getattr(torch, contender.dtype))
     samples = torch.randn(4, *size)
+    # Networks for super-resolution have the same statistics on a part of an image, which takes less time.
+    parts = samples if model.num_classes else samples[..., :32, :32].contiguous()
     if not contender.training:
-        _settle(model, samples)
+        settle(model, parts)
     model = model.to(memory_format=memory_format).train(contender.training)
     if contender.form in EXPRESSIONS:
         model = replace_operator(model, contender.form)
     elif contender.form == "fused":
         model = fuse(model)
     elif contender.form == "u8":
-        model = quantize(calibrate(model, [(samples,)], bits=8))
+        model = quantize(calibrate(model, [(parts,)], bits=8))
     elif contender.form == "int8":
         model = _quantize_cnn(model, samples.contiguous(memory_format=memory_format))
     called = model = model.to(device)
@@ -296,7 +300,7 @@ def build(contender: Contender) -> _Built:
 
 
 @torch.no_grad()
-def _settle(model: nn.Module, images: Tensor) -> None:
+def settle(model: nn.Module, images: Tensor) -> None:
     """Give BatchNorm the statistics of these images, without which no adder layer's output would pass a ReLU."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -505,18 +509,38 @@ def measure_networks(
     """
     title = f"{name}, {part}, batch {batch}"
     keys = contenders(name, part, batch, naive, compiled, precision, device)
+    timings, peaks, errors = measure(keys, seconds, lambda text: note(f"{title}: {text}"))
+    reference = _reference(part, [key for key in timings if key not in errors], timings)
+    rows = [Row(key, errors[key]) if key in errors else _row(key, timings, peaks, reference) for key in keys]
+    return Section(name, part, batch, keys.index(reference) if reference else None, tuple(rows), precision)
+
+
+def measure(
+    keys: Sequence[Contender], seconds: float, note: Callable[[str], object], memory: bool = True
+) -> tuple[dict[Contender, Timing], dict[Contender, int | None], dict[Contender, str]]:
+    """Time contenders in turns, and take their peak memory.
+
+    Args:
+        keys: What to measure.
+        seconds: Time for each.
+        note: Called with what is being done, now and then.
+        memory: Whether to take the peak memory.
+
+    Returns:
+        Timings, peak memory in bytes, and why there is nothing measured of those that could not be run.
+    """
     remotes: dict[Contender, Remote] = {}
     try:
         for key in keys:
             remotes[key] = Remote(key)
-        note(f"{title}: building")
+        note("building")
         errors = _build(remotes)
         ready = {key: remote for key, remote in remotes.items() if key not in errors}
-        timings, failed = interleave(ready, seconds, lambda key: note(f"{title}: {key.label}"))
+        timings, failed = interleave(ready, seconds, lambda key: note(key.label))
         errors |= failed
         peaks = {}
-        for key in timings:
-            note(f"{title}: peak memory, {key.label}")
+        for key in timings if memory else ():
+            note(f"peak memory, {key.label}")
             try:
                 peaks[key] = remotes[key].memory()
             except RunError as error:
@@ -526,9 +550,7 @@ def measure_networks(
             remote.hang_up()
         for remote in remotes.values():
             remote.kill()
-    reference = _reference(part, [key for key in timings if key not in errors], timings)
-    rows = [Row(key, errors[key]) if key in errors else _row(key, timings, peaks, reference) for key in keys]
-    return Section(name, part, batch, keys.index(reference) if reference else None, tuple(rows), precision)
+    return timings, peaks, errors
 
 
 def _build(remotes: dict[Contender, Remote]) -> dict[Contender, str]:
