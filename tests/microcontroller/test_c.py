@@ -145,7 +145,7 @@ def test_other_processors_give_the_same_bits_in_as_many_instructions(
     for folder, ceiling in zip((resnet8, lenet5), CEILINGS[name], strict=True):
         text, counts = run(build(folder, machine), machine, plugin)
         assert text == "PASS\n"
-        counted = sum(counts.values()) / 4 / 1e6  # golden images
+        counted = sum(counts.functions.values()) / 4 / 1e6  # golden images
         assert 0.5 * ceiling < counted <= 1.1 * ceiling, counts
 
 
@@ -153,13 +153,21 @@ def test_the_plugin_counts_a_loop_of_known_length(plugin: Path, tmp_path: Path) 
     machine = MACHINES["cortex-m4"]
     need(machine.compiler[0], machine.qemu[0])
     (tmp_path / "bare.c").write_text((Path(write_c.__code__.co_filename).parent / "c" / "bare.c").read_text())
+    loop = '__asm__ volatile("1: subs %0, %0, #1\\n\\tbne 1b" : "+r"(n) : : "cc");'
     (tmp_path / "net.c").write_text(
-        "int run(void);\n__attribute__((noinline)) int run(void) { int n = 123456;\n"
-        '__asm__ volatile("1: subs %0, %0, #1\\n\\tbne 1b" : "+r"(n) : : "cc"); return n; }\n'
+        "int net_run(void);\n__attribute__((noinline)) static void called(int n)\n{\n" + loop + "\n}\n"
+        "int net_run(void)\n{\n    int n = 123456;\n    /* a: */\n    " + loop + "\n    n += 1000;\n    called(n);\n"
+        "    /* b: */\n    called(5000);\n    return n;\n}\n"
     )
-    (tmp_path / "net_test.c").write_text("int run(void);\nint main(void) { return run(); }\n")
+    (tmp_path / "net_test.c").write_text(
+        "int net_run(void);\nint main(void) { int n = net_run() + 100; " + loop + " return n; }\n"
+    )
     _, counts = run(build(tmp_path, machine), machine, plugin)
-    assert counts["run"] - 2 * 123456 in range(1, 6)  # the loop, and what loads the number and returns
+    around = range(1, 16)  # what loads numbers, calls and returns
+    assert counts.functions["called"] - 2 * (1000 + 5000) in around
+    assert counts.functions["net_run"] - 2 * 123456 in around
+    assert counts.layers["a"] - 2 * (123456 + 1000) in around
+    assert counts.layers["b"] - 2 * 5000 in around
 
 
 def test_without_a_multiplier_nothing_is_multiplied(lenet5: Path) -> None:

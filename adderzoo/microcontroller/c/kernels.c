@@ -1,16 +1,23 @@
 /* Kernels: how a layer is computed. Constants are known where these functions are inlined, one copy for every shape. */
 
-#define ADDER_PLAIN 0 /* C alone */
-#define ADDER_SWAR 1  /* four bytes of 7 bits in a word: five operations for four differences */
-#define ADDER_DSP 2   /* Arm's USADA8: one instruction for four differences and their sum */
+#define ADDER_PLAIN 0  /* C alone */
+#define ADDER_SWAR 1   /* four bytes of 7 bits in a word: five operations for four differences */
+#define ADDER_DSP 2    /* Arm's USADA8: one instruction for four differences and their sum */
+#define ADDER_HELIUM 3 /* Arm's VABAV: one for sixteen; else as DSP */
 #ifndef ADDER_KERNEL
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__OPTIMIZE__)
+#if defined(__ARM_FEATURE_MVE) && defined(__OPTIMIZE__)
+#define ADDER_KERNEL ADDER_HELIUM
+#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__OPTIMIZE__)
 #define ADDER_KERNEL ADDER_DSP
 #elif TOP <= 127
 #define ADDER_KERNEL ADDER_SWAR
 #else
 #define ADDER_KERNEL ADDER_PLAIN
 #endif
+#endif
+
+#if ADDER_KERNEL == ADDER_HELIUM
+#include <arm_mve.h> /* the compiler's own */
 #endif
 
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
@@ -50,7 +57,7 @@ INLINE const uint32_t* words_at(const uint8_t* bytes) { return (const uint32_t*)
 /* Sums wrap around in unsigned numbers; the result fits into 32 bits (the generator has seen to it), where two's
    complement and a shift that keeps the sign are taken for granted, as all compilers have them. */
 INLINE uint8_t to_byte(uint32_t sum, uint32_t shift, uint32_t low, uint32_t top) {
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
   uint32_t y;
   if (top == 255u && shift > 0u) {
     __asm__("usat %0, #8, %1, asr %2" : "=r"(y) : "r"(sum), "i"(shift));
@@ -72,7 +79,7 @@ INLINE uint8_t to_byte(uint32_t sum, uint32_t shift, uint32_t low, uint32_t top)
 
 /* A tile is of two points and four channels: s0 to s3 are the sums of the one point, s4 to s7 those of the other, which
    is `point` bytes further. Filters lie as four words of four channels, again and again. */
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
 
 #if defined(__ARM_FEATURE_MVE)
 
@@ -113,6 +120,35 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
 #endif
 
 #define SUM_DECLARE uint32_t a, b, f;
+#define SUM_FINISH
+#define LAST_WORDS(words)   \
+  if ((words) % 4u >= 1u) { \
+    WORD(0)                 \
+  }                         \
+  if ((words) % 4u >= 2u) { \
+    WORD(1)                 \
+  }                         \
+  if ((words) % 4u >= 3u) { \
+    WORD(2)                 \
+  }                         \
+  w += 4u * ((words) % 4u);
+
+#if ADDER_KERNEL == ADDER_HELIUM
+
+#define SUMS(near, far, j)                                              \
+  near = vabavq_u8(near, vector_a, vreinterpretq_u8_u32(fours.val[j])); \
+  far = vabavq_u8(far, vector_b, vreinterpretq_u8_u32(fours.val[j]));
+/* A load that takes every fourth word gives four words of each channel. */
+#define SUM_WORDS(words)                                                                                     \
+  for (uint32_t left = (words); left >= 4u; left -= 4u, x += 4, w += 16) {                                   \
+    const uint32x4x4_t fours = vld4q_u32(w);                                                                 \
+    const uint8x16_t vector_a = vld1q_u8((const uint8_t*)x), vector_b = vld1q_u8((const uint8_t*)x + point); \
+    SUMS(s0, s4, 0) SUMS(s1, s5, 1) SUMS(s2, s6, 2) SUMS(s3, s7, 3)                                          \
+  }                                                                                                          \
+  LAST_WORDS(words)
+
+#else
+
 #define FOUR_WORDS                        \
   WORD(0) WORD(1) WORD(2) WORD(3) x += 4; \
   w += 16;
@@ -126,17 +162,9 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
   if ((words) % 12u >= 8u) {                                                                          \
     FOUR_WORDS                                                                                        \
   }                                                                                                   \
-  if ((words) % 4u >= 1u) {                                                                           \
-    WORD(0)                                                                                           \
-  }                                                                                                   \
-  if ((words) % 4u >= 2u) {                                                                           \
-    WORD(1)                                                                                           \
-  }                                                                                                   \
-  if ((words) % 4u >= 3u) {                                                                           \
-    WORD(2)                                                                                           \
-  }                                                                                                   \
-  w += 4u * ((words) % 4u);
-#define SUM_FINISH
+  LAST_WORDS(words)
+
+#endif
 
 #elif ADDER_KERNEL == ADDER_SWAR
 
@@ -222,7 +250,7 @@ INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
 
 /* One point and four channels. Weights are of 16 bits, in pairs: of every four bytes the first and the third, then the
    second and the fourth. */
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
 
 #define PRODUCTS(sum, offset)            \
   "ldrd %[f], %[g], [%[w], %[" offset    \
