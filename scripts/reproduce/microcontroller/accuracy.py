@@ -53,7 +53,11 @@ def main() -> None:
     model = adderzoo.load(args.network) if from_file else timm.create_model(args.network, pretrained=True)
     model.eval()
     config = resolve_model_data_config(model)
-    some = list(open_loader(spread(open_dataset("", args.data, "train", 3), args.images), config, Loading(batch_size=64, workers=0)))
+    some = list(
+        open_loader(
+            spread(open_dataset("", args.data, "train", 3), args.images), config, Loading(batch_size=64, workers=0)
+        )
+    )
     test = list(open_loader(open_dataset("", args.data, "test", 3), config, Loading(batch_size=250, workers=0)))
     labels = torch.cat([labels for _, labels, *_ in test])
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
