@@ -240,10 +240,11 @@ class CSource:
             return
         pattern = (plane.padding * 4)[:4] if plane.shape[0] >= 4 or len(set(plane.padding)) == 1 else plane.padding
         word = int.from_bytes(bytes(pattern), "little")
-        sides = ", ".join(f"{side}u" for side in buffer.border)
+        above, left, below, right = buffer.border
+        pixel = buffer.point // 4
+        numbers = [buffer.height, buffer.row // 4, above, left * pixel, below, right * pixel]
         self.calls.append(
-            f"border(memory.words + {self.arena.offsets[plane] // 4}, {buffer.height}u, {buffer.width}u, "
-            f"{buffer.point // 4}u, {sides}, 0x{word:08x}u);"
+            f"border(memory.words + {self.arena.offsets[plane] // 4}, {_unsigned(numbers)}, 0x{word:08x}u);"
         )
 
     def _image(self, name: str, step: Image) -> None:

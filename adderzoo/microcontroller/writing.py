@@ -44,8 +44,8 @@ def write_c(
         about: Lines for the comment at the head of NAME.h.
         images: Golden images for the test, (N, C, H, W) in uint8; None for some of noise.
         max_ram: Bytes of RAM that the arena may take.
-        multiply: Whether multipliers are numbers; else they are sums of three signed powers of two, and adder layers
-            are computed without multiplication.
+        multiply: Whether multipliers are numbers; else they are sums of three signed powers of two, and nothing is
+            multiplied, but where there is SMLAD: products are differences of squares, from a table.
         vectors: Whether to write `vectors.npz` and a folder `vectors` of memory files (see the README there), for test
             benches of hardware: all numbers of the network, and what every layer makes of the golden images.
 

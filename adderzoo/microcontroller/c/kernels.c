@@ -1,16 +1,23 @@
 /* Kernels: how a layer is computed. Constants are known where these functions are inlined, one copy for every shape. */
 
-#define ADDER_PLAIN 0 /* C alone */
-#define ADDER_SWAR 1  /* four bytes of 7 bits in a word: five operations for four differences */
-#define ADDER_DSP 2   /* Arm's USADA8: one instruction for four differences and their sum */
+#define ADDER_PLAIN 0  /* C alone */
+#define ADDER_SWAR 1   /* four bytes of 7 bits in a word: five operations for four differences */
+#define ADDER_DSP 2    /* Arm's USADA8: one instruction for four differences and their sum */
+#define ADDER_HELIUM 3 /* Arm's VABAV: one for sixteen; else as DSP */
 #ifndef ADDER_KERNEL
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__OPTIMIZE__)
+#if defined(__ARM_FEATURE_MVE) && defined(__OPTIMIZE__)
+#define ADDER_KERNEL ADDER_HELIUM
+#elif defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__GNUC__) && defined(__OPTIMIZE__)
 #define ADDER_KERNEL ADDER_DSP
 #elif TOP <= 127
 #define ADDER_KERNEL ADDER_SWAR
 #else
 #define ADDER_KERNEL ADDER_PLAIN
 #endif
+#endif
+
+#if ADDER_KERNEL == ADDER_HELIUM
+#include <arm_mve.h> /* the compiler's own */
 #endif
 
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
@@ -50,7 +57,7 @@ INLINE const uint32_t* words_at(const uint8_t* bytes) { return (const uint32_t*)
 /* Sums wrap around in unsigned numbers; the result fits into 32 bits (the generator has seen to it), where two's
    complement and a shift that keeps the sign are taken for granted, as all compilers have them. */
 INLINE uint8_t to_byte(uint32_t sum, uint32_t shift, uint32_t low, uint32_t top) {
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
   uint32_t y;
   if (top == 255u && shift > 0u) {
     __asm__("usat %0, #8, %1, asr %2" : "=r"(y) : "r"(sum), "i"(shift));
@@ -72,7 +79,7 @@ INLINE uint8_t to_byte(uint32_t sum, uint32_t shift, uint32_t low, uint32_t top)
 
 /* A tile is of two points and four channels: s0 to s3 are the sums of the one point, s4 to s7 those of the other, which
    is `point` bytes further. Filters lie as four words of four channels, again and again. */
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
 
 #if defined(__ARM_FEATURE_MVE)
 
@@ -113,6 +120,35 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
 #endif
 
 #define SUM_DECLARE uint32_t a, b, f;
+#define SUM_FINISH
+#define LAST_WORDS(words)   \
+  if ((words) % 4u >= 1u) { \
+    WORD(0)                 \
+  }                         \
+  if ((words) % 4u >= 2u) { \
+    WORD(1)                 \
+  }                         \
+  if ((words) % 4u >= 3u) { \
+    WORD(2)                 \
+  }                         \
+  w += 4u * ((words) % 4u);
+
+#if ADDER_KERNEL == ADDER_HELIUM
+
+#define SUMS(near, far, j)                                              \
+  near = vabavq_u8(near, vector_a, vreinterpretq_u8_u32(fours.val[j])); \
+  far = vabavq_u8(far, vector_b, vreinterpretq_u8_u32(fours.val[j]));
+/* A load that takes every fourth word gives four words of each channel. */
+#define SUM_WORDS(words)                                                                                     \
+  for (uint32_t left = (words); left >= 4u; left -= 4u, x += 4, w += 16) {                                   \
+    const uint32x4x4_t fours = vld4q_u32(w);                                                                 \
+    const uint8x16_t vector_a = vld1q_u8((const uint8_t*)x), vector_b = vld1q_u8((const uint8_t*)x + point); \
+    SUMS(s0, s4, 0) SUMS(s1, s5, 1) SUMS(s2, s6, 2) SUMS(s3, s7, 3)                                          \
+  }                                                                                                          \
+  LAST_WORDS(words)
+
+#else
+
 #define FOUR_WORDS                        \
   WORD(0) WORD(1) WORD(2) WORD(3) x += 4; \
   w += 16;
@@ -126,17 +162,9 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
   if ((words) % 12u >= 8u) {                                                                          \
     FOUR_WORDS                                                                                        \
   }                                                                                                   \
-  if ((words) % 4u >= 1u) {                                                                           \
-    WORD(0)                                                                                           \
-  }                                                                                                   \
-  if ((words) % 4u >= 2u) {                                                                           \
-    WORD(1)                                                                                           \
-  }                                                                                                   \
-  if ((words) % 4u >= 3u) {                                                                           \
-    WORD(2)                                                                                           \
-  }                                                                                                   \
-  w += 4u * ((words) % 4u);
-#define SUM_FINISH
+  LAST_WORDS(words)
+
+#endif
 
 #elif ADDER_KERNEL == ADDER_SWAR
 
@@ -220,9 +248,67 @@ INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
 /* ------------------------------------------------------------------------------------------------------ convolutions
  */
 
+/* A byte times a weight from -127 to 127: the processor's product, or where it has none, a difference of two squares:
+   x * w = floor((x + w)^2 / 4) - floor((x - w)^2 / 4), exactly, since x + w and x - w are both even or both odd. */
+#ifndef ADDER_SQUARES
+#if SHIFTS || (defined(__riscv) && !defined(__riscv_mul))
+#define ADDER_SQUARES 1
+#else
+#define ADDER_SQUARES 0
+#endif
+#endif
+
+#if ADDER_SQUARES && ADDER_KERNEL < ADDER_DSP
+
+/* A quarter of the squares of -127 to 382. */
+static const uint16_t squares[510] = {
+    4032,  3969,  3906,  3844,  3782,  3721,  3660,  3600,  3540,  3481,  3422,  3364,  3306,  3249,  3192,  3136,
+    3080,  3025,  2970,  2916,  2862,  2809,  2756,  2704,  2652,  2601,  2550,  2500,  2450,  2401,  2352,  2304,
+    2256,  2209,  2162,  2116,  2070,  2025,  1980,  1936,  1892,  1849,  1806,  1764,  1722,  1681,  1640,  1600,
+    1560,  1521,  1482,  1444,  1406,  1369,  1332,  1296,  1260,  1225,  1190,  1156,  1122,  1089,  1056,  1024,
+    992,   961,   930,   900,   870,   841,   812,   784,   756,   729,   702,   676,   650,   625,   600,   576,
+    552,   529,   506,   484,   462,   441,   420,   400,   380,   361,   342,   324,   306,   289,   272,   256,
+    240,   225,   210,   196,   182,   169,   156,   144,   132,   121,   110,   100,   90,    81,    72,    64,
+    56,    49,    42,    36,    30,    25,    20,    16,    12,    9,     6,     4,     2,     1,     0,     0,
+    0,     1,     2,     4,     6,     9,     12,    16,    20,    25,    30,    36,    42,    49,    56,    64,
+    72,    81,    90,    100,   110,   121,   132,   144,   156,   169,   182,   196,   210,   225,   240,   256,
+    272,   289,   306,   324,   342,   361,   380,   400,   420,   441,   462,   484,   506,   529,   552,   576,
+    600,   625,   650,   676,   702,   729,   756,   784,   812,   841,   870,   900,   930,   961,   992,   1024,
+    1056,  1089,  1122,  1156,  1190,  1225,  1260,  1296,  1332,  1369,  1406,  1444,  1482,  1521,  1560,  1600,
+    1640,  1681,  1722,  1764,  1806,  1849,  1892,  1936,  1980,  2025,  2070,  2116,  2162,  2209,  2256,  2304,
+    2352,  2401,  2450,  2500,  2550,  2601,  2652,  2704,  2756,  2809,  2862,  2916,  2970,  3025,  3080,  3136,
+    3192,  3249,  3306,  3364,  3422,  3481,  3540,  3600,  3660,  3721,  3782,  3844,  3906,  3969,  4032,  4096,
+    4160,  4225,  4290,  4356,  4422,  4489,  4556,  4624,  4692,  4761,  4830,  4900,  4970,  5041,  5112,  5184,
+    5256,  5329,  5402,  5476,  5550,  5625,  5700,  5776,  5852,  5929,  6006,  6084,  6162,  6241,  6320,  6400,
+    6480,  6561,  6642,  6724,  6806,  6889,  6972,  7056,  7140,  7225,  7310,  7396,  7482,  7569,  7656,  7744,
+    7832,  7921,  8010,  8100,  8190,  8281,  8372,  8464,  8556,  8649,  8742,  8836,  8930,  9025,  9120,  9216,
+    9312,  9409,  9506,  9604,  9702,  9801,  9900,  10000, 10100, 10201, 10302, 10404, 10506, 10609, 10712, 10816,
+    10920, 11025, 11130, 11236, 11342, 11449, 11556, 11664, 11772, 11881, 11990, 12100, 12210, 12321, 12432, 12544,
+    12656, 12769, 12882, 12996, 13110, 13225, 13340, 13456, 13572, 13689, 13806, 13924, 14042, 14161, 14280, 14400,
+    14520, 14641, 14762, 14884, 15006, 15129, 15252, 15376, 15500, 15625, 15750, 15876, 16002, 16129, 16256, 16384,
+    16512, 16641, 16770, 16900, 17030, 17161, 17292, 17424, 17556, 17689, 17822, 17956, 18090, 18225, 18360, 18496,
+    18632, 18769, 18906, 19044, 19182, 19321, 19460, 19600, 19740, 19881, 20022, 20164, 20306, 20449, 20592, 20736,
+    20880, 21025, 21170, 21316, 21462, 21609, 21756, 21904, 22052, 22201, 22350, 22500, 22650, 22801, 22952, 23104,
+    23256, 23409, 23562, 23716, 23870, 24025, 24180, 24336, 24492, 24649, 24806, 24964, 25122, 25281, 25440, 25600,
+    25760, 25921, 26082, 26244, 26406, 26569, 26732, 26896, 27060, 27225, 27390, 27556, 27722, 27889, 28056, 28224,
+    28392, 28561, 28730, 28900, 29070, 29241, 29412, 29584, 29756, 29929, 30102, 30276, 30450, 30625, 30800, 30976,
+    31152, 31329, 31506, 31684, 31862, 32041, 32220, 32400, 32580, 32761, 32942, 33124, 33306, 33489, 33672, 33856,
+    34040, 34225, 34410, 34596, 34782, 34969, 35156, 35344, 35532, 35721, 35910, 36100, 36290, 36481};
+
+INLINE uint32_t product(uint32_t x, int32_t w) {
+  const uint16_t* const square = squares + 127 + x;
+  return (uint32_t)square[w] - (uint32_t)square[-w];
+}
+
+#else
+
+INLINE uint32_t product(uint32_t x, int32_t w) { return (uint32_t)((int32_t)x * w); }
+
+#endif
+
 /* One point and four channels. Weights are of 16 bits, in pairs: of every four bytes the first and the third, then the
    second and the fourth. */
-#if ADDER_KERNEL == ADDER_DSP
+#if ADDER_KERNEL >= ADDER_DSP
 
 #define PRODUCTS(sum, offset)            \
   "ldrd %[f], %[g], [%[w], %[" offset    \
@@ -256,10 +342,10 @@ INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
 #else
 
 INLINE uint32_t products(uint32_t sum, const uint8_t* x, const int16_t* w, uint32_t lanes) {
-  sum += (uint32_t)((int32_t)x[0] * w[0]);
-  sum += lanes > 1u ? (uint32_t)((int32_t)x[1] * w[2]) : 0u;
-  sum += lanes > 2u ? (uint32_t)((int32_t)x[2] * w[1]) : 0u;
-  return sum + (lanes > 3u ? (uint32_t)((int32_t)x[3] * w[3]) : 0u);
+  sum += product(x[0], w[0]);
+  sum += lanes > 1u ? product(x[1], w[2]) : 0u;
+  sum += lanes > 2u ? product(x[2], w[1]) : 0u;
+  return sum + (lanes > 3u ? product(x[3], w[3]) : 0u);
 }
 
 #define CONV_DECLARE
@@ -447,7 +533,7 @@ INLINE void grouped_layer(const uint8_t* input, uint8_t* output, const uint8_t* 
             for (uint32_t k = 0; k < group_channels; k++, w++) {
               const int32_t weight = conv ? (int32_t)*(const int8_t*)w : (int32_t)*w;
               const int32_t difference = (int32_t)x[k] - weight;
-              sum += (uint32_t)(conv ? (int32_t)x[k] * weight : difference < 0 ? -difference : difference);
+              sum += conv ? product(x[k], weight) : (uint32_t)(difference < 0 ? -difference : difference);
             }
           }
         }
@@ -467,20 +553,19 @@ INLINE void grouped_layer(const uint8_t* input, uint8_t* output, const uint8_t* 
 /* ---------------------------------------------------------------------------------------------------- all other steps
  */
 
-/* `pattern` into the border of an image of words: `pixel` words a pixel. */
-NOINLINE void border(uint32_t* plane, uint32_t height, uint32_t width, uint32_t pixel, uint32_t above_, uint32_t left,
-                     uint32_t below, uint32_t right, uint32_t pattern) {
-  const uint32_t row = (left + width + right) * pixel;
+/* `pattern` into the border of an image: rows above and below, words left and right of every row of `row` words. */
+NOINLINE void border(uint32_t* plane, uint32_t height, uint32_t row, uint32_t above_, uint32_t left, uint32_t below,
+                     uint32_t right, uint32_t pattern) {
   for (uint32_t i = 0; i < above_ + height + below; i++, plane += row) {
     if (i < above_ || i >= above_ + height) {
       for (uint32_t k = 0; k < row; k++) {
         plane[k] = pattern;
       }
     } else {
-      for (uint32_t k = 0; k < left * pixel; k++) {
+      for (uint32_t k = 0; k < left; k++) {
         plane[k] = pattern;
       }
-      for (uint32_t k = row - right * pixel; k < row; k++) {
+      for (uint32_t k = row - right; k < row; k++) {
         plane[k] = pattern;
       }
     }
