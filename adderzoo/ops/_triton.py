@@ -198,7 +198,9 @@ class _Axis(NamedTuple):
     out0: int = 0
 
 
-def _forward_axes(output: Tensor, kernel: Any, stride: list[int], padding: list[int], dilation: list[int]) -> list[_Axis]:
+def _forward_axes(
+    output: Tensor, kernel: Any, stride: list[int], padding: list[int], dilation: list[int]
+) -> list[_Axis]:
     return [_Axis(output.shape[2 + d], stride[d], kernel[d], -padding[d], dilation[d]) for d in (0, 1)]
 
 
