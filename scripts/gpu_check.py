@@ -25,6 +25,8 @@ OK, SHORT, FAILED, ABSENT, NO_TARGET = "ok", "short", "failed", "absent", ""
 
 # The layers whose floors the operator is held to, and the network whose training step is compared.
 LAYERS, NETWORK = "adder_resnet50", "adder_resnet20"
+OPERATORS_TESTS = [f"tests/ops/test_{name}.py" for name in ("adder2d", "adder2d_affine", "adder2d_u8")]
+TILES = 4  # the most that an operator has
 LEAST_SHARE, LEAST_BYTES, LEAST_OVER_AUTHORS, MOST_MEMORY = 0.70, 2.5, 30.0, 1.15
 
 
@@ -62,7 +64,7 @@ def at_most(what: str, value: float, most: float, form: str) -> Row:
 
 def judge_library(backend: str) -> Row:
     """By what `adderzoo.ops.backend` says, or by an error."""
-    verdict = OK if backend.startswith("compiled") else SHORT if backend == "PyTorch reference" else FAILED
+    verdict = OK if backend.startswith("compiled") else SHORT if backend in ("Triton", "PyTorch reference") else FAILED
     return Row("kernels for the GPU", "compiled", backend, verdict)
 
 
@@ -102,6 +104,11 @@ def judge_tests(report: str) -> list[Row]:
         judge_cases("gradients against float64", cases, of_gradients),
         judge_cases("torch.compile with reduce-overhead", cases, "cuda_graphs"),
     ]
+
+
+def judge_triton_tests(report: str) -> list[Row]:
+    cases, _ = read_cases(report)
+    return [judge_cases("operators' tests, kernels in Triton", cases, r"^tests\.ops\.")]
 
 
 def judge_benchmark_tests(report: str) -> list[Row]:
@@ -266,12 +273,12 @@ def pytest_command(*arguments: object) -> list[object]:
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", *arguments]
 
 
-def check_tests(judge: Callable[[str], list[Row]], *paths: str) -> Callable[[float], Result]:
+def check_tests(judge: Callable[[str], list[Row]], *paths: str, **environment: str) -> Callable[[float], Result]:
     def check(limit: float) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             report, unfinished = Path(folder) / "junit.xml", []
             try:
-                output = run(pytest_command(*paths, f"--junitxml={report}"), limit)
+                output = run(pytest_command(*paths, f"--junitxml={report}"), limit, **environment)
             except StepError as error:
                 output = str(error)
                 unfinished = [Row(f"all of {' '.join(paths)}", "all run", output, FAILED)]
@@ -296,42 +303,76 @@ def check_sanitizer(tool: str) -> Callable[[float], Result]:
         sanitizer = find_sanitizer()
         if sanitizer is None:
             return Result([Row(f"compute-sanitizer, {tool}", "clean", "there is no compute-sanitizer", ABSENT)])
-        tests = [f"tests/ops/test_{name}.py" for name in ("adder2d", "adder2d_affine", "adder2d_u8")]
         command = [sanitizer, "--tool", tool, "--kernel-name", "kns=adderzoo", "--print-limit", 20]
         # So that each tensor is an allocation of its own, whose end is known.
         output = run(
-            [*command, *pytest_command("-k", "every_width", *tests)], limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+            [*command, *pytest_command("-k", "every_width", *OPERATORS_TESTS)],
+            limit,
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )
         return Result([judge_sanitizer(tool, output)])
 
     return check
 
 
+def run_benchmark(options: str, model: str, batch: int, limit: float, **environment: str) -> dict[str, Any]:
+    """What `adderzoo benchmark` writes.
+
+    Raises:
+        StepError: if it writes nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "benchmark.json"
+        command = [sys.executable, "-m", "adderzoo.cli", "benchmark", "--device", "cuda", *options.split()]
+        output = run([*command, "--models", model, "--batch-size", batch, "--json", path], limit, **environment)
+        if not path.exists():
+            raise StepError(last_line(output))
+        return json.loads(path.read_text())
+
+
 def benchmark(
     judge: Callable[[dict[str, Any]], list[Row]], options: str, model: str, batch: int
 ) -> Callable[[float], Result]:
     def check(limit: float) -> Result:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "benchmark.json"
-            command = [sys.executable, "-m", "adderzoo.cli", "benchmark", "--device", "cuda", *options.split()]
-            output = run([*command, "--models", model, "--batch-size", batch, "--json", path], limit)
-            if not path.exists():
-                raise StepError(last_line(output))
-            report = json.loads(path.read_text())
+        report = run_benchmark(options, model, batch, limit)
         return Result(judge(report), details=report)
 
     return check
+
+
+OPERATOR = "--parts operator --precision float32 u8"
+
+
+def judge_tiles(reports: dict[int, dict[str, Any]]) -> list[Row]:
+    """Elements a second of every tile; the layers' own times are in the JSON file."""
+    rows = []
+    for number, report in reports.items():
+        for result in report["operator"]:
+            what = f"tile {number}, {result['direction']}, {result['memory_format']}, {result['precision']}"
+            rows.append(Row(what, "", f"{result['rate'] / 1e9:.0f} G elements/s", NO_TARGET))
+    return rows
+
+
+def check_tiles(limit: float) -> Result:
+    """Of the kernels, each in the place of the one that they would choose."""
+    reports = {
+        number: run_benchmark(OPERATOR, LAYERS, 64, limit / TILES, ADDERZOO_TILE=str(number)) for number in range(TILES)
+    }
+    return Result(judge_tiles(reports), details=reports)
 
 
 # With the seconds that each may take; ten minutes are what some machines give a command.
 STEPS: dict[str, tuple[Callable[[float], Result], float]] = {
     "library": (check_library, 500),
     "tests": (check_tests(judge_tests, "tests/ops"), 580),
+    # Where kernels were compiled at installation, they run in the place of Triton's.
+    "triton": (check_tests(judge_triton_tests, *OPERATORS_TESTS, ADDERZOO_CUDA="0"), 580),
     "layers": (check_tests(judge_layers_tests, "tests/layers", "tests/models/test_authors_checkpoint.py"), 580),
     "benchmark": (check_tests(judge_benchmark_tests, "tests/engine/benchmark", "tests/cli/test_benchmark.py"), 580),
     "memcheck": (check_sanitizer("memcheck"), 400),
     "racecheck": (check_sanitizer("racecheck"), 400),
-    "operator": (benchmark(judge_operator, "--parts operator --precision float32 u8", LAYERS, 64), 300),
+    "operator": (benchmark(judge_operator, OPERATOR, LAYERS, 64), 300),
+    "tiles": (check_tiles, 580),
     "inference": (benchmark(judge_networks, "--parts inference", NETWORK, 128), 500),
     "training": (benchmark(judge_networks, "--parts training", NETWORK, 128), 500),
     "large": (benchmark(judge_networks, "--parts inference training --no-compile", LAYERS, 64), 500),

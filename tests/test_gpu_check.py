@@ -89,6 +89,7 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     ("backend", "verdict"),
     [
         ("compiled on first use", "ok"),
+        ("Triton", "short"),
         ("PyTorch reference", "short"),
         ("RuntimeError: Found no NVIDIA driver on your system.", "failed"),
     ],
@@ -147,6 +148,7 @@ def test_pytests_own_report_is_understood(check: ModuleType, tmp_path: Path) -> 
     ("judge", "folders"),
     [
         ("judge_tests", ["ops"]),
+        ("judge_triton_tests", ["ops"]),
         ("judge_layers_tests", ["layers", "models"]),
         ("judge_benchmark_tests", ["engine", "cli"]),
     ],
@@ -248,6 +250,16 @@ def test_the_operator_is_held_to_its_floors_and_bytes_to_float32(check: ModuleTy
     ]
     assert rows[0].what == "adder_net, forward, channels_last, float32, batch 64"
     assert [rows[0].target, rows[4].target] == ["at least 70.0% of the floor", "at least 2.50 times"]
+
+
+def test_every_tile_is_a_row_to_be_read(check: ModuleType) -> None:
+    reports = {
+        n: read(Report(describe_machine(), "", 1.0, operator=[operator("forward", 0.5, n * 1e12)])) for n in (1, 2)
+    }
+    assert [(row.what, row.measured, row.verdict) for row in check.judge_tiles(reports)] == [
+        ("tile 1, forward, channels_last, float32", "1000 G elements/s", ""),
+        ("tile 2, forward, channels_last, float32", "2000 G elements/s", ""),
+    ]
 
 
 def test_an_operator_without_compiled_kernels_has_failed(check: ModuleType) -> None:

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from filelock import FileLock
@@ -212,6 +212,50 @@ class _Cuda:
             return False
 
 
+class _Triton:
+    """Its kernels, where there are no compiled ones. They are tried on a device of each type before they are used."""
+
+    devices = ("cuda", "xpu")
+    reasons: ClassVar[dict[str, str | None]] = {}  # of the types that were tried: why it does not work there
+    lock = threading.RLock()
+
+    @classmethod
+    def serves(cls, device: str) -> bool:
+        """Whether it works on a type of device. A thread that asks while another one tries waits."""
+        if device not in cls.devices:
+            return False
+        with cls.lock:
+            if device not in cls.reasons:
+                try:
+                    cls.reasons[device] = cls._try(device)
+                except Exception as error:  # of a compiler, a driver or a GPU
+                    line = next(iter(str(error).strip().splitlines()), repr(error))
+                    cls.reasons[device] = f"Triton does not work: {line}"
+            return cls.reasons[device] is None
+
+    @classmethod
+    def _try(cls, device: str) -> str | None:
+        from . import _triton
+
+        x, w = torch.linspace(-2, 2, 1024).view(1, 8, 8, 16), torch.linspace(3, -3, 512).view(64, 8, 1, 1)
+        grad, geometry = torch.linspace(-1, 1, 8192).view(1, 64, 8, 16), ([1, 1], [0, 0], [1, 1], 1)
+        for kernel, plain, tensors in (
+            (_triton.adder2d, reference.adder2d, (x, w)),
+            (_triton.backward_input, reference.backward_input, (grad, x, w)),
+        ):
+            result = kernel(*(tensor.to(device) for tensor in tensors), *geometry, "hardtanh")
+            if not torch.allclose(result.cpu(), plain(*tensors, *geometry, "hardtanh"), rtol=1e-4, atol=1e-4):
+                return "Triton's results differ from the reference's"
+        return None
+
+    @classmethod
+    def kernel(cls, name: str) -> Callable[..., torch.Tensor] | None:
+        """Of an operator; None where it has none."""
+        from . import _triton
+
+        return _triton.KERNELS.get(name)
+
+
 _warned_devices: set[str] = set()
 
 
@@ -219,10 +263,17 @@ def _warn_about_device(device: torch.device) -> None:
     if device.type in _warned_devices or (device.type == "cpu" and BACKEND == "PyTorch reference"):
         return
     _warned_devices.add(device.type)
-    reason = f" ({'; '.join(_Cuda.reasons)})" if device.type == "cuda" and _Cuda.reasons else ""
+    reasons = list(_Cuda.reasons) if device.type == "cuda" else []
+    instead = "its PyTorch reference runs on that device, many times slower"
+    if _Triton.serves(device.type):
+        if torch.version.cuda is None:
+            return  # where nothing is compiled
+        instead = "its Triton kernels run on that device, which are slower"
+    elif reason := _Triton.reasons.get(device.type):
+        reasons.append(reason)
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     warnings.warn(
-        f"adderzoo has no compiled operator for {device.type} tensors{reason}, so its PyTorch reference runs on that "
-        "device, many times slower",
+        f"adderzoo has no compiled operator for {device.type} tensors{why}, so {instead}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -235,9 +286,17 @@ def _on_device(name: str, kernel: Callable[..., torch.Tensor]) -> Callable[..., 
         if first.device.type == "cuda" and _Cuda.load(build=True):
             return getattr(torch.ops.adderzoo, name)(first, *arguments)  # which goes there from now on
         _warn_about_device(first.device)
+        if _Triton.serves(first.device.type) and (of_triton := _Triton.kernel(name)):
+            with _current(first.device):
+                return of_triton(first, *arguments)
         return kernel(first, *arguments)
 
     return run
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where a device is the current one, on which Triton launches its kernels."""
+    return contextlib.nullcontext() if device.index is None else torch.get_device_module(device).device(device)
 
 
 BACKEND = _load()
@@ -299,11 +358,13 @@ def backend(device: str = "cpu") -> str:
 
     Returns:
         How the compiled library was found and, for the CPU, the instruction set of its loops ("compiled at
-        installation, avx512"), or "PyTorch reference". Where the GPU's kernels are still to be compiled, this does it.
+        installation, avx512"), "Triton", or "PyTorch reference". Where the GPU's kernels are still to be compiled, this
+        does it.
     """
-    if device == "cuda":
-        _Cuda.load(build=True)
-        return _Cuda.backend or "PyTorch reference"
+    if device == "cuda" and _Cuda.load(build=True):
+        return str(_Cuda.backend)
+    if _Triton.serves(device):
+        return "Triton"
     if device != "cpu" or BACKEND == "PyTorch reference":
         return "PyTorch reference"
     return f"{BACKEND}, {torch.ops.adderzoo._cpu_capability()}"

@@ -5,17 +5,25 @@
 
 namespace adderzoo::cuda {
 
-__device__ inline void write(const ByteOutput& output, uint32_t sum, int channel, int64_t offset) {
+__device__ inline float finish(const ByteOutput& output, uint32_t sum, int channel, int64_t offset) {
   const Epilogue<uint8_t>& e = output.epilogue;
   float y = add(multiply(static_cast<float>(static_cast<int32_t>(sum)), e.scale[channel]), e.shift[channel]);
   if (e.byte_addend) y = add(y, multiply(static_cast<float>(e.byte_addend[offset]), e.addend_scale));
   if (e.float_addend) y = add(y, multiply(e.float_addend[offset], e.addend_scale));
-  if (e.float_output) {
-    e.float_output[offset] = y < e.lowest ? e.lowest : y;
+  if (e.float_output) return y < e.lowest ? e.lowest : y;
+  y = y > e.lowest ? y : e.lowest;  // NaN becomes the lowest
+  return y < e.highest ? y : e.highest;
+}
+
+__device__ inline uint32_t to_byte(const ByteOutput& output, float y) {
+  return static_cast<uint8_t>(static_cast<int>(round_to_even(y)) + output.epilogue.zero_point);
+}
+
+__device__ inline void store(const ByteOutput& output, int64_t offset, float y) {
+  if (output.epilogue.float_output) {
+    output.epilogue.float_output[offset] = y;
   } else {
-    y = y > e.lowest ? y : e.lowest;  // NaN becomes the lowest
-    y = y < e.highest ? y : e.highest;
-    output.bytes[offset] = static_cast<uint8_t>(static_cast<int>(round_to_even(y)) + e.zero_point);
+    output.bytes[offset] = static_cast<uint8_t>(to_byte(output, y));
   }
 }
 
@@ -34,16 +42,18 @@ __global__ void direct_bytes(Walk walk, const uint8_t* source, const uint8_t* fi
   const int64_t outputs = static_cast<int64_t>(walk.groups) * walk.outputs, total = walk.points * outputs;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int channel = static_cast<int>(i % outputs);
-    const Reach reach = Reach::of(walk, i / outputs, channel / walk.outputs);
+    const int64_t point = i / outputs;
+    const int channel = static_cast<int>(i - point * outputs);
+    const Point p = find_point(walk, point);
+    const Reach reach = Reach::from(walk, p, true, channel / walk.outputs);
     uint32_t sum = 0;
     for (Step step{0, 0, 0}; !step.ended(walk); step.advance(walk, 1)) {
       const int x = reach.inside(walk, step) ? source[reach.at(walk, step)] : output.padding;
       const int f = filter_byte(walk, filters, lane_bytes, channel, step);
       sum += x > f ? x - f : f - x;
     }
-    write(output, sum, channel,
-          offset_at(walk, find_point(walk, i / outputs), walk.output) + channel * walk.output.channel);
+    const int64_t offset = offset_at(walk, p, walk.output) + channel * walk.output.channel;
+    store(output, offset, finish(output, sum, channel, offset));
   }
 }
 
@@ -71,7 +81,7 @@ struct FetchBytes {
   const uint8_t* source;
   const uint8_t* filters;
   int padding, first_filter, panels, words_of_tap;
-  int64_t words;
+  int words;  // of a filter, which has few enough (kLargestByteFilter)
   Reach reach[kReaches];
   Step step;
   uint32_t values[kWords], filter_words[kFilterWords];
@@ -81,12 +91,12 @@ struct FetchBytes {
   static __device__ int filter_row(int i) { return threadIdx.x / kThreadsOfRow + i * (T::kThreads / kThreadsOfRow); }
   static __device__ int filter_word() { return threadIdx.x % kThreadsOfRow * kTogether; }
 
-  __device__ FetchBytes(const Walk& walk, const uint8_t* source, const uint8_t* filters, int padding, int64_t point0,
+  __device__ FetchBytes(const Walk& walk, const uint8_t* source, const uint8_t* filters, int padding, uint32_t point0,
                         int group, int first_filter)
       : walk(walk), source(source), filters(filters), padding(padding), first_filter(first_filter) {
     panels = static_cast<int>(divide_up<int64_t>(static_cast<int64_t>(walk.groups) * walk.outputs, kPanel));
     words_of_tap = divide_up(walk.channels, static_cast<int>(kByteStep)) * 2;
-    words = static_cast<int64_t>(walk.tap_rows) * walk.tap_columns * words_of_tap;
+    words = walk.tap_rows * walk.tap_columns * words_of_tap;
 #pragma unroll
     for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(walk, point0 + point(i), group);
     step = {0, 0, 0};
@@ -94,7 +104,7 @@ struct FetchBytes {
   }
 
   // The words from `word0` on; chunk by chunk.
-  __device__ void load(int64_t word0) {
+  __device__ void load(int word0) {
     if constexpr (VECTOR) {
 #pragma unroll
       for (int i = 0; i < kReaches; ++i) {
@@ -107,8 +117,8 @@ struct FetchBytes {
       }
       step.advance(walk, T::kSteps * 4);
     } else {
-      const int64_t at = word0 + word();
-      const int tap = static_cast<int>(at / words_of_tap), channel = static_cast<int>(at % words_of_tap) * 4;
+      const int at = word0 + word();
+      const int tap = at / words_of_tap, channel = (at - tap * words_of_tap) * 4;
       const Step place{channel, tap / walk.tap_columns, tap % walk.tap_columns};
       const int there = walk.channels - channel < 4 ? walk.channels - channel : 4;
 #pragma unroll
@@ -124,9 +134,10 @@ struct FetchBytes {
     }
 #pragma unroll
     for (int i = 0; i < kFilterWords / kTogether; ++i) {
-      const int64_t row = word0 / 2 + filter_row(i);
+      const int row = word0 / 2 + filter_row(i);
       const int filter = first_filter + filter_word() / 2;
-      const int64_t at = ((filter / kPanel * (words / 2) + row) * kPanel + filter % kPanel) * 8 + filter_word() % 2 * 4;
+      const int64_t lane = (filter / kPanel * static_cast<int64_t>(words / 2) + row) * kPanel + filter % kPanel;
+      const int64_t at = lane * 8 + filter_word() % 2 * 4;
       const bool valid = 2 * row < words && filter / kPanel < panels;
       if constexpr (VECTOR) {
         for (int j = 0; j < 4; ++j) filter_words[4 * i + j] = 0;
@@ -152,19 +163,19 @@ struct FetchBytes {
 
 // One instruction takes four differences and adds them up.
 template <typename T, bool VECTOR>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(T::kThreads, VECTOR ? 2 : 1)  // as many blocks as a multiprocessor has registers for
     byte_distances(Walk walk, const uint8_t* source, const uint8_t* filters, ByteOutput output) {
   __shared__ SharedWords<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
-  const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
+  const uint32_t point0 = blockIdx.x * T::kPoints;
   FetchBytes<T, VECTOR> fetch(walk, source, filters, output.padding, point0, group, group * walk.outputs + filter0);
 
   uint32_t sums[T::kThreadPoints][T::kThreadFilters] = {};
-  const int64_t chunks = divide_up<int64_t>(fetch.words, T::kSteps);
+  const int chunks = divide_up(fetch.words, T::kSteps);
   fetch.load(0);
   fetch.store(shared, 0);
   __syncthreads();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     const int stage = chunk % 2;
     if (chunk + 1 < chunks) fetch.load((chunk + 1) * T::kSteps);
 #pragma unroll
@@ -175,16 +186,25 @@ __global__ void __launch_bounds__(T::kThreads)
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage);
     __syncthreads();
   }
+  Point p;
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
-    const int64_t point = point0 + T::thread_point(i);
+    const uint32_t point = point0 + T::thread_point(i);
+    next_point<T>(walk, point, i, p);
     if (point >= walk.points) continue;
-    const int64_t offset = offset_at(walk, find_point(walk, point), walk.output);
-#pragma unroll
-    for (int j = 0; j < T::kThreadFilters; ++j) {
-      const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
-      if (filter < walk.outputs) write(output, sums[i][j], channel, offset + channel * walk.output.channel);
-    }
+    const int64_t offset = offset_at(walk, p, walk.output);
+    write_by_fours<T>(
+        walk, group, filter0, offset,
+        [&](int j, int channel, int64_t at) { return finish(output, sums[i][j], channel, at); },
+        [&](int64_t at, float value) { store(output, at, value); },
+        [&](int64_t at, float a, float b, float c, float d) {
+          if (output.epilogue.float_output) {
+            store_four(output.epilogue.float_output + at, a, b, c, d);
+          } else {
+            store_word(output.bytes + at, to_byte(output, a) | to_byte(output, b) << 8 | to_byte(output, c) << 16 |
+                                              to_byte(output, d) << 24);
+          }
+        });
   }
 }
 

@@ -13,9 +13,21 @@ struct Point {
   int row, column;
 };
 
-__device__ inline Point find_point(const Walk& walk, int64_t point) {
-  const int64_t line = point / walk.columns;
-  return {line / walk.rows, static_cast<int>(line % walk.rows), static_cast<int>(point % walk.columns)};
+// Tiles number their points with 32 bits, whose divisions take a fraction of the instructions.
+template <typename N>
+__device__ Point find_point(const Walk& walk, N point) {
+  const N line = point / static_cast<N>(walk.columns), image = line / static_cast<N>(walk.rows);
+  return {static_cast<int64_t>(image), static_cast<int>(line - image * static_cast<N>(walk.rows)),
+          static_cast<int>(point - line * static_cast<N>(walk.columns))};
+}
+
+// The point behind one, without a division.
+__device__ inline void advance(const Walk& walk, Point& p) {
+  if (++p.column < walk.columns) return;
+  p.column = 0;
+  if (++p.row < walk.rows) return;
+  p.row = 0;
+  ++p.image;
 }
 
 __device__ inline int64_t offset_at(const Walk& walk, const Point& p, const Strides& strides) {
@@ -51,9 +63,12 @@ struct Reach {
   int row, column;
   bool valid;
 
-  static __device__ Reach of(const Walk& walk, int64_t point, int group) {
-    const bool valid = point < walk.points;
-    const Point p = find_point(walk, valid ? point : 0);
+  template <typename N>
+  static __device__ Reach of(const Walk& walk, N point, int group) {
+    const bool valid = point < static_cast<N>(walk.points);
+    return from(walk, find_point(walk, valid ? point : N{0}), valid, group);
+  }
+  static __device__ Reach from(const Walk& walk, const Point& p, bool valid, int group) {
     const int row = p.row * walk.step_h + walk.tap_row0, column = p.column * walk.step_w + walk.tap_column0;
     const int64_t offset = p.image * walk.source.image + row * walk.source.row + column * walk.source.column +
                            static_cast<int64_t>(group) * walk.channels * walk.source.channel;
@@ -118,14 +133,14 @@ __device__ T direct_sum(const Walk& walk, const Reach& reach, const S* source, c
   return total + sum;
 }
 
-template <typename T, typename Out>
-__device__ void write(const Epilogue<T>& epilogue, T sum, int channel, int64_t offset, Out* output) {
+template <typename T>
+__device__ T finish(const Epilogue<T>& epilogue, T sum, int channel, int64_t offset) {
   if (epilogue.scale) {
     sum = sum * epilogue.scale[channel] + epilogue.shift[channel];
     if (epilogue.addend) sum += epilogue.addend[offset];
     if (epilogue.relu) sum = sum < T(0) ? T(0) : sum;
   }
-  from_number(sum, output[offset]);
+  return sum;
 }
 
 // One thread an output. `first` says which of channel and point is the fastest: the one whose outputs lie side by side.
@@ -135,15 +150,16 @@ __global__ void direct(Walk walk, const S* source, const T* filters, const In* i
   const int64_t outputs = static_cast<int64_t>(walk.groups) * walk.outputs, total = walk.points * outputs;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t point = channels_first ? i / outputs : i % walk.points;
-    const int channel = static_cast<int>(channels_first ? i % outputs : i / walk.points);
-    const Reach reach = Reach::of(walk, point, channel / walk.outputs);
-    const Point p = find_point(walk, point);
+    const int64_t slower = i / (channels_first ? outputs : walk.points);
+    const int64_t faster = i - slower * (channels_first ? outputs : walk.points);
+    const int channel = static_cast<int>(channels_first ? faster : slower);
+    const Point p = find_point(walk, channels_first ? slower : faster);
+    const Reach reach = Reach::from(walk, p, true, channel / walk.outputs);
     T x = 0;
     if (F::kSlope) x = static_cast<T>(to_number(input[offset_at(walk, p, walk.input) + channel * walk.input.channel]));
     const T sum = direct_sum<F, T>(walk, reach, source, filters, channel, x);
-    write(epilogue, F::kSlope ? sum : -sum, channel, offset_at(walk, p, walk.output) + channel * walk.output.channel,
-          output);
+    const int64_t offset = offset_at(walk, p, walk.output) + channel * walk.output.channel;
+    from_number(finish(epilogue, F::kSlope ? sum : -sum, channel, offset), output[offset]);
   }
 }
 

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(T::kThreads)
     distances(Walk walk, const S* source, const float* filters, Epilogue<float> epilogue, Out* output) {
   __shared__ Shared<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
-  const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
+  const uint32_t point0 = blockIdx.x * T::kPoints;
   Fetch<T, S, VECTOR> fetch(walk, source, filters, point0, group, group * walk.outputs + filter0);
   float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
 
@@ -32,17 +32,18 @@ __global__ void __launch_bounds__(T::kThreads)
     __syncthreads();
   }
   add_up<T>(totals, sums);
+  Point p;
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
-    const int64_t point = point0 + T::thread_point(i);
+    const uint32_t point = point0 + T::thread_point(i);
+    next_point<T>(walk, point, i, p);
     if (point >= walk.points) continue;
-    const int64_t offset = offset_at(walk, find_point(walk, point), walk.output);
-#pragma unroll
-    for (int j = 0; j < T::kThreadFilters; ++j) {
-      const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
-      if (filter < walk.outputs)
-        write(epilogue, -totals[i][j], channel, offset + channel * walk.output.channel, output);
-    }
+    const int64_t offset = offset_at(walk, p, walk.output);
+    write_by_fours<T>(
+        walk, group, filter0, offset,
+        [&](int j, int channel, int64_t at) { return finish(epilogue, -totals[i][j], channel, at); },
+        [&](int64_t at, float value) { from_number(value, output[at]); },
+        [&](int64_t at, float a, float b, float c, float d) { store_four(output + at, a, b, c, d); });
   }
 }
 

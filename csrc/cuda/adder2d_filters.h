@@ -21,7 +21,7 @@ __global__ void pack(Packing packing, const W* filters, T* packed) {
     const int64_t row = i / kPanel;
     const int channel = static_cast<int>(row % packing.channels),
               tap = static_cast<int>(row / packing.channels % packing.taps);
-    const int output = static_cast<int>(row / packing.channels / packing.taps * kPanel + i % kPanel);
+    const int64_t output = row / packing.channels / packing.taps * kPanel + i % kPanel;
     const int64_t at = output / packing.group_outputs * packing.group_stride +
                        output % packing.group_outputs * packing.output_stride + channel * packing.channel_stride + tap;
     packed[i] = output < packing.outputs ? static_cast<T>(to_number(filters[at])) : T(0);

@@ -14,6 +14,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -161,13 +162,11 @@ dim3 blocks_of_tiles(const Walk& walk) {
               static_cast<unsigned>(divide_up(walk.outputs, T::kFilters)), static_cast<unsigned>(walk.groups));
 }
 
-// What a grid of blocks can count.
+// What tiles number with 32 bits, and what a grid of blocks can count.
 template <typename... Tiles>
 bool fits_tiles(const Walk& walk) {
-  return ((divide_up(walk.points, Tiles::kPoints) < (int64_t{1} << 31) &&
-           divide_up(walk.outputs, Tiles::kFilters) < (1 << 16)) &&
-          ...) &&
-         walk.groups < (1 << 16);
+  return walk.points <= kLargestSize && walk.groups < (1 << 16) &&
+         ((divide_up<int64_t>(walk.outputs, Tiles::kFilters) < (1 << 16)) && ...);
 }
 
 // Instructions of the processor that gets most blocks: tiles that are cut off, and processors left without one, count.
@@ -178,13 +177,23 @@ double cost_of(const Walk& walk, int processors) {
   return T::kInstructions * T::kPoints * T::kFilters * static_cast<double>(divide_up(blocks, processors));
 }
 
-// Calls `run` with the tile, among these, that costs least.
+// The number of the tile that ADDERZOO_TILE asks for, with which scripts/gpu_check.sh times each; else -1.
+inline int asked_tile() {
+  static const char* const text = std::getenv("ADDERZOO_TILE");
+  return text && *text ? std::atoi(text) : -1;
+}
+
+// Calls `run` with the tile, among these, that is asked for (the last, if there are fewer), or else that costs least.
 template <typename... Tiles, typename F>
 void with_best_tile(const Walk& walk, int processors, F run) {
   const double least = std::min({cost_of<Tiles>(walk, processors)...});
+  const int asked = std::min(asked_tile(), static_cast<int>(sizeof...(Tiles)) - 1);
+  int number = 0;
   bool done = false;
   const auto consider = [&]<typename T>(T tile) {
-    if (done || cost_of<T>(walk, processors) > least) return;
+    const bool wanted = asked < 0 ? cost_of<T>(walk, processors) <= least : number == asked;
+    ++number;
+    if (done || !wanted) return;
     run(tile);
     done = true;
   };

@@ -100,6 +100,25 @@ __device__ inline void store_four(float* to, float a, float b, float c, float d)
 #endif
 }
 
+template <typename T>
+__device__ void store_four_halves(T* to, float a, float b, float c, float d) {
+  T halves[4];
+  from_number(a, halves[0]), from_number(b, halves[1]), from_number(c, halves[2]), from_number(d, halves[3]);
+  uint64_t v = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v |= static_cast<uint64_t>(halves[i].bits) << (16 * i);
+#ifdef __CUDACC__
+  *reinterpret_cast<unsigned long long*>(to) = v;
+#else
+  cuda_on_cpu::aligned(to, 8);
+  memcpy(to, &v, 8);
+#endif
+}
+__device__ inline void store_four(Half* to, float a, float b, float c, float d) { store_four_halves(to, a, b, c, d); }
+__device__ inline void store_four(BFloat16* to, float a, float b, float c, float d) {
+  store_four_halves(to, a, b, c, d);
+}
+
 __device__ inline uint32_t load_word(const uint8_t* from) {
 #ifdef __CUDACC__
   return *reinterpret_cast<const uint32_t*>(from);
@@ -107,6 +126,15 @@ __device__ inline uint32_t load_word(const uint8_t* from) {
   uint32_t v;
   memcpy(&v, cuda_on_cpu::aligned(from, 4), 4);
   return v;
+#endif
+}
+
+__device__ inline void store_word(uint8_t* to, uint32_t v) {
+#ifdef __CUDACC__
+  *reinterpret_cast<uint32_t*>(to) = v;
+#else
+  cuda_on_cpu::aligned(to, 4);
+  memcpy(to, &v, 4);
 #endif
 }
 

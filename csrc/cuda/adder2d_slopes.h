@@ -13,14 +13,16 @@ __global__ void __launch_bounds__(T::kThreads)
     slopes(Walk walk, const S* source, const float* filters, const In* input, Out* output) {
   __shared__ Shared<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
-  const int64_t point0 = static_cast<int64_t>(blockIdx.x) * T::kPoints;
+  const uint32_t point0 = blockIdx.x * T::kPoints;
   Fetch<T, S, VECTOR> fetch(walk, source, filters, point0, group, group * walk.outputs + filter0);
   float inputs[T::kThreadPoints][T::kThreadFilters];
   float zero = 0.0f;  // as long as everything is finite
+  Point p;
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
-    const int64_t point = point0 + T::thread_point(i);
-    const int64_t offset = offset_at(walk, find_point(walk, point < walk.points ? point : 0), walk.input);
+    const uint32_t point = point0 + T::thread_point(i);
+    next_point<T>(walk, point, i, p);
+    const int64_t offset = offset_at(walk, p, walk.input);
 #pragma unroll
     for (int j = 0; j < T::kThreadFilters; ++j) {
       const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
@@ -68,22 +70,20 @@ __global__ void __launch_bounds__(T::kThreads)
   const bool direct = __syncthreads_or(!(zero == 0.0f && total - total == 0.0f));
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
-    const int64_t point = point0 + T::thread_point(i);
+    const uint32_t point = point0 + T::thread_point(i);
+    next_point<T>(walk, point, i, p);
     if (point >= walk.points) continue;
-    const Point p = find_point(walk, point);
     const int64_t in = offset_at(walk, p, walk.input), out = offset_at(walk, p, walk.output);
-    const Reach reach = Reach::of(walk, point, group);
-#pragma unroll
-    for (int j = 0; j < T::kThreadFilters; ++j) {
-      const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
-      if (filter >= walk.outputs) continue;
-      float y = 2.0f * totals[i][j] - shared.sums[T::thread_point(i)];
-      if (direct) {
-        const float x = to_number(input[in + channel * walk.input.channel]);
-        y = direct_sum<ClippedSlope, float>(walk, reach, source, filters, channel, x);
-      }
-      from_number(y, output[out + channel * walk.output.channel]);
-    }
+    const Reach reach = Reach::from(walk, p, true, group);
+    write_by_fours<T>(
+        walk, group, filter0, out,
+        [&](int j, int channel, int64_t) {
+          if (!direct) return 2.0f * totals[i][j] - shared.sums[T::thread_point(i)];
+          const float x = to_number(input[in + channel * walk.input.channel]);
+          return direct_sum<ClippedSlope, float>(walk, reach, source, filters, channel, x);
+        },
+        [&](int64_t at, float value) { from_number(value, output[at]); },
+        [&](int64_t at, float a, float b, float c, float d) { store_four(output + at, a, b, c, d); });
   }
 }
 

@@ -66,13 +66,13 @@ struct Fetch {
     return VECTOR ? threadIdx.x / (T::kSteps / 4) + quad * (T::kThreads / (T::kSteps / 4)) : threadIdx.x % T::kPoints;
   }
 
-  __device__ Fetch(const Walk& walk, const S* source, const float* filters, int64_t point0, int group, int filter0)
+  __device__ Fetch(const Walk& walk, const S* source, const float* filters, uint32_t point0, int group, int filter0)
       : walk(walk),
         source(source),
         filters(filters),
         panel(static_cast<int64_t>(walk.filter_taps) * walk.channels * kPanel),
         filter0(filter0),
-        last_filter(divide_up(walk.groups * walk.outputs, kPanel) * kPanel - 4),
+        last_filter(static_cast<int>(divide_up<int64_t>(walk.groups * walk.outputs, kPanel) * kPanel - 4)),
         aligned(filter0 % 4 == 0),
         step{0, 0, 0} {
     for (int i = 0; i < kQuads; ++i) reach[i] = Reach::of(walk, point0 + point(i), group);
@@ -153,6 +153,39 @@ struct Fetch {
     return zero;
   }
 };
+
+// The place of a thread's point, for one after another of them: they lie side by side by fours.
+template <typename T>
+__device__ void next_point(const Walk& walk, uint32_t point, int i, Point& p) {
+  if (i % 4 == 0) {
+    p = find_point(walk, point);
+  } else {
+    advance(walk, p);
+  }
+}
+
+// Writes what `finish` makes of a point's sums, four channels at once where they lie side by side: new tensors begin,
+// and so do pixels of four times as many channels, where four numbers can be stored.
+template <typename T, typename Finish, typename Store, typename StoreFour>
+__device__ void write_by_fours(const Walk& walk, int group, int filter0, int64_t offset, Finish finish, Store store,
+                               StoreFour store_four) {
+  const bool together = walk.output.channel == 1 && walk.outputs % 4 == 0;
+#pragma unroll
+  for (int j = 0; j < T::kThreadFilters; j += 4) {
+    const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
+    const int64_t at = offset + channel * walk.output.channel;
+    float values[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (filter + k < walk.outputs) values[k] = finish(j + k, channel + k, at + k * walk.output.channel);
+    }
+    if (together && filter < walk.outputs) store_four(at, values[0], values[1], values[2], values[3]);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!together && filter + k < walk.outputs) store(at + k * walk.output.channel, values[k]);
+    }
+  }
+}
 
 template <typename T>
 __device__ int64_t chunks_of(const Walk& walk) {

@@ -143,7 +143,7 @@ def test_a_slope_is_a_saturating_addition_and_a_multiply_add(code: Code, tile: T
     assert loop["LDS.128"] == loads(tile)
 
 
-@pytest.mark.parametrize("tile", [(128, 128, 8, 8, 16), (64, 64, 8, 4, 16), (128, 32, 8, 4, 16)], ids=str)
+@pytest.mark.parametrize("tile", [(128, 128, 8, 8, 8), (64, 64, 8, 4, 16), (128, 32, 8, 4, 16)], ids=str)
 @pytest.mark.parametrize("vector", [0, 1])
 def test_four_bytes_are_one_instruction(code: Code, tile: Tile, vector: int) -> None:
     loop = code.inner_loop(f"byte_distances{mangled(tile)}Lb{vector}E")
