@@ -31,6 +31,7 @@ COMMANDS = {
     "export": "write a network as a file that runs without its code",
     "convert": "convert a checkpoint between the AdderNet authors' format and safetensors",
     "benchmark": "measure what adder networks cost on this machine, beside their CNN twins",
+    "env": "show what a bug report needs: versions, this machine, and what runs the operator",
 }
 
 

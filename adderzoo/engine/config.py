@@ -308,7 +308,7 @@ class TrainConfig:
     )
     lr: float | None = _step(
         None,
-        "learning rate (default: 0.1 for SGD in all its variants, else the optimizer's own; fine-tuning: a tenth of "
+        "learning rate (default: 0.1 for SGD in all its variants, else the optimizer's own; fine-tuning: a fifth of "
         "it)",
         metavar="X",
         check=FINITE,

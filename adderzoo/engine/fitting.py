@@ -48,7 +48,7 @@ Warn = Callable[[str], None]
 Measure = Callable[[nn.Module], Result | SuperResolutionResult]
 
 # Of the learning rate that trains a network from scratch, for one that is trained already.
-_FINE_TUNING_SHARE = 0.1
+_FINE_TUNING_SHARE = 0.2
 
 
 @dataclass(frozen=True)

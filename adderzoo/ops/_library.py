@@ -161,22 +161,24 @@ _WAYS: tuple[tuple[str, Callable[[Library], None]], ...] = (
 )
 
 
+_reasons: list[str] = []
+
+
 def _load() -> str:
     if hasattr(torch.ops.adderzoo, "adder2d"):  # the schema is there: a second definition would end the process
         return "compiled, loaded before the package"
-    reasons = []
     for name, load in _WAYS:
         try:
             load(OPERATORS)
             return name
         except LibraryNotFoundError as error:
-            reasons.append(str(error))
+            _reasons.append(str(error))
     for schema in SCHEMAS:
         LIBRARY.define(schema)
     LIBRARY.impl("_cpu_capability", lambda: "none", "CompositeExplicitAutograd")
     warnings.warn(
         "adderzoo's compiled operator is not available, so its PyTorch reference runs, many times slower: "
-        f"{'; '.join(reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja), then adderzoo again (a "
+        f"{'; '.join(_reasons)}. Install a C++ compiler (g++) and ninja (pip install ninja), then adderzoo again (a "
         "checkout is compiled when it is imported next).",
         RuntimeWarning,
         stacklevel=2,
@@ -271,6 +273,22 @@ def load_ceilings(device: str = "cpu") -> str | None:
         except LibraryNotFoundError as error:
             return str(error)
     return None
+
+
+def describe() -> dict[str, Any]:
+    """What runs the operators, where their libraries are, and what did not load and why; nothing is compiled for it."""
+    cuda = "none, this PyTorch has no CUDA"
+    if torch.version.cuda is not None:
+        cuda = _Cuda.backend or "not compiled yet: that comes with the first tensor on a GPU"
+    names = (OPERATORS.name, CUDA_OPERATORS.name)
+    return {
+        "operator": backend(),
+        "operator_on_gpu": cuda,
+        "libraries": sorted(
+            path for path in torch.ops.loaded_libraries if Path(path).stem.split(".")[0].endswith(names)
+        ),
+        "failed": [*_reasons, *(f"on GPUs: {reason}" for reason in _Cuda.reasons)],
+    }
 
 
 def backend(device: str = "cpu") -> str:

@@ -1,13 +1,20 @@
 import io
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 import adderzoo as package
-from adderzoo.cli import COMMANDS, main
+from adderzoo.cli import COMMANDS, main, parsers
+
+ROOT = str(Path(__file__).resolve().parent.parent.parent)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,22 +33,101 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert (info.value.code, captured.err) == (0, "")
     assert captured.out.startswith(f"usage: adderzoo {command} ")
-    assert ("--model" in captured.out) == (command != "list")
+    assert ("--model" in captured.out) == (command not in ("list", "env"))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_needs_no_pytorch(command: str) -> None:
+def imported(lines: list[list[str]]) -> list[tuple[int, list[str]]]:
+    """Exit status of each command line, and what of PyTorch there is then, all in one process."""
     program = (
-        f"import sys; sys.argv = ['adderzoo', *{command.split()}, '--help']; from adderzoo.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+        "import contextlib, io, json, sys; sys.argv = ['adderzoo']; from adderzoo.cli import main; found = []\n"
+        f"for line in {lines!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        try: status = main(line)\n"
+        "        except SystemExit as error: status = error.code\n"
+        "    found.append([status, sorted({'torch', 'timm', 'numpy'} & set(sys.modules))])\n"
+        "print(json.dumps(found))"
     )
     path = str(Path(package.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "[]"
+    return [(status, modules) for status, modules in json.loads(done.stdout)]
+
+
+def test_help_and_version_need_no_pytorch() -> None:
+    lines = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    assert imported(lines) == [(0, [])] * len(lines)
+
+
+def test_wrong_words_are_refused_without_pytorch() -> None:
+    lines = [["trane"], ["--verison"], ["train", "-m", "adder_lenet5", "--remode", "cosnt"]]
+    lines += [[command, "--no-such-option"] for command in COMMANDS]
+    assert imported(lines) == [(2, [])] * len(lines)
+    names = ["adder_lenet6", "cnn_resnet20.cifar11", "adder_lenet5.digts"]
+    assert imported([["train", "x", "-m", name] for name in names]) == [(1, [])] * len(names)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(["--version"])
+    assert info.value.code == 0
+    assert capsys.readouterr().out == f"adderzoo {package.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_a_short_usage_line_and_examples_that_parse(command: str) -> None:
+    parser, made = parsers()
+    each = made[command] if command else parser
+    usage = each.format_usage()
+    assert usage.count("\n") == 1
+    assert len(usage) <= 80
+    assert usage.startswith(f"usage: adderzoo {command}".rstrip())
+    assert each.examples
+    for example in each.examples:
+        program, *words = shlex.split(example)
+        assert program == "adderzoo"
+        assert f"  {example}\n" in each.format_help()
+        assert parsers()[0].parse_args(words).command == (command or words[0])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_a_phrase_that_says_what_happens_without_it(command: str) -> None:
+    for action in parsers([command])[1][command]._actions:
+        if action.dest != "help":
+            assert action.help, action.dest
+            assert len(action.help.split()) > 2, action.help
+        if action.option_strings and action.dest not in ("help", "data_dir") and not action.required:
+            assert re.search(r"\(default: |without |in place of ", action.help or ""), (action.option_strings, action.help)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("adder_resnet2O.cifar10", "got 'adder_resnet2O.cifar10', did you mean adder_resnet20? (`adderzoo list`"),
+        ("Adder-LeNet5", "got 'Adder-LeNet5', did you mean adder_lenet5? (`adderzoo list`"),
+        ("resnt18", "got 'resnt18', did you mean resnet18? (`adderzoo list`"),
+        ("adder_lenet5.digts", "model adder_lenet5 has no tag 'digts', did you mean digits? (it has mnist, digits; "),
+        ("resnet18.a1_in1", "model resnet18 has no tag 'a1_in1', did you mean a1_in1k? (it has a1_in1k, "),
+    ],
+)
+def test_misspelled_networks_and_tags_are_refused_with_what_may_have_been_meant(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same in a command, in Python, and for tags of this package in timm and torch.hub."""
+    assert main(["train", "x", "-m", line]) == 1
+    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=re.escape(message)):
+        package.create_model(line)
+    network, _, tag = line.partition(".")
+    if network == "adder_lenet5":
+        for create in (
+            lambda: timm.create_model(line, pretrained=True),
+            lambda: timm.create_model(network, pretrained_cfg=tag),
+            lambda: torch.hub.load(ROOT, network, source="local", pretrained_cfg=tag),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                create()
 
 
 @pytest.mark.parametrize(
