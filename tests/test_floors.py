@@ -19,7 +19,7 @@ FLOORS = [
     ["catalogue", "models"],
     ["checkpoints", "inference.export", "microcontroller"],
     ["detection", "engine"],
-    ["publish"],
+    ["pipelines", "publish"],
     ["cli"],
 ]
 HEIGHTS = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
