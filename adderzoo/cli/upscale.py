@@ -51,7 +51,8 @@ def add_arguments(parser: Parser) -> None:
         "--compare",
         action="store_true",
         help="take PHOTO for the original: make it smaller, and write a picture of a part of it, side by side as "
-        "bicubic interpolation, the network and its CNN twin make it larger, and as it was (default: make PHOTO larger)",
+        "bicubic interpolation, the network and its CNN twin make it larger, and as it was (default: make "
+        "PHOTO larger)",
     )
     parser.add_argument(
         "--crop",
