@@ -151,9 +151,8 @@ def _train(run: "_Run", command: str) -> TrainResult:
     if config.model_kwargs or channels:
         metadata["model_args"] = to_json(channels | config.model_kwargs)
     measure = (lambda network: validate(network, recipe)) if validate else None
-    if run.tell:
-        run.tell(_describe(config, group, training, metadata.get("trained_from", "")))
-    run.begin(training, f"{config.model}: {data.describe(model)}")
+    recipe_line = _describe(config, group, training, metadata.get("trained_from", ""))
+    run.begin(training, f"{recipe_line}\n{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
 
 
