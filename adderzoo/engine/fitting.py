@@ -151,15 +151,15 @@ def _train(run: "_Run", command: str) -> TrainResult:
     if config.model_kwargs or channels:
         metadata["model_args"] = to_json(channels | config.model_kwargs)
     measure = (lambda network: validate(network, recipe)) if validate else None
-    if run.tell:
-        run.tell(_describe(config, group, training, metadata.get("trained_from", "")))
-    run.begin(training, f"{config.model}: {data.describe(model)}")
+    recipe_line = _describe(config, group, training, metadata.get("trained_from", ""))
+    run.begin(training, f"{recipe_line}\n{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
 
 
 def _check_spelling(config: TrainConfig, network: nn.Module) -> None:
     """Refuse what an option names that is not there, before images are read."""
-    create_scheduler(_optimizer(config, network), config.sched, config.epochs or 1, **_schedule(config))
+    optimizer = _optimizer(config, network)
+    create_scheduler(optimizer, config.sched, config.epochs or 1, int(config.sched_on_updates), **_schedule(config))
     if config.torchcompile:
         _compiled(nn.Identity(), config.torchcompile)
     if config.kd:

@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...],
 def test_the_guide_shows_these_totals(adderzoo: Command) -> None:
     guide = (Path(__file__).resolve().parent.parent.parent / "docs" / "pages" / "guides" / "profile.md").read_text()
     totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
-    assert f"\n```console\n$ adderzoo profile --model adder_resnet20\n...\n{totals}```\n" in guide
+    assert f"\n```console\n$ adderzoo profile -m adder_resnet20\n...\n{totals}```\n" in guide
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

@@ -190,7 +190,7 @@ def test_a_group_trains_student_and_teacher_together(tmp_path: Path, folder: Pat
             "kd-model-name must be a network for images of 1 channels, cnn_resnet20 takes 3",
         ),
         (("--kd", "logits", "--kd-model-name", "cnn_resnet32"), "model 'cnn_resnet32' cannot be created: "),
-        (("--kd", "logits", "--kd-model-name", "none"), "model must be a registered network, got 'none'"),
+        (("--kd", "logits", "--kd-model-name", "none"), "kd-model-name must be a registered network, got 'none'"),
         (("--kd", "logits", "--model", "resnet18"), "kd-model-name must be given for resnet18, which has no twin"),
         (("--kd", "pkkd", "--model", "adder_edsr_small_x2"), "kd is for classifiers, but adder_edsr_small_x2 is"),
     ],
