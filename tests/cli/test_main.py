@@ -98,7 +98,10 @@ def test_every_option_is_a_phrase_that_says_what_happens_without_it(command: str
             assert action.help, action.dest
             assert len(action.help.split()) > 2, action.help
         if action.option_strings and action.dest not in ("help", "data_dir") and not action.required:
-            assert re.search(r"\(default: |without |in place of ", action.help or ""), (action.option_strings, action.help)
+            assert re.search(r"\(default: |without |in place of ", action.help or ""), (
+                action.option_strings,
+                action.help,
+            )
 
 
 @pytest.mark.parametrize(
