@@ -74,14 +74,12 @@ def add_arguments(parser: Parser) -> None:
         help="time for each network and way to run it; a layer gets a quarter of it (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-compile",
-        action="store_true",
-        help="leave out torch.compile, most of the waiting (default: it is measured too)",
+        "--no-compile", action="store_true", help="leave out torch.compile, most of the waiting (default: measured too)"
     )
     add_device_argument(parser)
     add_json_argument(parser, "everything that was measured")
     parser.add_argument(
-        "--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg (default: no drawing)"
+        "--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg (default: none)"
     )
 
 

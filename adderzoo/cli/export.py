@@ -77,7 +77,7 @@ def add_arguments(parser: Parser) -> None:
     c.add_argument(
         "--vectors",
         action="store_true",
-        help="write all numbers too, and what every layer makes of some images (default: golden images alone)",
+        help="write all numbers too, and what every layer makes of some images (default: the network alone)",
     )
     add_some_images_arguments(parser)
 

@@ -63,8 +63,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="super-resolution: take the mean over the eight flips and rotations of an image (default: of the "
-        "image alone)",
+        help="super-resolution: take the mean over the eight flips and rotations of an image (default: one pass)",
     )
     parser.add_argument(
         "--tile",
@@ -75,7 +74,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_json_argument(parser)
     parser.add_argument(
-        "--results-file", metavar="FILE", type=Path, help="write the result to this file, .csv (default: only print it)"
+        "--results-file", metavar="FILE", type=Path, help="write the result to this file, .csv (default: none)"
     )
 
 

@@ -159,7 +159,8 @@ def _train(run: "_Run", command: str) -> TrainResult:
 
 def _check_spelling(config: TrainConfig, network: nn.Module) -> None:
     """Refuse what an option names that is not there, before images are read."""
-    create_scheduler(_optimizer(config, network), config.sched, config.epochs or 1, **_schedule(config))
+    optimizer = _optimizer(config, network)
+    create_scheduler(optimizer, config.sched, config.epochs or 1, int(config.sched_on_updates), **_schedule(config))
     if config.torchcompile:
         _compiled(nn.Identity(), config.torchcompile)
     if config.kd:

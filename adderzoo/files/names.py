@@ -13,6 +13,8 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
         most: So many are named, the likest first, if they are about as like it as this.
     """
     by_key: dict[str, str] = {}
+    if name in (known := list(known)):  # something else is wrong with it
+        return ""
     for each in known:
         by_key.setdefault(_key(each), each)
     if name in by_key.values():  # something else is wrong
