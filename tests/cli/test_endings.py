@@ -291,8 +291,8 @@ def _fork() -> None:
     ("command", "where", "remedy"),
     [
         ("validate", "adderzoo.engine.evaluate", "; a smaller --batch-size or --tile needs less"),
-        ("upscale", "adderzoo.engine.upscale", "; a smaller --tile needs less"),
-        ("predict", "adderzoo.data.read_image", ""),
+        ("upscale", "adderzoo.pipelines.upscaler.upscale", "; a smaller --tile needs less"),
+        ("predict", "adderzoo.pipelines.classifier.opaque_image", "; a smaller --batch-size needs less"),
         ("train", "adderzoo.engine.train", "; a smaller --batch-size or --img-size needs less"),
     ],
 )
@@ -335,7 +335,9 @@ def test_a_killed_loading_process_ends_in_one_line_with_a_remedy(folder: Path) -
     status, lines = ended(start(COMMANDS["validate"], folder, _kill_own_loading), folder)
     assert status == 1
     line = lines[-1]
-    assert lines[:-1] == ["adderzoo validate: 10 classes by name, 899 images in digits/test"]
+    network, *others = lines[:-1]
+    assert network == "adderzoo validate: adder_lenet5.digits, published weights, on cpu"
+    assert others == ["adderzoo validate: 10 classes by name, 899 images in digits/test"]
     remedy = "a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm"
     assert line.startswith(f"adderzoo validate: error: {remedy} (DataLoader worker (pid")
 
@@ -399,7 +401,7 @@ def test_files_are_written_ahead_of_what_cannot_be_printed(folder: Path, command
     hook = _no_table if command == "benchmark" else _no_output  # which prints its machine first
     status, lines = ended(start(COMMANDS[command], folder, hook), folder)
     assert (status, lines[-1]) == (1, f"adderzoo {command}: error: [Errno 28] No space left on device")
-    assert len(lines) == 1 + (command == "validate")  # which says first what images there are
+    assert len(lines) == 1 + (command in ("upscale", "validate"))  # which say first what network and images there are
     assert (folder / file).stat().st_size > 0
 
 
