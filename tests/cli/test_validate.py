@@ -569,7 +569,7 @@ def test_files_are_read_as_predict_reads_them(adderzoo: Command, digits: Path, t
         command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--json", results)
         assert adderzoo(*command).status == 0
         found[name] = {key: json.loads(results.read_text())[key] for key in ("top1", "loss", "images")}
-        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json").out)
+        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json", "-").out)
         named[name] = [row["classes"][0] for row in rows]
     assert found["plain"]["top1"] > 95
     assert found["plain"]["images"] == len(paths)
