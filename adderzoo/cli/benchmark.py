@@ -73,10 +73,14 @@ def add_arguments(parser: Parser) -> None:
         default=1.0,
         help="time for each network and way to run it; a layer gets a quarter of it (default: %(default)s)",
     )
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, most of the waiting")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, most of the waiting (default: measured too)"
+    )
     add_device_argument(parser)
     add_json_argument(parser, "everything that was measured")
-    parser.add_argument("--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg")
+    parser.add_argument(
+        "--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg (default: none)"
+    )
 
 
 @dataclass(frozen=True)

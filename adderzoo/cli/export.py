@@ -47,7 +47,7 @@ def add_arguments(parser: Parser) -> None:
         "super-resolution)",
     )
     parser.add_argument(
-        "--dynamic-batch", action="store_true", help="have the file take batches of any size, instead of one image"
+        "--dynamic-batch", action="store_true", help="have the file take batches of any size (default: one image)"
     )
     parser.add_argument(
         "--class-names",
@@ -75,7 +75,9 @@ def add_arguments(parser: Parser) -> None:
         help="have adder layers do without multiplication: their scales become sums of three shifts",
     )
     c.add_argument(
-        "--vectors", action="store_true", help="write all numbers too, and what every layer makes of some images"
+        "--vectors",
+        action="store_true",
+        help="write all numbers too, and what every layer makes of some images (default: the network alone)",
     )
     add_some_images_arguments(parser)
 

@@ -41,7 +41,9 @@ def add_arguments(parser: Parser) -> None:
         "--img-size", metavar="N", type=int, help="height and width of the image (default: the network's own)"
     )
     add_json_argument(parser, "all counts")
-    parser.add_argument("--plots", metavar="FOLDER", type=Path, help="draw pictures of the network in this folder")
+    parser.add_argument(
+        "--plots", metavar="FOLDER", type=Path, help="draw pictures of the network in this folder (default: none)"
+    )
     add_some_images_arguments(parser)
 
 

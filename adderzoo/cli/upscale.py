@@ -43,16 +43,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="take the mean over the eight flips and rotations of the image, which is eight times the work (default: "
-        "the image as it is)",
+        help="take the mean over the eight flips and rotations of the image, which is eight times the work "
+        "(default: the image as it is)",
     )
     add_device_argument(parser)
     parser.add_argument(
         "--compare",
         action="store_true",
         help="take PHOTO for the original: make it smaller, and write a picture of a part of it, side by side as "
-        "bicubic interpolation, the network and its CNN twin make it larger, and as it was (default: write the larger "
-        "image)",
+        "bicubic interpolation, the network and its CNN twin make it larger, and as it was (default: make "
+        "PHOTO larger)",
     )
     parser.add_argument(
         "--crop",

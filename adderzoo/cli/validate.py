@@ -63,7 +63,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="super-resolution: take the mean over the eight flips and rotations of an image",
+        help="super-resolution: take the mean over the eight flips and rotations of an image (default: one pass)",
     )
     parser.add_argument(
         "--tile",
@@ -73,7 +73,9 @@ def add_arguments(parser: Parser) -> None:
         "whole images)",
     )
     add_json_argument(parser)
-    parser.add_argument("--results-file", metavar="FILE", type=Path, help="write the result to this file, .csv")
+    parser.add_argument(
+        "--results-file", metavar="FILE", type=Path, help="write the result to this file, .csv (default: none)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

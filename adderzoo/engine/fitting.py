@@ -152,27 +152,28 @@ def _train(run: "_Run", command: str) -> TrainResult:
         metadata["model_args"] = to_json(channels | config.model_kwargs)
     measure = (lambda network: validate(network, recipe)) if validate else None
     if run.tell:
-        run.tell(_describe(config, group, training))
+        run.tell(_describe(config, group, training, metadata.get("trained_from", "")))
     run.begin(training, f"{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
 
 
 def _check_spelling(config: TrainConfig, network: nn.Module) -> None:
     """Refuse what an option names that is not there, before images are read."""
-    create_scheduler(_optimizer(config, network), config.sched, config.epochs or 1, **_schedule(config))
+    optimizer = _optimizer(config, network)
+    create_scheduler(optimizer, config.sched, config.epochs or 1, int(config.sched_on_updates), **_schedule(config))
     if config.torchcompile:
         _compiled(nn.Identity(), config.torchcompile)
     if config.kd:
         teachers_of(config)
 
 
-def _describe(config: TrainConfig, group: Group, training: Training) -> str:
+def _describe(config: TrainConfig, group: Group, training: Training, start: str) -> str:
     """Network, weights, device and recipe, in a line."""
     weights = "random weights"
     if config.initial_checkpoint:
         weights = f"fine-tuned from {config.initial_checkpoint}"
     elif config.pretrained:
-        weights = "fine-tuned from its published weights"
+        weights = f"fine-tuned from the published weights of {start}"
     steps = f"{config.epochs} epochs in batches of {config.batch_size}"
     rate = f"{config.opt} at a learning rate of {training.lr:.4g}"
     flips = "" if config.hflip is None or config.no_aug else f", --hflip {config.hflip:g}"

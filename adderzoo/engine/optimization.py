@@ -45,7 +45,7 @@ def create_optimizer(
     # What "addersgd" adds to "sgd" is what `eta` says here.
     opt, usual = opt.lower().removeprefix("adder"), lr is None
     if (name := opt.removeprefix("lookahead_")) not in (known := list_optimizers()):
-        raise ValueError(f"opt must be one of timm's optimizers, got {opt!r}{did_you_mean(name, known, 3)}")
+        raise ValueError(f"opt {opt!r} cannot be used: it is not found among timm's{did_you_mean(name, known)}")
     try:
         if lr is None and issubclass(get_optimizer_class(name, False), PROPORTIONAL):
             lr = 0.1

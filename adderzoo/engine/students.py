@@ -50,7 +50,7 @@ def with_arguments_of_start(config: TrainConfig) -> TrainConfig:
         return config
     path = weights_in(config.initial_checkpoint)
     if not path.is_file():
-        raise ValueError(f"initial-checkpoint must be a file with weights, got {config.initial_checkpoint}")
+        raise ValueError(f"initial-checkpoint {path} is not a file")
     said = read_model_args(path)
     channels = said.pop("in_chans", None) if config.in_chans is None else config.in_chans
     said = {key: value for key, value in said.items() if key not in ("num_classes", "in_chans")}
@@ -113,7 +113,7 @@ def teachers_of(config: TrainConfig) -> list[str]:
         check_name(name, "kd-model-name")
     for file in config.kd_checkpoint or ():
         if not weights_in(file).is_file():
-            raise ValueError(f"kd-checkpoint must be a file with weights, got {file}")
+            raise ValueError(f"kd-checkpoint {weights_in(file)} is not a file")
     return names
 
 

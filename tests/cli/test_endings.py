@@ -335,7 +335,9 @@ def test_a_killed_loading_process_ends_in_one_line_with_a_remedy(folder: Path) -
     status, lines = ended(start(COMMANDS["validate"], folder, _kill_own_loading), folder)
     assert status == 1
     line = lines[-1]
-    assert lines[:-1] == ["adderzoo validate: 10 classes by name, 899 images in digits/test"]
+    network, *others = lines[:-1]
+    assert network == "adderzoo validate: adder_lenet5.digits, published weights, on cpu"
+    assert others == ["adderzoo validate: 10 classes by name, 899 images in digits/test"]
     remedy = "a loading process was killed, or lacks shared memory: try --workers 0, or a larger /dev/shm"
     assert line.startswith(f"adderzoo validate: error: {remedy} (DataLoader worker (pid")
 

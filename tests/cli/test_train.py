@@ -349,7 +349,6 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--data-dir", "data", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
         (("--data-dir", "data", "--opt", "magic"), "opt 'magic' cannot be used"),
         (("--data-dir", "data", "--lr", "-1"), "opt 'momentum' cannot be used: Invalid learning rate"),
-        (("--data-dir", "data", "--sched", "magic"), "sched 'magic' cannot be used"),
         (("--data-dir", "data", "--eta", "nan"), "eta must be a finite number from 0, got nan"),
         (("--data-dir", "data", "--hflip", "2"), "hflip must be from 0 to 1, got 2.0"),
         (("--data-dir", "data", "--device", "abacus"), "device 'abacus' cannot be used"),

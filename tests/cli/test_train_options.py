@@ -436,7 +436,7 @@ def test_arguments_with_several_values_are_those_of_the_training_that_is_resumed
         ),
         (("--opt-kwargs", "key=[1j]"), "opt-kwargs key must be a number, a text, True, False, None or a list of these"),
         (("--model-kwargs", "num_classes=3"), "model-kwargs must not have num_classes: there is --num-classes"),
-        (("--model-kwargs", "in_chans=3"), "model-kwargs in_chans must be 1, the channels of the network's data"),
+        (("--model-kwargs", "in_chans=3"), "model-kwargs must not have in_chans: there is --in-chans"),
         (("--validation-batch-size", 0), "validation-batch-size must be at least 1, got 0"),
         (("--img-size", 3), "img-size 3 cannot be used: "),
         (("--torchcompile", "magic"), "torchcompile cannot be used: Invalid backend: 'magic'"),

@@ -35,7 +35,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adderzoo import engine
-from adderzoo.cli import validate
 from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
@@ -407,7 +406,7 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--class-map", "nowhere.txt"), "nowhere.txt"),
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
         (("--data-dir", "few", "--batch-size", "-4"), "batch-size must be at least 1, got -4"),
-        (("--data-dir", "few", "--workers", "-1"), "num_workers"),
+        (("--data-dir", "few", "--workers", "-1"), "workers must be at least 0, got -1"),
         (("--data-dir", "few", "--results-file", "r.txt"), "results-file must end in .csv, got r.txt"),
         (("--data-dir", "few", "--json", "few"), "json must be a file, got the folder few"),
         (("--data-dir", "few", "--device", "abacus"), "device 'abacus' cannot be used"),
@@ -491,23 +490,22 @@ def test_a_checkpoint_with_code_in_it_is_refused(adderzoo: Command, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("suffix", ["json", "csv"])
+@pytest.mark.parametrize("option", ["--json", "--results-file"])
 def test_results_that_cannot_be_written_leave_the_old_ones(
-    adderzoo: Command, tmp_path: Path, lenet: Scene, monkeypatch: pytest.MonkeyPatch, suffix: str
+    adderzoo: Command, tmp_path: Path, lenet: Scene, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    def half(path: Path, row: dict[str, Any]) -> None:
-        path.write_text('{"model": "adder_len')
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    results = tmp_path / f"r.{suffix}"
+    results = tmp_path / "r.csv"
     results.write_text("old")
     with monkeypatch.context() as patch:
-        patch.setattr(validate, "_write", half)
-        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results)
+        patch.setattr("os.fsync", full)
+        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, option, results)
     assert done.status == 1
     assert "No space left on device" in done.err.splitlines()[-1]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {results.name: "old"}
-    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results).status == 0
+    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, option, results).status == 0
     assert "adder_lenet5" in results.read_text()
 
 

@@ -83,7 +83,7 @@ def test_images_that_only_even_out_the_processes_do_not_count(
 
 def test_only_the_first_process_prints(tmp_path: Path, checkpoint: Path) -> None:
     folder = write_images(tmp_path / "images", 5)
-    command = ["validate", "--model", NAME, "--data-dir", folder, "--workers", 0]
+    command = ["validate", "--model", NAME, "--random-weights", "--data-dir", folder, "--workers", 0]
     first, second = run_group([command, command], tmp_path)
     assert (first.status, second.status) == (0, 0)
     assert len(first.out.splitlines()) == 1
