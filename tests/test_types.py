@@ -43,6 +43,12 @@ reveal_type(adderzoo.train(config, tell=print).history)  # list[adderzoo.engine.
 adderzoo.TrainConfig(lr="fast")  # error: "lr" to "TrainConfig" has incompatible type "str"
 adderzoo.TrainConfig(clip_mode="all")  # error: "clip_mode" to "TrainConfig" has incompatible type
 adderzoo.TrainConfig(learning_rate=0.1)  # error: Unexpected keyword argument "learning_rate"
+classifier = adderzoo.Classifier("adder_resnet20.cifar10", in_chans=1)
+reveal_type(classifier("photo.jpg").probability)  # float
+reveal_type(classifier(["a.jpg", "b.jpg"]))  # list[adderzoo.pipelines.classifier.Prediction]
+reveal_type(classifier.features(x))  # torch._tensor.Tensor
+reveal_type(adderzoo.Upscaler()("photo.jpg"))  # PIL.Image.Image
+reveal_type(adderzoo.Upscaler()(x))  # torch._tensor.Tensor
 adderzoo.engine.learn()  # error: Module has no attribute "learn"
 adderzoo.no_such_function()  # error: Module has no attribute "no_such_function"
 """
