@@ -84,7 +84,17 @@ def twin_of(name: str) -> str:
 def test_front_matter_says_what_it_is_and_no_more(name: str, card: Callable[[str], str]) -> None:
     _, front, rest = card(name).split("---\n", 2)
     assert rest.startswith(f"\n# {name}\n\n")
-    assert yaml.safe_load(front) == {
+    said = yaml.safe_load(front)
+    (index,) = said.pop("model-index")
+    assert index["name"] == name
+    found = [
+        (each["dataset"]["name"], {one["type"]: one["value"] for one in each["metrics"]}) for each in index["results"]
+    ]
+    sets = rows_of(name)[name]["test_sets"]
+    assert found == [
+        (f"{each['dataset']} x{each['scale']}", {key: each[key] for key in ("psnr", "ssim")}) for each in sets
+    ]
+    assert said == {
         "license": timm.get_pretrained_cfg(name).license,
         "library_name": "adderzoo",
         "pipeline_tag": "image-to-image",
