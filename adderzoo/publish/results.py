@@ -230,7 +230,9 @@ def _figures(measured: Measurement | None, task: str) -> Iterator[dict[str, Any]
 @functools.cache
 def _described(name: str, tagged: str) -> ModelInfo:
     """A network with the classes and the input of weights, its own or its twin's; "" for those of the network."""
-    return describe(name, get_pretrained_cfg(tagged) if tagged else None)
+    if not tagged:
+        return next(network for network in networks() if network.name == name)
+    return describe(name, get_pretrained_cfg(tagged))
 
 
 def _costs(
