@@ -393,7 +393,8 @@ def _create_pretrained(name: str, arguments: dict[str, Any]) -> Opened:
         network = create_with(name, {"pretrained": True, **arguments})
     except ValueError as error:
         if isinstance(error.__cause__, OSError):
-            raise ValueError(f"{error}. {_OTHER_WEIGHTS}") from error
+            reason = " ".join(str(error.__cause__).split()).rstrip(".")
+            raise ValueError(f"the weights of {name!r} cannot be had: {reason}. {_OTHER_WEIGHTS}") from error
         raise
     config = network.pretrained_cfg
     trained = config.get("num_classes")

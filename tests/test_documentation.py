@@ -129,10 +129,17 @@ def test_fine_tuning_beats_training_from_scratch(block: Block, clone: Path) -> N
     assert accuracies["fine_tuned"] > accuracies["from_scratch"] + 5.1
 
 
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "nearest neighbors" in block.code], ids=name)
+def test_nearest_neighbors_are_of_the_same_class(block: Block, clone: Path) -> None:
+    # Chance is 10 of 100, by the pixels it is 96.
+    assert int(re.findall(r"(\d+) of 100 nearest neighbors", run(block, clone))[-1]) > 96
+
+
 def test_the_trainings_are_there() -> None:
-    """So that the tests above have something to run."""
+    """So that the tests above have something to run; the search of neighbors too."""
     assert len(LOOP) == 1
     assert sum("--experiment from_scratch" in block.code for block in BLOCKS) == 1
+    assert sum("nearest neighbors" in block.code for block in BLOCKS) == 1
 
 
 # --------------------------------------------------------------------------------------------------- links and pictures

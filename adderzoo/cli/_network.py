@@ -40,7 +40,9 @@ def add_network_arguments(parser: Parser, required: bool = True, classifier: boo
         "the folder of a training",
     )
     weights.add_argument(
-        "--random-weights", action="store_true", help="leave the weights random, for a network that has no others"
+        "--random-weights",
+        action="store_true",
+        help="leave the weights random, for a network that has no others (default: published weights)",
     )
     if not classifier:
         parser.set_defaults(num_classes=None, in_chans=None, mean=None, std=None)

@@ -31,7 +31,9 @@ def add_arguments(parser: Parser) -> None:
         default="",
         help="show networks of these names or tags alone, such as 'adder_*' or '*.digits' (default: all)",
     )
-    parser.add_argument("--pretrained", action="store_true", help="show networks with published weights alone")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="show networks with published weights alone (default: all networks)"
+    )
     parser.add_argument(
         "--sort",
         choices=("top1", "ops", "speed", "params"),

@@ -100,6 +100,8 @@ def _twin(name: str, model: "Network", args: argparse.Namespace) -> tuple[str, A
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
     arguments["num_classes"] = model.num_classes
+    if args.in_chans is not None:
+        arguments["in_chans"] = args.in_chans
     tagged = f"{other}.{model.pretrained_cfg.get('tag', '')}"
     if args.plots and args.published and timm.is_model_pretrained(tagged):
         return other, create_model(tagged, pretrained=True, **arguments).eval()

@@ -14,10 +14,12 @@ from ._parser import Parser, add_option
 __all__ = ["add_arguments", "run"]
 
 _RECIPE = (
-    "The defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, weight decay on all parameters, and "
-    "the adaptive learning rate for adder filters. Networks for super-resolution are trained on patches of images, "
-    "which are made smaller unless that is done already: L1 loss, Adam, adder filters at eta times the learning "
-    "rate. Options are named as in timm's training script. Under torchrun, several processes train together."
+    "Without weights to start from, the defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, weight "
+    "decay on all parameters, and the adaptive learning rate for adder filters. With weights to start from they are a "
+    "recipe for fine-tuning, also on few images; the first line that is printed says which. Networks for super-resolution are "
+    "trained on patches of images, which are made smaller unless that is done already: L1 loss, Adam, adder filters at "
+    "eta times the learning rate. Options are named as in timm's training script. Under torchrun, several processes "
+    "train together."
 )
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: Parser) -> None:
     """An argument for each field of :class:`TrainConfig`."""
     parser.explain(
         "DIR -m NAME [options]",
+        "adderzoo train demo/digits -m adder_lenet5.digits",
         "adderzoo train demo/digits -m adder_lenet5 --epochs 2 --batch-size 32 --hflip 0",
         description=_RECIPE,
     )

@@ -135,7 +135,7 @@ class TrainConfig:
         "",
         "text file with the names of the classes, one a line in the order of their indices; images of other classes "
         "are left out (default: the classes of the training images, in the order of the start weights if these are for "
-        "the same ones, else sorted, '10' before '2')",
+        "the same ones, else sorted as texts, '10' before '2')",
         metavar="FILE",
     )
     dataset_download: bool = _images(
@@ -308,7 +308,7 @@ class TrainConfig:
     )
     lr: float | None = _step(
         None,
-        "learning rate (default: 0.1 for SGD in all its variants, else the optimizer's own; fine-tuning: a tenth of "
+        "learning rate (default: 0.1 for SGD in all its variants, else the optimizer's own; fine-tuning: a fifth of "
         "it)",
         metavar="X",
         check=FINITE,

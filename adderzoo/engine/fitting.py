@@ -48,7 +48,7 @@ Warn = Callable[[str], None]
 Measure = Callable[[nn.Module], Result | SuperResolutionResult]
 
 # Of the learning rate that trains a network from scratch, for one that is trained already.
-_FINE_TUNING_SHARE = 0.1
+_FINE_TUNING_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _train(run: "_Run", command: str) -> TrainResult:
         metadata["model_args"] = to_json(channels | config.model_kwargs)
     measure = (lambda network: validate(network, recipe)) if validate else None
     if run.tell:
-        run.tell(_describe(config, group, training))
+        run.tell(_describe(config, group, training, metadata.get("trained_from", "")))
     run.begin(training, f"{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
 
@@ -166,13 +166,13 @@ def _check_spelling(config: TrainConfig, network: nn.Module) -> None:
         teachers_of(config)
 
 
-def _describe(config: TrainConfig, group: Group, training: Training) -> str:
+def _describe(config: TrainConfig, group: Group, training: Training, start: str) -> str:
     """Network, weights, device and recipe, in a line."""
     weights = "random weights"
     if config.initial_checkpoint:
         weights = f"fine-tuned from {config.initial_checkpoint}"
     elif config.pretrained:
-        weights = "fine-tuned from its published weights"
+        weights = f"fine-tuned from the published weights of {start}"
     steps = f"{config.epochs} epochs in batches of {config.batch_size}"
     rate = f"{config.opt} at a learning rate of {training.lr:.4g}"
     flips = "" if config.hflip is None or config.no_aug else f", --hflip {config.hflip:g}"

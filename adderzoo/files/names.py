@@ -15,6 +15,8 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     by_key: dict[str, str] = {}
     for each in known:
         by_key.setdefault(_key(each), each)
+    if name in by_key.values():  # something else is wrong
+        return ""
     keys = difflib.get_close_matches(_key(name), by_key, n=most, cutoff=0.7)
     shares = [difflib.SequenceMatcher(None, _key(name), key).ratio() for key in keys]
     close = [by_key[key] for key, share in zip(keys, shares, strict=True) if share > shares[0] - 0.05]

@@ -17,7 +17,7 @@ count() { find "$data/$1/" -name '*.png' | wc -l; }
 
 for model in adder_resnet20 cnn_resnet20; do
     rate=$([ $model = cnn_resnet20 ] || echo ", adaptive learning rate of adder filters (eta 0.2)")
-    adderzoo train --model $model.cifar10 --data-dir "$data" --val-split "" --batch-size 64 --epochs 40 \
+    adderzoo train --model $model.cifar10 --no-pretrained --data-dir "$data" --val-split "" --batch-size 64 --epochs 40 \
         --lr 0.1 --weight-decay 5e-4 --eta 0.2 --sched cosine --sched-on-updates --channels-last --seed 0 \
         --output "$out" --experiment $model --resume
     adderzoo validate "$data" --split test -m $model.cifar10 --checkpoint "$out/$model/last.safetensors" \

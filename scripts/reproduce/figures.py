@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, name: str, model: str, epochs: int, options:
         return
     where = ["--dataset", "torch/mnist", "--data-dir", args.data, "--output", str(args.out), "--experiment", name]
     recipe = shlex.split(f"{RECIPE} --epochs {epochs} {options}")
-    if adderzoo(["train", "--model", model, *where, *recipe]):
+    if adderzoo(["train", "--model", model, "--no-pretrained", *where, *recipe]):
         sys.exit(1)
 
 

@@ -16,7 +16,7 @@ here=$(dirname "$0")
 
 for seed in 0 1 2; do
     for model in adder_lenet5 cnn_lenet5; do
-        adderzoo train --model $model.mnist --dataset torch/mnist --data-dir "$data" --val-split test --no-aug \
+        adderzoo train --model $model.mnist --no-pretrained --dataset torch/mnist --data-dir "$data" --val-split test --no-aug \
             --opt sgd --lr 0.1 --weight-decay 5e-4 --eta 0.1 --batch-size 256 --epochs 50 --seed $seed \
             --output "$out" --experiment ${model}_$seed --resume
     done

@@ -12,7 +12,7 @@ out=${2:-output/mnist}
 here=$(dirname "$0")
 
 train() {  # NAME, then options
-    adderzoo train --model adder_lenet5.mnist --dataset torch/mnist --data-dir "$data" --val-split test --no-aug \
+    adderzoo train --model adder_lenet5.mnist --no-pretrained --dataset torch/mnist --data-dir "$data" --val-split test --no-aug \
         --opt sgd --lr 0.1 --weight-decay 5e-4 --batch-size 256 --epochs 50 --seed 0 \
         --output "$out" --experiment "$@" --resume
 }

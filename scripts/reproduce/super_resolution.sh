@@ -26,7 +26,7 @@ for network in ${networks:-adder_edsr_small_x2 cnn_edsr_small_x2 adder_vdsr cnn_
     cnn_edsr*) size=24 batch=16 rate=0.0005 eta=50 epochs=16 repeats=40 ;; # at 0.002 it breaks down in the seventh epoch
     *vdsr) size=20 batch=8 rate=0.001 eta=100 epochs=6 repeats=20 ;;
     esac
-    adderzoo train --model $network.bsds400 --data-dir "$data" --val-split "" --workers 0 --seed 0 --img-size $size \
+    adderzoo train --model $network.bsds400 --no-pretrained --data-dir "$data" --val-split "" --workers 0 --seed 0 --img-size $size \
         --batch-size $batch --lr $rate --eta $eta --epochs $epochs --epoch-repeats $repeats --sched cosine \
         --sched-on-updates --warmup-epochs 1 --output "$out" --experiment $network --resume
     for set in "$data/Set5/x2" "$data/Set14/x2" "$out/B100"; do

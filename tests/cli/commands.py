@@ -1,6 +1,7 @@
 """Runs commands as the processes of a group."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from fork_server import CONTEXT, free_port
 
 from adderzoo.cli import main
 
+_NETWORK = re.compile(r"adderzoo \w+: \S+, (published|random|no) weights(, on \S+)?|adderzoo \w+: \S+, weights of .+")
+
 
 @dataclass
 class Done:
@@ -22,9 +25,15 @@ class Done:
     err: str
 
     @property
+    def rest(self) -> list[str]:
+        """The lines on standard error behind the one that says network, weights and device, if that is there."""
+        first, *rest = self.err.splitlines() or [""]
+        return rest if _NETWORK.fullmatch(first) else self.err.splitlines()
+
+    @property
     def error(self) -> str:
         """The one line of a failure."""
-        lines = self.err.splitlines()
+        lines = self.rest
         assert self.status == 1, self
         assert self.out == "", self
         assert len(lines) == 1, self

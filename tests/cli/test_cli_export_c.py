@@ -47,8 +47,8 @@ def test_a_tag_becomes_c_that_checks_itself(adderzoo: Callable[..., Done], digit
 
 
 def test_a_file_of_quantize_needs_no_images(adderzoo: Callable[..., Done], quantized: Path, tmp_path: Path) -> None:
-    done = adderzoo("export", "--format", "c", quantized, tmp_path / "out", "--no-multiply", "--vectors")
-    assert (done.status, done.err) == (0, "")
+    done = adderzoo("export", quantized, tmp_path / "out", "--no-multiply", "--vectors")
+    assert (done.status, done.err) == (0, f"adderzoo export: adder_lenet5.digits, weights of {quantized}\n")
     assert done.out.startswith(f"{tmp_path / 'out'}: adder_lenet5_digits.c, 8 bits; RAM 10,488 bytes")
     assert "#define SHIFTS 1" in (tmp_path / "out" / "adder_lenet5_digits.c").read_text()
     assert (tmp_path / "out" / "vectors.npz").exists()
@@ -61,13 +61,13 @@ def test_other_formats_take_a_name_too(adderzoo: Callable[..., Done], tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("adder_lenet5.digits", "OUT"), r"quantize must give images for adder_lenet5\.digits, .*: --quantize DATA"),
+        (("adder_lenet5.digits", "OUT"), r"quantize must give images for adder_lenet5\.digits, .*: --quantize DIR"),
         (("QUANTIZED", "OUT", "--max-ram", 10_000), r"max-ram must be at least 10,488 bytes for .*, got 10,000"),
         (("QUANTIZED", "OUT", "--max-ram", 0), r"max-ram must be at least 1, got 0"),
-        (("QUANTIZED", "OUT", "--bits", 7), r"bits needs --quantize DATA, got bits 7 without it"),
-        (("QUANTIZED", "OUT", "--img-size", 40), r"img-size is not for --format c, which has one image .*"),
+        (("QUANTIZED", "OUT", "--bits", 7), r"bits needs --quantize DIR, got bits 7 without it"),
+        (("QUANTIZED", "OUT", "--img-size", 40), r"img-size is not for C, which has one image .*"),
         (("QUANTIZED", "OUT", "--model", "adder_lenet5"), r"model must not be given beside NETWORK .*"),
-        (("OUT",), r"NETWORK or --model must name a network"),
+        (("OUT",), r"model must name a network, or a file of weights, got none: -m NAME"),
         (("cnn_lenet5.digits", "OUT", "--quantize", "DIGITS", *IMAGES), r"model must have adder layers .*"),
     ],
 )
@@ -87,4 +87,5 @@ def test_wrong_arguments_are_named(
 
 def test_options_of_c_are_refused_for_other_formats(adderzoo: Callable[..., Done], tmp_path: Path) -> None:
     done = adderzoo("export", "--format", "pt2", *PUBLISHED, tmp_path / "net.pt2", "--no-multiply")
-    assert done.error == "adderzoo export: error: no-multiply is for --format c, but format is pt2"
+    expected = f"no-multiply is for C, a folder, but {tmp_path / 'net.pt2'} gets the format pt2"
+    assert done.error == f"adderzoo export: error: {expected}"

@@ -25,7 +25,7 @@ def table(text: str) -> dict[str, list[str]]:
 def sections(done: Done) -> tuple[str, dict[str, list[str]], dict[str, list[str]], list[str]]:
     """Title, layers, totals, and what else there is."""
     assert done.status == 0, done
-    assert re.fullmatch(r"(adderzoo profile: [^\n]+ images in [^\n]+\n)?", done.err), done
+    assert all(re.fullmatch(r"adderzoo profile: .+ images in .+", line) for line in done.rest), done
     title, layers, totals, *others = done.out.rstrip("\n").split("\n\n")
     return title, table(layers), table(totals), others
 
@@ -76,8 +76,9 @@ def test_json_has_everything(adderzoo: Command, tmp_path: Path) -> None:
 
 
 def test_any_network_and_image(adderzoo: Command) -> None:
-    arguments = ("--num-classes", 7, "--img-size", 64, "--model-kwargs", "in_chans=1")
-    title, layers, totals, _ = sections(adderzoo("profile", "--model", "resnet18", *arguments))
+    arguments = ("--num-classes", 7, "--img-size", 64, "--in-chans", 1, "--mean", 0.5, "--std", 0.5)
+    done = adderzoo("profile", "-m", "resnet18", "--random-weights", *arguments)
+    title, layers, totals, _ = sections(done)
     assert title == "resnet18, one image of 1x64x64"
     assert layers["conv1"] == ["Conv2d", *["3,211,264"] * 2, "3,136"]  # 49 * 64 * 32 * 32
     assert layers["fc"] == ["Linear", "3,584", "3,584", "3,591"]
@@ -93,8 +94,11 @@ def test_a_network_in_a_folder_is_the_one_that_its_configuration_says(adderzoo: 
 
 
 def test_the_twin_has_the_same_arguments(adderzoo: Command) -> None:
-    arguments = ("--num-classes", 7, "--model-kwargs", "in_chans=1", "widths=(4,6,8)", "conv_layer=adder")
-    title, layers, totals, _ = sections(adderzoo("profile", "--model", "cnn_resnet20", *arguments))
+    arguments = ("--num-classes", 7, "--in-chans", 1, "--model-kwargs", "widths=(4,6,8)", "conv_layer=adder")
+    done = adderzoo("profile", "-m", "cnn_resnet20", "--random-weights", *arguments)
+    assert "images are normalized with mean 0.4734 and std 0.2009\n" in done.err
+    done.err = ""
+    title, layers, totals, _ = sections(done)
     assert title == "cnn_resnet20, one image of 1x32x32"
     assert layers["layer1.0.conv1"][0] == "Adder2d"
     assert totals["network"] == ["cnn_resnet20", "adder_resnet20"]
@@ -110,12 +114,12 @@ def test_networks_for_super_resolution_and_without_parameters(adderzoo: Command)
 
 
 def test_xnors_and_shifts_are_shown_where_there_are_some(adderzoo: Command) -> None:
-    _, layers, totals, _ = sections(adderzoo("profile", "--model", "bnn_resnet20"))
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "bnn_resnet20", "--random-weights"))
     assert layers["layer"] == ["type", "#Mul", "#Add", "#XNOR", "params"]
     assert totals["network"] == ["bnn_resnet20", "cnn_resnet20"]
     assert totals["#XNOR"] == ["40,370,176", "0"]
     assert totals["latency, cycles"][0] == "-"
-    _, layers, totals, _ = sections(adderzoo("profile", "--model", "shiftadd_resnet20"))
+    _, layers, totals, _ = sections(adderzoo("profile", "--model", "shiftadd_resnet20", "--random-weights"))
     assert layers["layer"] == ["type", "#Mul", "#Add", "#Shift", "params"]
     assert totals["#Shift"] == ["40,370,176", "0"]
 
@@ -147,7 +151,7 @@ def test_bad_input_is_one_line(adderzoo: Command, arguments: tuple[object, ...],
 def test_the_guide_shows_these_totals(adderzoo: Command) -> None:
     guide = (Path(__file__).resolve().parent.parent.parent / "docs" / "pages" / "guides" / "profile.md").read_text()
     totals = adderzoo("profile", "--model", "adder_resnet20").out.split("\n\n")[2]
-    assert f"\n```console\n$ adderzoo profile --model adder_resnet20\n...\n{totals}```\n" in guide
+    assert f"\n```console\n$ adderzoo profile -m adder_resnet20\n...\n{totals}```\n" in guide
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -194,9 +198,8 @@ def test_pictures_of_a_checkpoint_are_without_the_twins_filters(adderzoo: Comman
 
 
 def test_pictures_of_any_network(adderzoo: Command, tmp_path: Path) -> None:
-    done = adderzoo("profile", "--model", "resnet10t", "--plots", tmp_path)
-    assert done.status == 0
-    assert done.err == "adderzoo profile: neither --pretrained nor --checkpoint: random weights\n"
+    done = adderzoo("profile", "--model", "resnet10t", "--random-weights", "--plots", tmp_path)
+    assert (done.status, done.err) == (0, "adderzoo profile: resnet10t, random weights\n")
     assert written(tmp_path) == PICTURES
 
 
@@ -218,7 +221,7 @@ def test_layers_of_zeros_are_left_out_of_the_pictures_of_filters(adderzoo: Comma
 def test_a_network_without_filters_has_a_picture_of_its_operations(adderzoo: Command, tmp_path: Path) -> None:
     done = adderzoo("profile", "--model", "bicubic", "--plots", tmp_path)
     assert done.status == 0
-    assert done.err.startswith("adderzoo profile: no pictures of filters: model must have convolutions, ")
+    assert done.rest[0].startswith("adderzoo profile: no pictures of filters: model must have convolutions, ")
     assert written(tmp_path) == ["operations.png"]
 
 

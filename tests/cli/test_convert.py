@@ -162,7 +162,7 @@ def test_bad_safetensors_are_refused_in_one_line(
             "destination must not end in .safetensors for the authors' format, got b.safetensors",
         ),
         (("lenet.pth", "b.safetensors", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
-        (("lenet.pth", "b.safetensors", "--model", f"{NAME}.nowhere"), "Invalid pretrained tag (nowhere)"),
+        (("lenet.pth", "b.safetensors", "--model", f"{NAME}.nowhere"), "model adder_lenet5 has no tag 'nowhere'"),
         (("lenet.pth", "lenet.pth/b.safetensors", "--model", NAME), "lenet.pth"),
         (("lenet.pth", "folder.safetensors", "--model", NAME), "folder.safetensors"),
     ],

@@ -292,9 +292,10 @@ def test_names_beside_the_originals_replace_nothing(
     random_images(1, (12, 9), seed=7)[0].save("a.png")
     refused = adderzoo("upscale", "a.png", *options)
     assert "error: a_x3.png is there already, and is replaced by -o a_x3.png alone\n" in refused.err
-    assert "error: folder_x3/2.png is there already, and is replaced by -o folder_x3 alone\n" in adderzoo(
-        "upscale", "folder", *options
-    ).err
+    assert (
+        "error: folder_x3/2.png is there already, and is replaced by -o folder_x3 alone\n"
+        in adderzoo("upscale", "folder", *options).err
+    )
     assert {name: Path(name).read_bytes() for name in written} == before
     assert adderzoo("upscale", "a.png", *options, "-o", "a_x3.png").status == 0
     assert Path("a_x3.png").read_bytes() != before["a_x3.png"]

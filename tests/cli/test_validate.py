@@ -35,7 +35,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adderzoo import engine
-from adderzoo.cli import validate
 from adderzoo.files.weights import save_weights
 
 Command = Callable[..., Done]
@@ -130,7 +129,8 @@ def test_images_loaded_by_other_processes_count_the_same(result: Callable[..., d
 
 
 def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path, resnet: Scene) -> None:
-    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "deep" / "r.csv")
+    files = ("--results-file", tmp_path / "deep" / "r.csv", "--json", tmp_path / "r.json")
+    done = adderzoo(*resnet.arguments, "--data-dir", resnet.folder, *files)
     with (tmp_path / "deep" / "r.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
@@ -139,7 +139,6 @@ def test_the_printed_line_and_the_files_agree(adderzoo: Command, tmp_path: Path,
     assert done.out.startswith(
         f"top-1 41.67 ± 14.23 %, top-5 66.67 ± 13.61 %, loss {resnet.expected['loss']:.4f}, 12 images, "
     )
-    adderzoo(*resnet.arguments, "--data-dir", resnet.folder, "--json", tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()).keys() == rows[0].keys()
 
 
@@ -174,10 +173,10 @@ def test_published_weights_are_used_when_asked_for(
     assert_found(got, expected)
 
 
-def test_random_weights_are_said_to_be_random(adderzoo: Command, lenet: Scene) -> None:
-    done = adderzoo("validate", "--model", "adder_lenet5", "--data-dir", lenet.folder, "-j", 0)
+def test_random_weights_are_there_when_asked_for_and_said_to_be(adderzoo: Command, lenet: Scene) -> None:
+    done = adderzoo("validate", "-m", "adder_lenet5", "--random-weights", lenet.folder, "-j", 0)
     assert done.status == 0
-    assert done.err.startswith("adderzoo validate: neither --pretrained nor --checkpoint: random weights\n")
+    assert done.err.startswith("adderzoo validate: adder_lenet5, random weights, on cpu\n")
 
 
 def test_a_class_map_and_a_split_choose_labels_and_images(
@@ -407,15 +406,15 @@ def test_a_damaged_image_is_an_error_that_names_the_file(
         (("--data-dir", "few", "--class-map", "nowhere.txt"), "nowhere.txt"),
         (("--data-dir", "few", "--batch-size", "0"), "batch-size must be at least 1, got 0"),
         (("--data-dir", "few", "--batch-size", "-4"), "batch-size must be at least 1, got -4"),
-        (("--data-dir", "few", "--workers", "-1"), "num_workers"),
-        (("--data-dir", "few", "--json", "r.txt"), "results-file must end in .json or .csv, got r.txt"),
-        (("--data-dir", "few", "--json", "r"), "results-file must end in .json or .csv, got r"),
+        (("--data-dir", "few", "--workers", "-1"), "workers must be at least 0, got -1"),
+        (("--data-dir", "few", "--results-file", "r.txt"), "results-file must end in .csv, got r.txt"),
+        (("--data-dir", "few", "--json", "few"), "json must be a file, got the folder few"),
         (("--data-dir", "few", "--device", "abacus"), "device 'abacus' cannot be used"),
         (("--data-dir", "few", "--num-classes", "7"), "is a checkpoint of another network than adder_lenet5"),
         (("--data-dir", "few", "--checkpoint", "file"), "file is not a PyTorch checkpoint, or is damaged"),
         (("--data-dir", "few", "--checkpoint", "nowhere.pth"), "nowhere.pth is not a file"),
         (("--data-dir", "few", "--model", "adder_resnet20"), "is a checkpoint of another network than adder_resnet20:"),
-        (("--data-dir", "few", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
+        (("--data-dir", "few", "--model", "lenet"), "lenet"),
         (("--data-dir", "few", "--dataset", "torch/mnist"), "'torch/mnist' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "torch/abc"), "'torch/abc' in data-dir 'few' cannot be read"),
         (("--data-dir", "few", "--dataset", "wds/abc"), "'wds/abc' in data-dir 'few' cannot be read"),
@@ -491,23 +490,22 @@ def test_a_checkpoint_with_code_in_it_is_refused(adderzoo: Command, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("suffix", ["json", "csv"])
+@pytest.mark.parametrize("option", ["--json", "--results-file"])
 def test_results_that_cannot_be_written_leave_the_old_ones(
-    adderzoo: Command, tmp_path: Path, lenet: Scene, monkeypatch: pytest.MonkeyPatch, suffix: str
+    adderzoo: Command, tmp_path: Path, lenet: Scene, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    def half(path: Path, row: dict[str, Any]) -> None:
-        path.write_text('{"model": "adder_len')
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    results = tmp_path / f"r.{suffix}"
+    results = tmp_path / "r.csv"
     results.write_text("old")
     with monkeypatch.context() as patch:
-        patch.setattr(validate, "_write", half)
-        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results)
+        patch.setattr("os.fsync", full)
+        done = adderzoo(*lenet.arguments, "--data-dir", lenet.folder, option, results)
     assert done.status == 1
     assert "No space left on device" in done.err.splitlines()[-1]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {results.name: "old"}
-    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, "--json", results).status == 0
+    assert adderzoo(*lenet.arguments, "--data-dir", lenet.folder, option, results).status == 0
     assert "adder_lenet5" in results.read_text()
 
 
@@ -569,7 +567,7 @@ def test_files_are_read_as_predict_reads_them(adderzoo: Command, digits: Path, t
         command = ("validate", *network, "--data-dir", tmp_path / name, "--workers", 0, "--json", results)
         assert adderzoo(*command).status == 0
         found[name] = {key: json.loads(results.read_text())[key] for key in ("top1", "loss", "images")}
-        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json").out)
+        rows = json.loads(adderzoo("predict", tmp_path / name, *network, "--topk", 1, "--json", "-").out)
         named[name] = [row["classes"][0] for row in rows]
     assert found["plain"]["top1"] > 95
     assert found["plain"]["images"] == len(paths)

@@ -251,7 +251,7 @@ def test_a_command_says_in_a_line_that_weights_are_damaged(
     name = "adder_lenet5.digits"
     monkeypatch.setattr(_builder, "_published_sha256", lambda: {f"{name}.safetensors": "another"})
     Image.new("L", (32, 32)).save(tmp_path / "image.png")
-    assert main(["predict", str(tmp_path / "image.png"), "--model", name, "--pretrained"]) == 1
+    assert main(["predict", str(tmp_path / "image.png"), "--model", name]) == 1
     error = capsys.readouterr().err
     assert re.fullmatch(
         rf"adderzoo predict: error: .*/{name}\.safetensors is damaged: .* published is another; .*\n", error

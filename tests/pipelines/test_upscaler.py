@@ -26,7 +26,9 @@ def bicubic() -> adderzoo.Upscaler:
 def by_matlab(channels: torch.Tensor) -> torch.Tensor:
     """(C, 3 H, 3 W) of the type that the image has; every channel by itself."""
     larger = BicubicUpsample(3)(as_float(channels).float()[None])[0]
-    return larger.clamp(0, 1).to(channels.dtype) if channels.is_floating_point() else as_integers(larger, channels.dtype)
+    return (
+        larger.clamp(0, 1).to(channels.dtype) if channels.is_floating_point() else as_integers(larger, channels.dtype)
+    )
 
 
 def test_the_image_is_what_the_network_makes_of_it() -> None:
