@@ -291,8 +291,8 @@ def _fork() -> None:
     ("command", "where", "remedy"),
     [
         ("validate", "adderzoo.engine.evaluate", "; a smaller --batch-size or --tile needs less"),
-        ("upscale", "adderzoo.engine.upscale", "; a smaller --tile needs less"),
-        ("predict", "adderzoo.data.read_image", ""),
+        ("upscale", "adderzoo.pipelines.upscaler.upscale", "; a smaller --tile needs less"),
+        ("predict", "adderzoo.pipelines.classifier.opaque_image", "; a smaller --batch-size needs less"),
         ("train", "adderzoo.engine.train", "; a smaller --batch-size or --img-size needs less"),
     ],
 )
@@ -399,7 +399,7 @@ def test_files_are_written_ahead_of_what_cannot_be_printed(folder: Path, command
     hook = _no_table if command == "benchmark" else _no_output  # which prints its machine first
     status, lines = ended(start(COMMANDS[command], folder, hook), folder)
     assert (status, lines[-1]) == (1, f"adderzoo {command}: error: [Errno 28] No space left on device")
-    assert len(lines) == 1 + (command == "validate")  # which says first what images there are
+    assert len(lines) == 1 + (command in ("upscale", "validate"))  # which say first what network and images there are
     assert (folder / file).stat().st_size > 0
 
 
