@@ -29,7 +29,8 @@ def hooks() -> ModuleType:
 def test_every_option_has_a_row(hooks: ModuleType, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", capsys.readouterr().out.partition("\n\n")[0])) - {"--help"}
+    heads = re.findall(r"^  (-.*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", " ".join(heads))) - {"--help"}
     (section,) = re.findall(rf"^## adderzoo {command}\n(.*?)(?=^## |\Z)", hooks.commands(), re.DOTALL | re.MULTILINE)
     rows = re.findall(r"^\| (.+?) \| (.*) \|$", section, re.MULTILINE)
     assert options

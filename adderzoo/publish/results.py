@@ -230,7 +230,9 @@ def _figures(measured: Measurement | None, task: str) -> Iterator[dict[str, Any]
 @functools.cache
 def _described(name: str, tagged: str) -> ModelInfo:
     """A network with the classes and the input of weights, its own or its twin's; "" for those of the network."""
-    return describe(name, get_pretrained_cfg(tagged) if tagged else None)
+    if not tagged:
+        return next(network for network in networks() if network.name == name)
+    return describe(name, get_pretrained_cfg(tagged))
 
 
 def _costs(
@@ -286,9 +288,9 @@ def quantized_bytes(name: str) -> int | None:
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
         return sum(weight.numel() + 8 * weight.shape[0] for weight in layers)
-    model = _create(name)
-    if not any(isinstance(module, Adder2d | AdderLinear) for module in model.modules()):
+    if not any(isinstance(module, Adder2d | AdderLinear) for module in _create(name, device="meta").modules()):
         return None
+    model = _create(name)
     torch.manual_seed(0)
     channels, height, width = get_pretrained_cfg(name).input_size
     small = (height, width) if height <= 32 else (64, 64) if get_pretrained_cfg(name).num_classes else (8, 8)
