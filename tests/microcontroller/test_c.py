@@ -137,7 +137,7 @@ def _hex(path: Path) -> np.ndarray:
 CEILINGS: dict[str, tuple[float, float]] = {
     "cortex-m4": (6.94, 1.20),
     "cortex-m3": (30.4, 3.14),
-    "cortex-m55": (3.11, 1.0),
+    "cortex-m55": (3.11, 0.79),
     "rv32i": (47.3, 3.12),
     "rv32imc": (32.3, 3.12),
 }

@@ -2,7 +2,7 @@
 
     python scripts/reproduce/microcontroller/picture.py OUT.png
 
-The column `adder` comes from count.py with --csv, of what `adderzoo export --format c --model adder_resnet8` writes; the
+The column `adder` comes from count.py with --csv, of what `adderzoo export --format c` writes of adder_resnet8; the
 column `cnn` was counted the same way, in the int8 twin (see the page of benchmarks).
 """
 
