@@ -8,7 +8,8 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 adderzoo export --format c --model adder_resnet8 "$out/resnet8" --quantize "$images"
 adderzoo export --format c adder_resnet20.cifar10 "$out/resnet20" --quantize "$images"
-for network in resnet8 resnet20; do
+adderzoo export --format c --model adder_resnet8 "$out/resnet8_shifts" --quantize "$images" --no-multiply
+for network in resnet8 resnet8_shifts resnet20; do
     echo "$network"
-    python scripts/reproduce/microcontroller/count.py "$out/$network" --functions
+    python scripts/reproduce/microcontroller/count.py "$out/$network" --layers
 done
