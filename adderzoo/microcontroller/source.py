@@ -453,12 +453,20 @@ class CSource:
 /* What a logit of 1 stands for. */
 #define {upper}_LOGIT_SCALE {self.network.logit_scale!r}
 
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
 /* The class of an image of HEIGHT rows of WIDTH pixels of CHANNELS bytes (red, green, blue), from 0 to CLASSES - 1.
    `logits` gets CLASSES numbers, of which the class has the greatest. Not to be called twice at the same time. */
 int {name}_run(const uint8_t *image, int32_t *logits);
 
 /* Names of the classes. */
 extern const char *const {name}_class_names[{classes}];
+
+#ifdef __cplusplus
+}}
+#endif
 
 #endif
 """

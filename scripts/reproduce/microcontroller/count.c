@@ -5,8 +5,8 @@
 
    `out` gets a line for every address that was executed: the address, and how often. With function=BEGIN:END, which may
    be given some times, addresses in these functions get a third number: the instructions from there until one of these
-   functions goes on, so those of what they call. Debian's qemu has no header for plugins; what is used of the interface,
-   version 1, is declared here. */
+   functions goes on, so those of what they call. Debian's qemu has no header for plugins; what is used of the
+   interface, version 1, is declared here. */
 
 #include <inttypes.h>
 #include <stdbool.h>

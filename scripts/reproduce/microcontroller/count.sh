@@ -8,7 +8,8 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 adderzoo export "$out/resnet8" -m adder_resnet8 --random-weights --quantize "$images"
 adderzoo export "$out/resnet20" -m adder_resnet20.cifar10 --quantize "$images"
-for network in resnet8 resnet20; do
+adderzoo export "$out/resnet8_shifts" -m adder_resnet8 --random-weights --quantize "$images" --no-multiply
+for network in resnet8 resnet8_shifts resnet20; do
     echo "$network"
-    python scripts/reproduce/microcontroller/count.py "$out/$network" --functions
+    python scripts/reproduce/microcontroller/count.py "$out/$network" --layers
 done
