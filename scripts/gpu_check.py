@@ -365,12 +365,12 @@ def check_tiles(limit: float) -> Result:
 STEPS: dict[str, tuple[Callable[[float], Result], float]] = {
     "library": (check_library, 500),
     "tests": (check_tests(judge_tests, "tests/ops"), 580),
-    # Where kernels were compiled at installation, they run in the place of Triton's.
-    "triton": (check_tests(judge_triton_tests, *OPERATORS_TESTS, ADDERZOO_CUDA="0"), 580),
     "layers": (check_tests(judge_layers_tests, "tests/layers", "tests/models/test_authors_checkpoint.py"), 580),
     "benchmark": (check_tests(judge_benchmark_tests, "tests/engine/benchmark", "tests/cli/test_benchmark.py"), 580),
     "memcheck": (check_sanitizer("memcheck"), 400),
     "racecheck": (check_sanitizer("racecheck"), 400),
+    # Where kernels were compiled at installation, they run in the place of Triton's.
+    "triton": (check_tests(judge_triton_tests, *OPERATORS_TESTS, ADDERZOO_CUDA="0"), 580),
     "operator": (benchmark(judge_operator, OPERATOR, LAYERS, 64), 300),
     "tiles": (check_tiles, 580),
     "inference": (benchmark(judge_networks, "--parts inference", NETWORK, 128), 500),

@@ -6,7 +6,8 @@ point.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -101,14 +102,9 @@ def _walk(  # type: ignore[no-untyped-def]
 ):
     # Threads lie along the last two axes, 8 x 16 of them, and each has every point and output of the first two: in the
     # loop it loads a number for each of these points and outputs, not for each of their pairs.
-    if CHANNELS_LAST:
-        point_shape: tl.constexpr = (POINTS // 8, 1, 8, 1)
-        output_shape: tl.constexpr = (1, OUTPUTS // 16, 1, 16)
-        shape: tl.constexpr = (POINTS // 8, OUTPUTS // 16, 8, 16)
-    else:
-        point_shape: tl.constexpr = (POINTS // 16, 1, 1, 16)
-        output_shape: tl.constexpr = (1, OUTPUTS // 8, 8, 1)
-        shape: tl.constexpr = (POINTS // 16, OUTPUTS // 8, 8, 16)
+    point_shape: tl.constexpr = (POINTS // 8, 1, 8, 1) if CHANNELS_LAST else (POINTS // 16, 1, 1, 16)
+    output_shape: tl.constexpr = (1, OUTPUTS // 16, 1, 16) if CHANNELS_LAST else (1, OUTPUTS // 8, 8, 1)
+    shape: tl.constexpr = (point_shape[0], output_shape[1], 8, 16)
     output_blocks, point_blocks = tl.cdiv(all_outputs, OUTPUTS), tl.cdiv(points, POINTS)
     block = tl.program_id(0)
     group = (block // output_blocks // point_blocks).to(INDEX)
@@ -164,7 +160,7 @@ def _walk(  # type: ignore[no-untyped-def]
                     terms = 0
     total += sums.to(TOTAL)
 
-    in_bytes: tl.constexpr = TOTAL == tl.int32
+    in_bytes: tl.constexpr = tl.int32 == TOTAL
     result = -total if FORM == "distance" and not in_bytes else total
     if scale is not None:
         result = result.to(SUM) * tl.load(scale + channel, mask=there, other=0)
@@ -199,7 +195,7 @@ class _Axis(NamedTuple):
 
 
 def _forward_axes(
-    output: Tensor, kernel: Any, stride: list[int], padding: list[int], dilation: list[int]
+    output: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> list[_Axis]:
     return [_Axis(output.shape[2 + d], stride[d], kernel[d], -padding[d], dilation[d]) for d in (0, 1)]
 
@@ -261,7 +257,8 @@ def _run(
     sums = tl.float64 if filters.dtype == torch.float64 else tl.float32
     in_bytes = source.dtype == torch.uint8
     _walk[(blocks,)](
-        *(source, filters, beside, output, scale, shift),
+        *(source, filters, beside, output),
+        *(None if vector is None else vector.contiguous() for vector in (scale, shift)),
         *(points, channels, outputs, all_outputs, *source.shape[2:], *filters.shape[1:3], *axes[0], *axes[1]),
         *(*source.stride(), *(output if beside is None else beside).stride(), *output.stride(), *numbers),
         FORM=form,
@@ -314,8 +311,7 @@ def affine(
     kernel = weight.shape[1:3]
     output = empty_output(input, scale.numel(), kernel, stride, padding, dilation, input.dtype)
     axes = _forward_axes(output, kernel, stride, padding, dilation)
-    epilogue = {"beside": addend, "scale": scale.contiguous(), "shift": shift.contiguous(), "relu": relu}
-    _run(axes, input, weight.contiguous(), output, groups, **epilogue)
+    _run(axes, input, weight.contiguous(), output, groups, beside=addend, scale=scale, shift=shift, relu=relu)
     return output
 
 
@@ -344,9 +340,9 @@ def u8(
         dtype, zero = torch.uint8, out_zero_point
     output = empty_output(input, scale.numel(), kernel, stride, padding, dilation, dtype)
     axes = _forward_axes(output, kernel, stride, padding, dilation)
-    epilogue = {"beside": addend, "scale": scale.contiguous(), "shift": shift.contiguous(), "relu": relu}
     numbers = zero_point, float(addend_scale), 0.0 if relu else float(-zero), float(out_max - zero), zero
-    _run(axes, input, weight.contiguous(), output, groups, numbers=numbers, **epilogue)
+    filters = weight.contiguous()
+    _run(axes, input, filters, output, groups, beside=addend, scale=scale, shift=shift, relu=relu, numbers=numbers)
     return output
 
 
@@ -374,7 +370,7 @@ def backward_input(
     return grad_input
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Tensor]] = {
     "adder2d": adder2d,
     "adder2d_affine": affine,
     "adder2d_u8": u8,

@@ -161,9 +161,16 @@ struct FetchBytes {
   }
 };
 
+// Blocks for which a multiprocessor shall have registers: code for sm_80 would put some of two blocks' into memory.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 1;
+#endif
+
 // One instruction takes four differences and adds them up.
 template <typename T, bool VECTOR>
-__global__ void __launch_bounds__(T::kThreads, VECTOR ? 2 : 1)  // as many blocks as a multiprocessor has registers for
+__global__ void __launch_bounds__(T::kThreads, VECTOR ? kBlocks : 1)
     byte_distances(Walk walk, const uint8_t* source, const uint8_t* filters, ByteOutput output) {
   __shared__ SharedWords<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;

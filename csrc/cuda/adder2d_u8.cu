@@ -5,7 +5,7 @@
 namespace adderzoo::cuda {
 namespace {
 
-using Wide = Tile<128, 128, 8, 8, 8>;  // two blocks a multiprocessor, which 16 steps have no registers for
+using Wide = Tile<128, 128, 8, 8, 8>;  // of 16 steps a multiprocessor has registers for one block
 using Square = Tile<64, 64, 8, 4, 16>;
 using Slim = Tile<128, 32, 8, 4, 16>;
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import CHECKOUT
+from processes import CHECKOUT, run_python
 
 import adderzoo
 from adderzoo.ops import _build
@@ -97,6 +97,29 @@ def test_the_loops_that_bound_the_kernels_count_their_elements(library: Path, tm
     assert counts.pop("byte_distance") == [4 * count for count in floats]  # four in a word
     assert set(map(tuple, counts.values())) == {tuple(floats)}
     assert error.endswith("form must be 'multiply_add', 'distance', 'slope' or 'byte_distance', got 'cosine'")
+
+
+TILE = """
+import sys, warnings
+import torch
+from adderzoo.ops import adder2d, reference
+with warnings.catch_warnings(action="ignore"):
+    torch.ops.load_library(sys.argv[1])
+x, w = torch.randn(1, 8, 6, 6), torch.randn(20, 8, 3, 3)
+torch.testing.assert_close(adder2d(x, w), reference.adder2d(x, w))
+"""
+
+
+@pytest.mark.timeout(1800)  # where it compiles the library
+@pytest.mark.parametrize(("asked", "tile"), [("0", (128, 128, 8, 8, 8)), ("9", (128, 16, 4, 4, 8))])
+def test_a_tile_that_is_asked_for_is_taken(
+    library: Path, tmp_path: Path, asked: str, tile: tuple[int, int, int, int, int]
+) -> None:
+    """As scripts/gpu_check.sh does to time each; the last one where there are fewer."""
+    kernels = tmp_path / "kernels"
+    run_python(TILE, library, cwd=tmp_path, ADDERZOO_TILE=asked, ADDERZOO_KERNELS=kernels)
+    (name,) = [line for line in kernels.read_text().splitlines() if "distances" in line]
+    assert "TileI" + "".join(f"Li{number}E" for number in tile) in name
 
 
 def test_every_kernel_has_run(library: Path) -> None:

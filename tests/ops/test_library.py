@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -500,10 +501,65 @@ def test_cuda_toolkit_of_another_version_is_named(
 def test_tensors_without_kernels_get_a_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_warned_devices", set())
     monkeypatch.setattr(_library._Cuda, "reasons", ("the package has no compiled library", "there is no nvcc"))
-    with pytest.warns(
-        RuntimeWarning, match=r"for cuda tensors \(the package has .* library; there is no nvcc\), so its"
-    ):
+    monkeypatch.setattr(_library._Triton, "reasons", {"cuda": "Triton does not work: no gcc"})
+    words = (
+        r"for cuda tensors \(the package has .*y; there is no nvcc; Triton does not work: no gcc\), so its PyTorch ref"
+    )
+    with pytest.warns(RuntimeWarning, match=words):
         _library._warn_about_device(torch.device("cuda"))
+
+
+@pytest.fixture
+def triton_of_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Triton's kernels, which a test may replace, on a CPU, where they have not been tried yet."""
+    pytest.importorskip("triton")
+    from adderzoo.ops import _triton
+
+    monkeypatch.setattr(_library, "_warned_devices", set())
+    monkeypatch.setattr(_library._Triton, "devices", ("cpu",))
+    monkeypatch.setattr(_library._Triton, "reasons", {})
+    kernels = {name: _library._ON_ANY_DEVICE[name] for name in _triton.KERNELS}
+    monkeypatch.setattr(_triton, "KERNELS", kernels)
+    return kernels
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_triton_runs_what_is_not_compiled_for_a_gpu_and_a_warning_says_why(
+    triton_of_cpu: dict[str, object], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """On NVIDIA GPUs: for others nothing is compiled."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0" if there else None)
+    assert _library.backend("cpu") == "Triton"
+    calls = []
+    operator = _library._on_device("adder2d", lambda *arguments: pytest.fail("the reference has run"))
+    triton_of_cpu["adder2d"] = lambda *arguments: calls.append(arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            operator(torch.zeros(1), "others")
+    assert calls == [(torch.zeros(1), "others")] * 2
+    words = (
+        "adderzoo has no compiled operator for cpu tensors, so its Triton kernels run on that device, which are slower"
+    )
+    assert [str(warning.message) for warning in caught] == [words] * there
+
+
+def test_triton_that_does_not_work_or_not_well_runs_nothing(
+    triton_of_cpu: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    right = triton_of_cpu["_adder2d_backward_input"]
+    wrong = lambda *arguments: right(*arguments) + 0.001  # noqa: E731
+    for kernel, reason in (
+        (fail, "Triton does not work: Failed to find C compiler."),
+        (wrong, "Triton's results differ from the reference's"),
+    ):
+        triton_of_cpu["_adder2d_backward_input"] = kernel
+        _library._Triton.reasons.clear()
+        assert _library.backend("cpu") != "Triton"
+        assert _library._Triton.reasons == {"cpu": reason}
 
 
 @pytest.mark.parametrize("there", [True, False])
