@@ -101,9 +101,11 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
-    network = quantize(simulation.cpu())
+    network: Any = quantize(simulation.cpu())
     if batches:
         kept["statistics"] = to_json(observe(network, batches))
+    if "." not in args.model:  # weights of no tag, whatever the network's first one is
+        network.pretrained_cfg["tag"] = None
     save(network, args.destination, {**kept, "data_config": config}, **arguments)
     before = sum(tensor.nbytes for tensor in model.state_dict().values())
     after = args.destination.stat().st_size

@@ -155,6 +155,7 @@ def test_checkpoint_with_classes_of_its_own_keeps_them(adderzoo: Command, tmp_pa
     assert "ranges from 6 images" in done.out
     about = metadata(path)
     assert json.loads(about["classes"]) == classes
+    assert (about["architecture"], about.get("tag")) == ("adder_lenet5", None)
     assert about["num_classes"] == "3"
     assert json.loads(about["data_config"])["mean"] == [0.5]
     image = next(folder.rglob("*.png"))
