@@ -103,7 +103,7 @@ def test_python_trains_on_images_as_the_command_does_to_the_byte(
     assert [type(each) for each in told] == [str, Epoch, TrainResult]
     without_seconds = [re.sub(r"[\d.]+ s$", "", "\n".join(map(str, told)), flags=re.MULTILINE)]
     assert without_seconds == [re.sub(r"[\d.]+ s$", "", printed.rstrip("\n"), flags=re.MULTILINE)]
-    assert read_config(Path("out/run")) == config.for_task(super_resolution=False)
+    assert read_config(Path("out/run")) == config.for_task(super_resolution=False).for_data(False, 898, 1)
 
 
 def test_the_result_is_the_network_its_measures_and_its_files(digits: Path, tmp_path: Path) -> None:
