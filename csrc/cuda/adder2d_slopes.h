@@ -9,7 +9,7 @@ namespace adderzoo::cuda {
 // (1 - x) / 2 an element is one addition that saturates, which costs nothing, and one multiply-add; the sum of g is
 // taken off at the end. Where anything is not finite, which saturation would hide, the sums are taken directly.
 template <typename T, typename S, bool VECTOR, typename In, typename Out>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(T::kThreads, 1)  // else some of four blocks are put into memory
     slopes(Walk walk, const S* source, const float* filters, const In* input, Out* output) {
   __shared__ Shared<T> shared;
   const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
