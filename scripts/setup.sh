@@ -66,6 +66,11 @@ set_up() {
 
     # An environment is of one Python, and knows the folder that it was made in.
     python=$(.venv/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null || true)
+    if [ -n "$python" ] && [ ! -e .venv/setup ] && .venv/bin/python -c 'import pip' 2>/dev/null; then
+        say "Using the .venv that is here"
+        mkdir .venv/setup
+        made environment "Python $python in $PWD/.venv"
+    fi
     if [ -z "$python" ] || ! made_from environment "Python $python in $PWD/.venv"; then
         [ ! -e .venv ] || say "Making .venv anew: it is of another folder or another Python, or incomplete"
         rm -rf .venv

@@ -138,6 +138,16 @@ def test_an_environment_that_was_moved_or_is_of_another_python_is_made_anew(
     assert calls(tmp_path) == ["make", "install", "compile"]
 
 
+def test_an_environment_of_somebody_elses_is_used_and_stays(set_up: SetUp, checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [tmp_path / "bin" / "python3", "-m", "venv", checkout / ".venv"], env={"CALLS": "/dev/null"}, check=True
+    )
+    (checkout / ".venv" / "own").touch()
+    set_up()
+    assert calls(tmp_path) == ["install", "compile"]
+    assert (checkout / ".venv" / "own").exists()
+
+
 def test_what_fails_is_shown_whole_and_done_again(set_up: SetUp, tmp_path: Path) -> None:
     done = set_up(FAIL="1")
     assert done.returncode != 0
