@@ -398,7 +398,7 @@ def test_a_long_list_of_keys_is_cut(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("adder_resnet21", "must be a registered network, got 'adder_resnet21'"),
-        ("adder_resnet20.imagenet", "Invalid pretrained tag"),
+        ("adder_resnet20.imagenet", "has no tag 'imagenet'"),
         ("cnn_resnet32", "No pretrained weights exist"),
         ("somewhere:else", "somewhere:else"),
     ],
