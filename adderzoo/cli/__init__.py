@@ -85,7 +85,7 @@ def parsers(words: Collection[str] = tuple(COMMANDS)) -> tuple[Parser, dict[str,
     parser.explain(
         "COMMAND [options]",
         "adderzoo list --pretrained",
-        "adderzoo train demo/digits -m adder_lenet5.digits --epochs 1",
+        "adderzoo train demo/digits -m adder_lenet5.digits",
         notes="`adderzoo COMMAND --help` says what a command takes.",
     )
     return parser, made

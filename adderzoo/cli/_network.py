@@ -27,22 +27,22 @@ def add_network_arguments(parser: Parser, required: bool = True, classifier: boo
         "--model",
         metavar="NAME",
         required=required,
-        help="name of the network, with the published weights of the tag behind its dot, or of its first tag without "
-        "one; or a file of weights that says which network it is of, such as `adderzoo train` and `quantize` write, or "
-        "the folder of a training",
+        help="NAME.TAG: a network with the published weights of this tag; NAME without a tag: with those of its "
+        "first one (`adderzoo list --pretrained` shows them); or a file that `adderzoo train`, `quantize` or "
+        "`convert` has written, or the folder of a training",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--checkpoint",
         metavar="FILE",
         type=weights_in,
-        help="take the weights from this file in place of the published ones: safetensors, or a PyTorch checkpoint; or "
-        "the folder of a training",
+        help="load these weights in place of the published ones: a safetensors file, a PyTorch checkpoint, or the "
+        "folder of a training",
     )
     weights.add_argument(
         "--random-weights",
         action="store_true",
-        help="leave the weights random, for a network that has no others (default: published weights)",
+        help="use random weights; needed for a network that has no published ones (default: published weights)",
     )
     if not classifier:
         parser.set_defaults(num_classes=None, in_chans=None, mean=None, std=None)
@@ -52,17 +52,17 @@ def add_network_arguments(parser: Parser, required: bool = True, classifier: boo
         "--num-classes",
         metavar="N",
         type=int,
-        help="number of classes of the network (default: that of its weights)",
+        help="number of classes (default: that of the weights)",
     )
     parser.share(
         "in_chans",
-        help="number of channels of its images, 1 for gray and 3 for color; filters of published "
-        "weights are adapted as timm does (default: that of the weights)",
+        help="number of image channels: 1 for gray, 3 for color; the first filters of published weights are "
+        "adapted as in timm (default: that of the weights)",
     )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         parser.share(
             name,
-            help=f"{what} that images are normalized with, of values from 0 to 1: one number, or one a channel "
+            help=f"{what} to normalize images with, for values from 0 to 1: one number, or one per channel "
             "(default: that of the weights)",
         )
     add_model_kwargs(parser)
@@ -83,7 +83,7 @@ def add_model_kwargs(parser: Parser) -> None:
         nargs="*",
         default=[],
         type=key_and_value,
-        help="further arguments of the network, such as scale=3 (default: those that the weights' metadata say)",
+        help="further arguments of the network, such as scale=3 (default: those stored with the weights)",
     )
 
 

@@ -114,6 +114,8 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ").replace(": must be ", " must be ")
         for kind, words in (("int", "an integer"), ("float", "a number")):
             message = message.replace(f": invalid {kind} value: ", f" must be {words}, got ")
+        if message.startswith("the following arguments are required"):
+            message += self._help().replace("names", "explains")
         super().error(message)
 
 

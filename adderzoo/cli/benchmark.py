@@ -45,9 +45,9 @@ def add_arguments(parser: Parser) -> None:
         "--parts",
         nargs="+",
         choices=_PARTS,
-        help="measure these parts: operator, its speed on the adder layers of a network; inference and training, whole "
-        "networks, of training one step; threads, the network's speed with one thread and with more (default: all, but "
-        "for training in u8 and threads on a GPU)",
+        help="what to measure: operator, the adder layers of a network one by one; inference, whole networks; "
+        "training, one step of them; threads, inference with one thread and with more (default: all, except "
+        "training in u8 and threads on a GPU)",
     )
     parser.add_argument(
         "--precision",
@@ -63,8 +63,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         nargs="+",
         type=int,
-        help="numbers of images a batch (default: operator 8, on a GPU 64; inference 1, 8 and 128; else 8, or 64, for "
-        "images beyond 64x64, 128 for smaller); 1 is left out in training",
+        help="images per batch; 1 is left out in training (default: operator 8, on a GPU 64; inference 1, 8 and "
+        "128; training and threads 128 for images up to 64x64, beyond 8, on a GPU 64)",
     )
     parser.add_argument(
         "--seconds",
@@ -74,12 +74,14 @@ def add_arguments(parser: Parser) -> None:
         help="time for each network and way to run it; a layer gets a quarter of it (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-compile", action="store_true", help="leave out torch.compile, most of the waiting (default: measured too)"
+        "--no-compile",
+        action="store_true",
+        help="leave out torch.compile, which takes most of the time (default: measured too)",
     )
     add_device_argument(parser)
     add_json_argument(parser, "everything that was measured")
     parser.add_argument(
-        "--chart", metavar="FILE", type=Path, help="draw it in this file, .png, .pdf or .svg (default: none)"
+        "--chart", metavar="FILE", type=Path, help="draw the results in this file, .png, .pdf or .svg (default: none)"
     )
 
 

@@ -18,11 +18,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("source", metavar="SRC", type=Path, help="checkpoint to read, in either format")
     parser.add_argument(
-        "destination", metavar="DST", type=Path, help="file to write: .safetensors, or with --to-original any"
+        "destination", metavar="DST", type=Path, help="file to write: .safetensors; with --to-original any name"
     )
-    parser.add_argument(
-        "-m", "--model", metavar="NAME", required=True, help="name of the network that the checkpoint is of"
-    )
+    parser.add_argument("-m", "--model", metavar="NAME", required=True, help="name of the checkpoint's network")
     parser.add_argument(
         "--num-classes",
         metavar="N",
@@ -32,8 +30,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--key",
         metavar="KEY",
-        help="take these weights of a file that has several: the keys that lead to them, with dots between, such as "
-        "params_ema (default: its only ones)",
+        help="which weights to take from a file that has several: the path of keys to them, joined by dots, such "
+        "as params_ema (default: the only ones)",
     )
     parser.add_argument(
         "--to-original", action="store_true", help="write the AdderNet authors' format in place of safetensors"

@@ -30,8 +30,7 @@ def add_arguments(parser: Parser) -> None:
         "[options]",
         "adderzoo env",
         "adderzoo env --json env.json",
-        description="A bug report should have it: versions, machine, what runs the operator, and what of it did not "
-        "load and why.",
+        description="That includes parts that did not load, and why.",
     )
     add_json_argument(parser, "the same")
 

@@ -20,41 +20,43 @@ def add_arguments(parser: Parser) -> None:
         "OUT -m NAME [options]",
         "adderzoo export demo/lenet5.onnx -m adder_lenet5.digits --dynamic-batch",
         "adderzoo export demo/lenet5_c -m adder_lenet5.digits --quantize demo/digits --workers 0",
-        notes="Adder layers are fused with what follows them, but for ONNX. The file is run beside the network before "
-        "it gets its name. What `adderzoo quantize` writes is a network like any other. NETWORK before OUT is the same "
-        "as -m NETWORK.",
+        notes="Adder layers are fused with the layers behind them, except for ONNX. The written file is run, and "
+        "its results are compared with the network's. Networks that `adderzoo quantize` has written are "
+        "exported likewise. --dataset, --split, --images, --batch-size and --workers say which images C takes "
+        "its ranges from.",
     )
     parser.add_argument("network", metavar="NETWORK", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument(
         "destination",
         metavar="OUT",
         type=Path,
-        help="what to write, whose ending says the format: .onnx, standard operators for any ONNX runtime; .pt2, "
-        "torch.export's program; .pt, TorchScript; a folder, a quantized classifier as C for microcontrollers",
+        help="file to write; its ending says the format: .onnx, with standard operators alone, for any ONNX "
+        "runtime; .pt2, a torch.export program; .pt, TorchScript. Without an ending it is a folder: a "
+        "quantized classifier as C for microcontrollers",
     )
     add_network_arguments(parser, required=False)
     parser.add_argument(
         "--format",
         choices=("pt2", "aoti", "torchscript", "onnx", "c"),
-        help="format of OUT (default: by its ending); aoti is the other one of .pt2, compiled by AOTInductor for this "
-        "kind of processor",
+        help="format of OUT (default: by its ending); aoti, also .pt2, is compiled by AOTInductor for this kind "
+        "of processor and has to be asked for",
     )
     parser.add_argument(
         "--img-size",
         metavar="N",
         type=int,
-        help="height and width of the images that the file takes (default: the classifier's own; needed for "
-        "super-resolution)",
+        help="height and width of the images that the file takes (default: those of the classifier; "
+        "super-resolution networks need it)",
     )
     parser.add_argument(
-        "--dynamic-batch", action="store_true", help="have the file take batches of any size (default: one image)"
+        "--dynamic-batch", action="store_true", help="let the file take batches of any size (default: one image)"
     )
     parser.add_argument(
         "--class-names",
         metavar="FILE",
         type=Path,
-        help="have the file say these names of the classes, one a line (default: those that the weights' metadata or "
-        "the tag has, else their indices)",
+        help="file with the names of the classes to store, one per line (default: those that the weights' "
+        "metadata or the tag has, else their indices)",
     )
     add_json_argument(parser, "what has been written")
     c = parser.add_argument_group("C for microcontrollers")
@@ -62,22 +64,26 @@ def add_arguments(parser: Parser) -> None:
         "--quantize",
         metavar="DIR",
         dest="data_dir",
-        help="folder of the data set, some of whose images show what ranges the bytes need; not needed for what "
-        "`adderzoo quantize` has written with the help of images",
+        help="folder of the data set on whose images the ranges of the bytes are measured; not needed for a "
+        "network that `adderzoo quantize` has written from images",
     )
-    c.add_argument("--bits", metavar="N", type=int, help="number of bits of a byte, 4 to 8 (default: 7)")
+    c.add_argument("--bits", metavar="N", type=int, help="bits of each value, 4 to 8 (default: 7)")
     c.add_argument(
-        "--max-ram", metavar="BYTES", type=int, help="refuse a network that needs more memory than this (default: any)"
+        "--max-ram",
+        metavar="BYTES",
+        type=int,
+        help="refuse a network that needs more memory than this (default: no limit)",
     )
     c.add_argument(
         "--no-multiply",
         action="store_true",
-        help="have adder layers do without multiplication: their scales become sums of three shifts",
+        help="replace the multiplications by scales in adder layers with sums of three shifts (default: they multiply)",
     )
     c.add_argument(
         "--vectors",
         action="store_true",
-        help="write all numbers too, and what every layer makes of some images (default: the network alone)",
+        help="also write test vectors: all weights, and the output of every layer for some images (default: the "
+        "network alone)",
     )
     add_some_images_arguments(parser)
 

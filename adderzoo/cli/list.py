@@ -17,22 +17,22 @@ def add_arguments(parser: Parser) -> None:
         "[FILTER] [options]",
         'adderzoo list "*_resnet20"',
         "adderzoo list --pretrained --sort top1",
-        notes="For one image of the network's own input size: multiply-adds of its convolutions and linear layers, and "
-        "elements |x - w| of its adder layers; what binary and shift layers compute is in neither. A network's name "
-        "without a tag stands for its first one. Of classifiers top-1 accuracies are shown, with standard error, and "
-        "on how many images; of networks for super-resolution PSNR in dB, and on which test set, the first of those "
-        "that --json tells. Images a second are those of the networks in float32, fused or compiled, on the machine "
-        "that results/speed.csv in the package names; of super-resolution those of 90x160 or the like.",
+        notes="Costs are those of one image of the network's input size: multiply-adds of convolutions and linear "
+        "layers, and elements |x - w| of adder layers; operations of binary and shift layers are in neither. A "
+        "name without a tag stands for its first tag. Quality is top-1 accuracy with its standard error and "
+        "the number of images, or for super-resolution PSNR in dB on the first test set; --json has the "
+        "others. Images a second are in float32, fused or compiled, measured on the machine named in the "
+        "package's results/speed.csv; for super-resolution on images of about 90x160.",
     )
     parser.add_argument(
         "filter",
         metavar="FILTER",
         nargs="?",
         default="",
-        help="show networks of these names or tags alone, such as 'adder_*' or '*.digits' (default: all)",
+        help="show only networks whose name or tag matches, such as 'adder_*' or '*.digits' (default: all)",
     )
     parser.add_argument(
-        "--pretrained", action="store_true", help="show networks with published weights alone (default: all networks)"
+        "--pretrained", action="store_true", help="show only networks with published weights (default: all networks)"
     )
     parser.add_argument(
         "--sort",

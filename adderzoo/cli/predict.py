@@ -20,13 +20,13 @@ def add_arguments(parser: Parser) -> None:
         metavar="K",
         type=int,
         default=5,
-        help="show this many of the likeliest classes (default: %(default)s)",
+        help="number of most likely classes to show (default: %(default)s)",
     )
     parser.add_argument(
         "--class-names",
         metavar="FILE",
         type=Path,
-        help="take the names of the classes from this file, one a line (default: those that the file of weights or the "
+        help="file with the names of the classes, one per line (default: those that the file of weights or the "
         "tag has, else their indices)",
     )
     parser.add_argument(
@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         type=int,
         default=32,
-        help="show the network so many images at once (default: %(default)s)",
+        help="images per batch (default: %(default)s)",
     )
     add_device_argument(parser)
     add_json_argument(parser, "files, classes and probabilities")
@@ -42,7 +42,9 @@ def add_arguments(parser: Parser) -> None:
         "IMAGE... -m NAME [options]",
         "adderzoo predict demo/digits/test/3/0908.png -m adder_lenet5.digits",
         "adderzoo predict demo/digits/test/7 -m adder_lenet5.digits --topk 1 --json demo/sevens.json",
-        notes="An image that cannot be read does not keep the others from being shown, but ends in exit status 1.",
+        notes="Photographs are named by the classes of the network's training images: `adder_resnet20.cifar10` "
+        "knows ten. If one of several images cannot be read, the others are still shown, and the exit status "
+        "is 1.",
     )
 
 

@@ -25,20 +25,21 @@ def add_arguments(parser: Parser) -> None:
         "-m NAME [options]",
         "adderzoo profile -m adder_resnet20.cifar10",
         "adderzoo profile demo/digits -m adder_lenet5.digits --plots demo/profile",
-        notes="For one image, in evaluation mode: a convolution or linear layer multiplies and adds, an adder layer "
-        "adds twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm multiplies and adds; "
-        "activations, pooling and the additions of shortcuts are not counted. Energy is that of the operations on a "
-        "45 nm chip, without memory; latency that of the operations one after the other, a multiplication taking 4 "
-        "cycles and an addition 2 (VIA Nano 2000). Bytes are those of the parameters; in int8 filters and matrices "
-        "have 8 bits, those of binary layers 1, of shift layers 5, and all else stays float32.\n\n"
-        "The pictures are operations.png, of the network and its twin; first_layer.png and filters.png, the "
-        "distributions of filters, also of the twin where it has published weights of the same tag; ranges.png, of "
-        "filters and, with DIR or --dataset, of what goes into each layer.",
+        notes="Counted for one image in evaluation mode: a convolution or linear layer multiplies and adds, an "
+        "adder layer adds twice, a binary one has an XNOR and adds, a shift layer shifts and adds, BatchNorm "
+        "multiplies and adds; activations, pooling and the additions of shortcuts are not counted. Energy is "
+        "that of the operations on a 45 nm chip, without memory; latency that of the operations one after the "
+        "other, a multiplication taking 4 cycles and an addition 2 (VIA Nano 2000). Bytes are those of the "
+        "parameters; in int8 filters and matrices have 8 bits, those of binary layers 1, of shift layers 5, "
+        "and all else stays float32.\n\nThe pictures are operations.png, of the network and its twin; "
+        "first_layer.png and filters.png, the distributions of filters, also of the twin where it has "
+        "published weights of the same tag; ranges.png, of filters and, with DIR or --dataset, of what goes "
+        "into each layer.",
     )
     parser.add_data_dir("folder of the data set: the pictures show the ranges of some of its images layer by layer too")
     add_network_arguments(parser)
     parser.add_argument(
-        "--img-size", metavar="N", type=int, help="height and width of the image (default: the network's own)"
+        "--img-size", metavar="N", type=int, help="height and width of the image (default: the network's)"
     )
     add_json_argument(parser, "all counts")
     parser.add_argument(

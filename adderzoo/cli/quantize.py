@@ -21,25 +21,25 @@ def add_arguments(parser: Parser) -> None:
         "DIR OUT -m NAME [options]",
         "adderzoo quantize demo/digits demo/u8.safetensors -m adder_lenet5.digits",
         "adderzoo validate demo/digits/test -m demo/u8.safetensors",
-        description="Its adder layers work on bytes, whose ranges come from some images; it is written as safetensors, "
-        "which adderzoo.load and all commands open as -m OUT. Weights that `adderzoo train --quantize-bits` has made "
-        "have ranges already, and need no DIR.",
+        description="Its adder layers then compute on bytes. The range of values that the bytes of each layer "
+        "cover is measured on some images in DIR; weights trained with `adderzoo train --quantize-bits` have "
+        "ranges already, and need no DIR. All commands open the file as -m OUT, Python as adderzoo.load(OUT).",
     )
-    parser.add_data_dir("folder of the data set, some of whose training images show what ranges the bytes need")
+    parser.add_data_dir("folder of the data set; the ranges are measured on some of its training images")
     parser.add_argument("destination", metavar="OUT", type=Path, help="file to write, .safetensors")
     add_network_arguments(parser)
     parser.add_argument(
         "--bits",
         metavar="N",
         type=int,
-        help="number of bits of a byte, 4 to 8 (default: that of `train --quantize-bits`, else 8)",
+        help="bits of each value, 4 to 8 (default: that of `train --quantize-bits`, else 8)",
     )
     parser.add_argument(
         "--quantile",
         metavar="Q",
         type=float,
-        help="have ranges end at this quantile of all values, 1 for the greatest (default: 1 for 7 and 8 bits, else "
-        "0.999)",
+        help="ranges go from quantile 1 - Q to quantile Q of the values, those beyond are clipped; 1 for the "
+        "least to the greatest value (default: 1 for 7 and 8 bits, else 0.999)",
     )
     add_some_images_arguments(parser)
     add_device_argument(parser)
@@ -53,17 +53,17 @@ def add_some_images_arguments(parser: Parser) -> None:
         "--split",
         metavar="NAME",
         default="train",
-        help="take images of this part of the data set: of a folder in DIR, or of DIR itself with '', and where it has "
-        "no such folder (default: %(default)s)",
+        help="part of the data set to take images from: a folder in DIR, or '' for DIR itself, which is taken too "
+        "if there is no such folder (default: %(default)s)",
     )
     parser.add_argument(
         "--images",
         metavar="N",
         type=int,
         default=200,
-        help="take so many images, evenly spaced in it (default: %(default)s)",
+        help="number of images to take, evenly spaced over that part (default: %(default)s)",
     )
-    parser.share("batch_size", default=50, check=at_least(1), help="number of images a batch (default: %(default)s)")
+    parser.share("batch_size", default=50, check=at_least(1), help="images per batch (default: %(default)s)")
     parser.share("workers")
 
 

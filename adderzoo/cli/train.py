@@ -14,11 +14,12 @@ from ._parser import Parser, add_option
 __all__ = ["add_arguments", "run"]
 
 _RECIPE = (
-    "Without weights to start from, the defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, weight "
-    "decay on all parameters, and the adaptive learning rate for adder filters. With weights to start from they are a "
-    "recipe for fine-tuning, also on few images; the first line that is printed says which. Networks for super- "
-    "resolution are trained on patches of images, which are made smaller unless that is done already: L1 loss, Adam, "
-    "adder filters at eta times the learning rate. Options are named as in timm's training script. Under torchrun, "
+    "Without weights to start from, the defaults are the paper's recipe for CIFAR-10: SGD, cosine schedule, "
+    "weight decay on all parameters, and the adaptive learning rate for adder filters. With weights to start "
+    "from (-m NAME.TAG), they are a recipe for fine-tuning that needs no further options: 30 epochs at a low "
+    "learning rate. The first line that is printed says what is used. Networks for super-resolution are "
+    "trained on patches of images, which are made smaller if there are no small ones: L1 loss, Adam, adder "
+    "filters at --eta times the learning rate. Options are named as in timm's training script. Under torchrun, "
     "several processes train together."
 )
 

@@ -22,15 +22,15 @@ def add_arguments(parser: Parser) -> None:
         "--output",
         metavar="OUT",
         type=Path,
-        help="write to this file; of a folder or several files, to this folder, under the same names. What is there is "
-        "replaced (default: photo_x2.png beside photo.png, the folder photos_x2 beside photos, where nothing is "
-        "replaced)",
+        help="file to write, or for a folder or several files the folder to write to, under the same names; "
+        "existing files are replaced (default: photo_x2.png beside photo.png, photos_x2 beside the folder "
+        "photos; existing ones are not replaced)",
     )
     parser.add_argument(
         "--scale",
         metavar="S",
         type=int,
-        help="make images so many times as large (default: as the network does, else 2)",
+        help="factor for width and height (default: the network's, else 2)",
     )
     add_network_arguments(parser, required=False, classifier=False)
     parser.add_argument(
@@ -38,20 +38,20 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         type=int,
         default=256,
-        help="cut the image into parts of at most so many pixels a side, which bound the memory (default: %(default)s)",
+        help="process the image in tiles of at most N x N pixels; smaller ones need less memory (default: %(default)s)",
     )
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="take the mean over the eight flips and rotations of the image, which is eight times the work "
-        "(default: the image as it is)",
+        help="average the results for the eight flips and rotations of the image, eight times the work (default: "
+        "one pass)",
     )
     add_device_argument(parser)
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="take PHOTO for the original: make it smaller, and write a picture of a part of it, side by side as "
-        "bicubic interpolation, the network and its CNN twin make it larger, and as it was (default: make "
+        help="make PHOTO smaller first, then write a picture that shows a part of it side by side: as bicubic "
+        "interpolation, the network and its CNN twin make it larger again, and the original (default: make "
         "PHOTO larger)",
     )
     parser.add_argument(
@@ -59,26 +59,27 @@ def add_arguments(parser: Parser) -> None:
         metavar=("X", "Y"),
         nargs=2,
         type=int,
-        help="upper left corner of that part, in pixels (default: where most details are)",
+        help="upper left corner of the part that --compare shows, in pixels (default: where most details are)",
     )
     parser.add_argument(
         "--twin-checkpoint",
         metavar="FILE",
         type=weights_in,
-        help="take the weights of the CNN twin from this file in place of the published ones, for --compare",
+        help="weights of the CNN twin for --compare, in place of the published ones",
     )
     add_json_argument(parser, "files and sizes")
     parser.explain(
         "PHOTO... [-o OUT] [options]",
         "adderzoo upscale demo/photos/china.png",
         "adderzoo upscale demo/photos -o demo/larger --json -",
-        description="Without -m it is the first adder network with published weights that were measured at the scale.",
-        notes="Gray images stay gray; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, color profile and "
-        "resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An alpha channel is "
-        "interpolated, and colors under transparent pixels do not show. All frames of an animation are made larger, "
-        "with their timing (GIF, PNG, WebP), and all pages of a TIFF. Tiles overlap as far as the network looks: the "
-        "result differs from that of the whole image by rounding alone. Of several images, one that cannot be read "
-        "does not keep the others from being written, but ends in exit status 1.",
+        description="Without -m, the first adder network with published weights for the scale is used.",
+        notes="Gray images stay gray; 16 bits of PNG, TIFF and PPM are kept in PNG and TIFF. EXIF, color profile "
+        "and resolution are kept where OUT's format has a place for them, EXIF orientation is applied. An "
+        "alpha channel is interpolated; the colors of transparent pixels do not bleed into visible ones. All "
+        "frames of an animation are made larger, with their timing (GIF, PNG, WebP), and all pages of a TIFF. "
+        "Tiles overlap by what the network sees around a pixel, so that results differ from those of the whole "
+        "image by rounding alone. If one of several images cannot be read, the others are still written, and "
+        "the exit status is 1.",
     )
 
 

@@ -23,14 +23,15 @@ def add_arguments(parser: Parser) -> None:
         "DIR -m NAME [options]",
         "adderzoo validate demo/digits/test -m adder_lenet5.digits",
         "adderzoo validate demo/photos -m adder_edsr_small_x2 --json demo/photos.json",
-        notes="A line on standard error says what is evaluated: the folder, its classes and images, and the files in "
-        "it that do not count. Each class is a folder, with folders inside or not, of files that are named as a format "
-        "of Pillow's. Of classes whose names are not known there must be as many as the network has. "
-        "Under torchrun, several processes share the images.\n\n"
-        "Of a network for super-resolution (-m bicubic is what they are measured against), PSNR and SSIM of the "
-        "luminance, borders of as many pixels as the scale left out. DIR then is a folder with images in HR/ and the "
-        "same, smaller, in LR/, or large images alone, which MATLAB's bicubic interpolation makes smaller. The JSON "
-        "names the folder as the data set and has the result of every image, the .csv a line for each and the mean.",
+        notes="A line on standard error says what is evaluated: the folder, its classes and images, and the files "
+        "that are left out. Each class is a folder of image files, which may lie in folders inside it. Classes "
+        "are matched by name; if the names of the network's classes are not known, the data set must have as "
+        "many classes as the network. Under torchrun, several processes share the images.\n\nFor a network for "
+        "super-resolution, PSNR and SSIM are measured on the luminance (Y), without a border as wide as the "
+        "scale; -m bicubic measures bicubic interpolation, to compare with. DIR is then a folder with large "
+        "images in HR/ and the same images, smaller, in LR/, or with large images alone, which are made "
+        "smaller by MATLAB's bicubic interpolation. The JSON has the result of every image; the .csv has a "
+        "line for each and the mean.",
     )
     parser.add_data_dir(
         "folder of the data set: one folder of images a class, in it or in its validation/, val/ or test/; images for "
@@ -56,14 +57,14 @@ def add_arguments(parser: Parser) -> None:
         "where nobody knows any, the folders in their order)",
     )
     parser.share("input_key", "target_key")
-    parser.share("batch_size", default=128, help="number of images a batch (default: %(default)s)", check=at_least(1))
+    parser.share("batch_size", default=128, help="images per batch (default: %(default)s)", check=at_least(1))
     parser.share("workers")
     add_device_argument(parser)
     parser.share("channels_last", "amp", "amp_dtype", "torchcompile")
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="super-resolution: take the mean over the eight flips and rotations of an image (default: one pass)",
+        help="super-resolution: average the results for the eight flips and rotations of an image (default: one pass)",
     )
     parser.add_argument(
         "--tile",

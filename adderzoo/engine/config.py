@@ -67,30 +67,30 @@ class TrainConfig:
 
     model: str = option(
         "",
-        "name of the network, as timm.create_model takes it. A tag behind it (adder_resnet20.cifar10) means its "
-        "published weights, which the training then starts from; without a tag weights are random, unless --pretrained "
-        "or --initial-checkpoint is given",
+        "name of the network, as timm.create_model takes it. With a tag, such as adder_resnet20.cifar10, the "
+        "training starts from the tag's published weights; without one from random weights, unless "
+        "--pretrained or --initial-checkpoint is given",
         metavar="NAME",
         letters="m",
         required=True,
     )
     pretrained: bool | None = option(
         None,
-        "start from the published weights of the network's tag, without a tag from those of its first; --no-pretrained "
-        "for random weights (default: where --model has a tag with weights)",
+        "start from the published weights of the tag in --model, or of the network's first tag; "
+        "--no-pretrained: from random ones (default: published weights if --model has a tag with some)",
         other_than="initial_checkpoint",
     )
     initial_checkpoint: str | Path | None = option(
         None,
-        "start from the weights in this file, in the format of this package or of PyTorch, or in the folder of a "
-        "training; the classifier starts anew where its classes are others (default: none)",
+        "start from these weights: a safetensors file, a PyTorch checkpoint, or the folder of a training; the "
+        "last layer starts from random weights if the classes differ (default: none)",
         metavar="FILE",
         path=True,
         other_than="pretrained",
     )
     num_classes: int | None = option(
         None,
-        "number of classes of the network (default: as many as the data set has)",
+        "number of classes (default: that of the data set)",
         metavar="N",
         check=at_least(1),
         task="classifiers",
@@ -98,8 +98,8 @@ class TrainConfig:
     )
     in_chans: int | None = option(
         None,
-        "channels of the images: 1 for gray, 3 for color; filters of published weights are adapted as timm does "
-        "(default: those of the network)",
+        "number of image channels: 1 for gray, 3 for color; the first filters of published weights are adapted "
+        "as in timm (default: that of the network)",
         metavar="N",
         check=at_least(1),
         task="classifiers",
@@ -113,9 +113,9 @@ class TrainConfig:
 
     data_dir: str | Path | None = _data(
         None,
-        "folder of the data set. A folder of images has one folder a class inside train/, and inside "
-        "validation/, val/ or test/; without these, one folder a class, and nothing is validated. Images may lie in "
-        "folders inside a class's. Super-resolution has no classes, only images; DIV2K's own layout is taken too",
+        "folder of the data set: train/CLASS/IMAGE, and val/, validation/ or test/ likewise; or CLASS/IMAGE, "
+        "then nothing is validated. Images may lie in folders inside a class. For super-resolution there are "
+        "no classes, only images; DIV2K's own layout is read too",
         metavar="DIR",
         on_resume="",
     )
@@ -127,46 +127,46 @@ class TrainConfig:
     train_split: str = _data("train", "part of the data set to train on (default: %(default)s)", metavar="NAME")
     val_split: str | None = _data(
         None,
-        'part of the data set to validate with after each epoch; "" for none (default: validation, or the folder for '
-        "it that is there)",
+        'part of the data set to validate on after each epoch; "" for none (default: validation; in a folder '
+        "the first that is there of validation/, val/, valid/, eval/, evaluation/ and test/)",
         metavar="NAME",
     )
     class_map: str | Path = _images(
         "",
-        "text file with the names of the classes, one a line in the order of their indices; images of other classes "
-        "are left out (default: the classes of the training images, in the order of the start weights if these are for "
-        "the same ones, else sorted as texts, '10' before '2')",
+        "text file with the names of the classes, one per line, in the order of their indices; other classes "
+        "are left out (default: the classes of the training images, in the order that the start weights have "
+        "if they know the same ones, else sorted as text, '10' before '2')",
         metavar="FILE",
     )
     dataset_download: bool = _images(
         False, "let torchvision download the data set (default: it has to be there)", on_resume=""
     )
-    input_key: str | None = _images(None, "column of the images, of a hfds/ data set (default: image)", metavar="KEY")
-    target_key: str | None = _images(None, "column of the labels, of a hfds/ data set (default: label)", metavar="KEY")
+    input_key: str | None = _images(None, "column of the images in a hfds/ data set (default: image)", metavar="KEY")
+    target_key: str | None = _images(None, "column of the labels in a hfds/ data set (default: label)", metavar="KEY")
     img_size: int | None = _data(
         None,
-        "height and width that images are brought to (default: the network's; super-resolution: {1}, of patches)",
+        "height and width that images are resized to (default: the network's); super-resolution: size of the "
+        "small patches (default: {1})",
         (None, 48),
         metavar="N",
         check=at_least(1),
     )
     mean: Sequence[float] | None = _images(
         None,
-        "mean that images are normalized with, of values from 0 to 1: one number, or one a channel (default: that of "
-        "the start weights, or the network)",
+        "mean to normalize images with, for values from 0 to 1: one number, or one per channel (default: that "
+        "of the start weights, or of the network)",
         metavar="X",
         check=_MEANS,
     )
     std: Sequence[float] | None = _images(
         None,
-        "standard deviation that images are normalized with, likewise (default: that of the start weights, or the "
-        "network)",
+        "standard deviation to normalize images with, likewise (default: that of the start weights, or of the network)",
         metavar="X",
         check=_STDS,
     )
     batch_size: int | None = _data(
         None,
-        "images a batch, in each process (default: {}, fine-tuning: {}, super-resolution: {}; no more than there are)",
+        "images per batch, in each process (default: {}, fine-tuning: {}, super-resolution: {}; at most all images)",
         (256, 16),
         fine_tuning=32,
         metavar="N",
@@ -175,14 +175,14 @@ class TrainConfig:
     )
     epoch_repeats: int = _data(
         1,
-        "patches that are cut from each image in an epoch, of super-resolution (default: %(default)s)",
+        "super-resolution: patches cut from each image per epoch (default: %(default)s)",
         metavar="N",
         check=at_least(1),
         task="super-resolution",
     )
     validation_batch_size: int | None = _images(
         None,
-        "images a batch of validation (default: as --batch-size)",
+        "images per batch in validation (default: as --batch-size)",
         metavar="N",
         letters="vb",
         check=at_least(1),
@@ -190,7 +190,7 @@ class TrainConfig:
     )
     workers: int = _data(
         2,
-        "processes that load images; 0 to load them in this one (default: %(default)s)",
+        "worker processes that load images; 0 loads them in the main process (default: %(default)s)",
         metavar="N",
         letters="j",
         check=at_least(0),
@@ -198,31 +198,36 @@ class TrainConfig:
     )
     in_memory: bool | None = _data(
         None,
-        "read all images once, and shift and flip them a batch at a time on the device; of super-resolution, cut "
-        "patches from images in memory (default: where no other augmentation is asked for, up to 64x64 pixels and 2 "
-        "GiB; patches: up to 2 GiB)",
+        "read all images once and keep them in memory; they are shifted and flipped a batch at a time, on the "
+        "device (default: for up to 2 GiB of images of at most 64x64 pixels without other augmentation; "
+        "super-resolution: for up to 2 GiB)",
         on_resume=_RANDOM,
     )
 
     train_crop_mode: Literal["pad", "rrc", "rkrc", "rkrr"] | None = _augment_images(
         None,
-        "how training images are cut: pad shifts them by up to an eighth; rrc cuts random areas of random aspect; rkrc "
-        "and rkrr are timm's in between (default: pad up to 64x64 pixels, rrc beyond)",
+        "how training images are cropped: pad shifts them by up to an eighth; rrc cuts random areas of random "
+        "aspect ratio (random resized crop); rkrc and rkrr are timm's modes of these names (default: pad up to "
+        "64x64 pixels, rrc beyond)",
     )
     scale: Sequence[float] | None = _augment_images(
         None,
-        "smallest and largest area of rrc, as shares of the image's (default: 0.08 1)",
+        "smallest and largest area of an rrc crop, as shares of the image (default: 0.08 1)",
         metavar="X",
         count=2,
         check=_AREAS,
     )
     ratio: Sequence[float] | None = _augment_images(
-        None, "smallest and largest aspect ratio of rrc (default: 0.75 1.33)", metavar="X", count=2, check=_AREAS
+        None,
+        "smallest and largest aspect ratio of an rrc crop (default: 0.75 1.33)",
+        metavar="X",
+        count=2,
+        check=_AREAS,
     )
     hflip: float | None = _augment_images(
         None,
-        "probability that an image is flipped left to right; 0 where that changes what it shows, as with digits "
-        "(default: 0.5; 0 for fine-tuning a network for gray images)",
+        "probability that an image is flipped left to right; use 0 where that changes what it shows, as with "
+        "digits (default: 0.5; 0 when fine-tuning a network for gray images)",
         metavar="P",
         check=SHARE,
     )
@@ -255,14 +260,14 @@ class TrainConfig:
     )
     mixup: float = _mix(
         0.0,
-        "alpha of mixup, above 0 to use it (default: %(default)s)",
+        "alpha of mixup; 0 for no mixup (default: %(default)s)",
         metavar="ALPHA",
         check=NOT_NEGATIVE,
         task="classifiers",
     )
     cutmix: float = _mix(
         0.0,
-        "alpha of CutMix, above 0 to use it (default: %(default)s)",
+        "alpha of CutMix; 0 for no CutMix (default: %(default)s)",
         metavar="ALPHA",
         check=NOT_NEGATIVE,
         task="classifiers",
@@ -283,22 +288,20 @@ class TrainConfig:
     )
     mixup_mode: Literal["batch", "pair", "elem"] = _mix(
         "batch",
-        "what shares a random share: all images of a batch, a pair of them, or none (default: %(default)s)",
+        "mix with one random share per batch, per pair of images, or per image (default: %(default)s)",
         matters=given("mixup", "cutmix"),
     )
     mixup_off_epoch: int = _mix(
         0,
-        "last epoch with mixup or CutMix; 0 for the last of all (default: %(default)s)",
+        "last epoch with mixup or CutMix; 0 for all epochs (default: %(default)s)",
         metavar="N",
         check=at_least(0),
         matters=given("mixup", "cutmix"),
     )
     no_aug: bool = _augment(
-        False, "only resize or cut images, without anything random (default: the augmentation of the other options)"
+        False, "only resize and crop training images, nothing random (default: the augmentation of the other options)"
     )
-    smoothing: float = _mix(
-        0.0, "smoothing of the labels (default: %(default)s)", metavar="X", check=SHARE, task="classifiers"
-    )
+    smoothing: float = _mix(0.0, "label smoothing (default: %(default)s)", metavar="X", check=SHARE, task="classifiers")
 
     opt: str | None = _step(
         None,
@@ -330,30 +333,31 @@ class TrainConfig:
     )
     clip_mode: Literal["norm", "value", "agc"] = _step(
         "norm",
-        "what is clipped: the norm of all gradients, each value, or with agc the norm of each unit against that of its "
-        "weights, but for the classifier (default: %(default)s)",
+        "what --clip-grad clips: the norm of all gradients, each value, or (agc) the norm of each unit "
+        "relative to that of its weights, except in the last layer (default: %(default)s)",
         matters=lambda options: options["clip_grad"] is not None,
     )
     grad_accum_steps: int = _step(
-        1, "batches whose gradients make one step (default: %(default)s)", metavar="N", check=at_least(1)
+        1, "batches whose gradients are accumulated for one step (default: %(default)s)", metavar="N", check=at_least(1)
     )
     model_ema: bool = _step(
-        False, "average the weights over the steps; validate and save the average (default: the weights themselves)"
+        False, "keep a moving average of the weights; validate and save the average (default: no average)"
     )
     model_ema_decay: float = _step(
         0.9998,
-        "share of the average that a step leaves (default: %(default)s)",
+        "decay of the moving average (default: %(default)s)",
         metavar="X",
         check=SHARE,
         matters=given("model_ema"),
     )
     model_ema_warmup: bool = _step(
-        False, "begin with a smaller decay (default: the same in all steps)", matters=given("model_ema")
+        False, "begin with a smaller decay (default: the same decay in all steps)", matters=given("model_ema")
     )
     precise_bn: bool = _step(
         False,
-        "measure BatchNorm's statistics anew from some thousand training images before each validation, as those "
-        "of --model-ema always are: running ones lag behind adder filters at a high rate (default: the running ones)",
+        "before each validation, recompute BatchNorm's statistics on some thousand training images, as "
+        "--model-ema always does: running statistics lag behind when adder filters change fast (default: "
+        "running statistics)",
     )
 
     eta: float | None = _adder(
@@ -384,9 +388,9 @@ class TrainConfig:
     )
     quantize_bits: int | None = _adder(
         None,
-        "fine-tune with what bytes of N bits (4 to 8) can hold. Ranges come from 512 training images and stay; "
-        "accuracies are those with N bits. The files hold float weights and the ranges: `adderzoo quantize` makes "
-        "integer networks of them (default: float numbers)",
+        "quantization-aware fine-tuning: round the values of adder layers as N bits (4 to 8) do. Ranges are "
+        "measured once, on 512 training images; accuracies are those with N bits. The files hold float weights "
+        "and the ranges, of which `adderzoo quantize` makes an integer network (default: float numbers)",
         metavar="N",
         check=_BITS,
         task="classifiers",
@@ -395,21 +399,22 @@ class TrainConfig:
 
     kd: Literal["logits", "pkkd"] | None = _kd(
         None,
-        "learn from a teacher too: from the logits of a trained network; or from logits and layers of a CNN that "
-        "is trained at the same time (progressive kernel-based knowledge distillation) (default: no teacher)",
+        "learn from a teacher too. logits: from the logits of a trained network; pkkd: from logits and layers "
+        "of a CNN that is trained at the same time, progressive kernel-based knowledge distillation (default: "
+        "no teacher)",
         task="classifiers",
         matters=None,
     )
     kd_model_name: Sequence[str] | None = _kd(
         None,
-        "name of the teacher; of several, for logits, the mean of their probabilities is learned (default: the "
-        "network's CNN twin, of the same tag)",
+        "name of the teacher; with several, for logits alone, the mean of their probabilities is learned "
+        "(default: the network's CNN twin, with the same tag)",
         metavar="NAME",
     )
     kd_checkpoint: Sequence[str | Path] | None = _kd(
         None,
-        "file with the weights of the teacher, for logits; of several teachers one each, in their order (default: the "
-        "published weights of its tag)",
+        "file with the weights of the teacher, for logits alone; with several teachers one file each, in the "
+        "same order (default: the published weights of its tag)",
         metavar="FILE",
         path=True,
     )
@@ -417,17 +422,17 @@ class TrainConfig:
         4.0, "temperature that divides the logits of both (default: %(default)s)", metavar="X", check=ABOVE_ZERO
     )
     task_loss_weight: float | None = _kd(
-        None, "weight of the loss by the labels (default: 1)", metavar="X", check=NOT_NEGATIVE
+        None, "weight of the loss on the labels (default: 1)", metavar="X", check=NOT_NEGATIVE
     )
     distill_loss_weight: float | None = _kd(
         None,
-        "weight of the loss by the teacher's logits (default: what --task-loss-weight leaves of 1, or 1 without it)",
+        "weight of the loss on the teacher's logits (default: 1 minus --task-loss-weight, or 1 without it)",
         metavar="X",
         check=NOT_NEGATIVE,
     )
     feature_loss_weight: float = _kd(
         10.0,
-        "weight of the loss by layers, of pkkd (default: %(default)s)",
+        "weight of the loss on layers, for pkkd (default: %(default)s)",
         metavar="X",
         check=NOT_NEGATIVE,
         matters=lambda options: options["kd"] == "pkkd",
@@ -459,40 +464,40 @@ class TrainConfig:
     )
     warmup_epochs: int = _schedule(
         0,
-        "epochs in the beginning, over which the learning rate rises (default: %(default)s)",
+        "epochs over which the learning rate rises at the start (default: %(default)s)",
         metavar="N",
         check=at_least(0),
     )
     warmup_lr: float = _schedule(
         1e-5,
-        "learning rate that it rises from (default: %(default)s)",
+        "learning rate at the start of warmup (default: %(default)s)",
         metavar="X",
         check=NOT_NEGATIVE,
         matters=given("warmup_epochs"),
     )
     decay_epochs: float | None = _schedule(
         None,
-        "epochs between two falls of step; of wsd and rsqrt the length of the fall, below 1 as a share of all epochs "
-        "(default: 90 for step, else 0.2)",
+        "step: epochs between two falls of the learning rate; wsd and rsqrt: length of the final fall in "
+        "epochs, or below 1 as a share of all (default: 90 for step, else 0.2)",
         metavar="N",
         check=ABOVE_ZERO,
     )
     decay_milestones: Sequence[int] = _schedule(
         [90, 180, 270],
-        "epochs at which the learning rate of multistep falls (default: 90 180 270)",
+        "multistep: epochs at which the learning rate falls (default: 90 180 270)",
         metavar="N",
         check=_EPOCHS,
         matters=lambda options: options["sched"] == "multistep",
     )
     decay_rate: float = _schedule(
         0.1,
-        "what step and multistep multiply the learning rate by; power of poly, where 1 is a straight line (default: "
-        "%(default)s)",
+        "step and multistep: factor of the learning rate at each fall; poly: its power, where 1 is a straight "
+        "line (default: %(default)s)",
         metavar="X",
         check=ABOVE_ZERO,
     )
 
-    seed: int = _machine(42, "seed of everything that is random (default: %(default)s)", metavar="N", check=at_least(0))
+    seed: int = _machine(42, "random seed (default: %(default)s)", metavar="N", check=at_least(0))
     device: str = _machine(
         "auto",
         "where the network is trained: cpu, cuda, cuda:1 and so on; auto for a GPU if PyTorch can use one, else the "
@@ -519,21 +524,21 @@ class TrainConfig:
     )
 
     output: str | Path = _output(
-        "output/train", "folder that the folders of trainings are in (default: %(default)s)", metavar="DIR", path=True
+        "output/train", "folder in which each training gets a folder (default: %(default)s)", metavar="DIR", path=True
     )
     experiment: str | None = _output(
         None,
-        "folder of this training in it, for best.safetensors, last.safetensors, state.pt, summary.csv, curves.png and "
-        "args.yaml (default: named by time and network)",
+        "name of this training's folder in --output, which gets best.safetensors, last.safetensors, state.pt, "
+        "summary.csv, curves.png and args.yaml (default: time and network)",
         metavar="NAME",
     )
     resume: bool = _output(
         False,
-        "go on after the last complete epoch of this experiment, with the same options but for those of how it "
-        "runs (--workers, --validation-batch-size, --device ...) and --epochs: more of them train longer, from there "
-        "on at the learning rates of the longer schedule; begin if there is none (default: a new training)",
+        "continue --experiment after its last complete epoch, or begin it if it is not there. Options must be "
+        "the same, except for how it runs (--workers, --validation-batch-size, --device ...) and --epochs: "
+        "with more epochs it goes on at the learning rates of the longer schedule (default: a new training)",
     )
-    log_tensorboard: bool = _output(False, "write events for TensorBoard too (default: summary.csv alone)")
+    log_tensorboard: bool = _output(False, "also write events for TensorBoard (default: only summary.csv)")
 
     def __post_init__(self) -> None:
         for each in train_options():
