@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 def _quantize(args: argparse.Namespace, results: Results) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import save
+    from adderzoo.checkpoints import describe, save
     from adderzoo.engine.group import open_device
     from adderzoo.files.weights import read_metadata, read_model_args, read_ranges
     from adderzoo.inference.quantization import quantize, simulate
@@ -88,6 +88,8 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     model = open_network(args, open_device(args.device), any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     known = read_ranges(args.checkpoint) if args.checkpoint else None
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | args.model_kwargs
+    describe(model, arguments)  # what cannot be saved is refused here
     bits = args.bits or (known["bits"] if known else 8)
     if known is None or args.data_dir or args.dataset:
         simulation, source, batches = _calibrated(model, args, bits)
@@ -100,7 +102,6 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     kinds = ("classes", "license", "source", "source_sha256", "trained_from", "taught_by")
     kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
-    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     network: Any = quantize(simulation.cpu())
     if batches:
         kept["statistics"] = to_json(observe(network, batches))
