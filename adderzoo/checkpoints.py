@@ -397,9 +397,7 @@ def _create_pretrained(name: str, arguments: dict[str, Any], spell: "_Spell") ->
     Raises:
         ValueError: if there are none, or not for this number of classes, or they cannot be had.
     """
-    other_weights = (
-        f"{spell('checkpoint', 'FILE')} gives it other weights, {spell('random_weights', True)} random ones"
-    )
+    other_weights = f"{spell('checkpoint', 'FILE')} gives it other weights, {spell('random_weights', True)} random ones"
     if not _is_published(name):
         with torch.device("meta"):
             trial = create_with(name, arguments)
@@ -419,8 +417,8 @@ def _create_pretrained(name: str, arguments: dict[str, Any], spell: "_Spell") ->
     trained = config.get("num_classes")
     if network.num_classes != trained:
         raise ValueError(
-            f"{spell('num_classes')} must be {trained}, for which the weights of {name} are published, got {network.num_classes}: "
-            f"{other_weights}"
+            f"{spell('num_classes')} must be {trained}, for which the weights of {name} are published, got "
+            f"{network.num_classes}: {other_weights}"
         )
     if ":" not in name:
         name = with_tag(config["architecture"], config.get("tag"))

@@ -46,25 +46,27 @@ def add_arguments(parser: Parser) -> None:
     add_json_argument(parser)
 
 
-def add_some_images_arguments(parser: Parser) -> None:
-    """Those of :func:`open_some_images` but for data-dir."""
-    parser.share("dataset")
-    parser.add_argument(
+def add_some_images_arguments(parser: Parser, group: Any = None) -> None:
+    """Those of :func:`open_some_images` but for data-dir, in a group of the parser or in none."""
+    into = group or parser
+    parser.share("dataset", group=group)
+    into.add_argument(
         "--split",
         metavar="NAME",
         default="train",
         help="take images of this part of the data set: of a folder in DIR, or of DIR itself with '', and where it has "
         "no such folder (default: %(default)s)",
     )
-    parser.add_argument(
+    into.add_argument(
         "--images",
         metavar="N",
         type=int,
         default=200,
         help="take so many images, evenly spaced in it (default: %(default)s)",
     )
-    parser.share("batch_size", default=50, check=at_least(1), help="number of images a batch (default: %(default)s)")
-    parser.share("workers")
+    batch_size = "number of images a batch (default: %(default)s)"
+    parser.share("batch_size", group=group, default=50, check=at_least(1), help=batch_size)
+    parser.share("workers", group=group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,7 +92,7 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     known = read_ranges(args.checkpoint) if args.checkpoint else None
     arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | args.model_kwargs
     describe(model, arguments)  # what cannot be saved is refused here
-    bits = args.bits or (known["bits"] if known else 8)
+    bits = args.bits if args.bits is not None else known["bits"] if known else 8
     if known is None or args.data_dir or args.dataset:
         simulation, source, batches = _calibrated(model, args, bits)
     else:

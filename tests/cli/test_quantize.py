@@ -171,6 +171,7 @@ def test_checkpoint_with_classes_of_its_own_keeps_them(adderzoo: Command, tmp_pa
     ("arguments", "message"),
     [
         (("--bits", 3), "bits must be from 4 to 8, got 3"),
+        (("--bits", 0), "bits must be from 4 to 8, got 0"),
         (("--quantile", 0.2), "quantile must be above 0.5 and at most 1, got 0.2"),
         (("--images", 0), "images must be at least 1, got 0"),
         (("--batch-size", 0), "batch-size must be at least 1, got 0"),

@@ -216,7 +216,7 @@ def test_so_are_those_in_dicts(tmp_path: Path, name: str) -> None:
         ({"opt_kwargs": [("eps", 1)]}, "opt-kwargs must be a dict, got [('eps', 1)]"),
         ({"opt_kwargs": {1: 2}}, "opt-kwargs must have names for keys, got 1"),
         ({"opt_kwargs": {"lr": 1}}, "opt-kwargs must not have lr: there is --lr"),
-        ({"model_kwargs": {"key": 1j}}, "model-kwargs key must be a finite number, a text, True, False, None or a list"),
+        ({"model_kwargs": {"key": 1j}}, "model-kwargs key must be a finite number, a text, True, False, None or"),
         ({"model_kwargs": {"key": [1.0, float("nan")]}}, "model-kwargs key must be a finite number, a text"),
         ({"opt_kwargs": {"key": float("inf")}}, "opt-kwargs key must be a finite number, a text"),
         ({"opt_kwargs": {"key": {1: 2}}}, "opt-kwargs key must be a finite number, a text"),
