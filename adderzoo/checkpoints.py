@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -293,6 +293,7 @@ def open_network(
     in_chans: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    from_command: bool = False,
     **arguments: Any,
 ) -> Opened:
     """A network that is ready for work: with weights that somebody has trained, unless random ones are asked for.
@@ -307,25 +308,30 @@ def open_network(
         mean: Of the images, one number or as many as there are channels, in place of what the network's data
             configuration says.
         std: Likewise.
+        from_command: Whether errors name arguments as options of a command, with dashes, or as here.
         arguments: Further ones of `timm.create_model`.
 
     Raises:
         ValueError: if there is no such network or file, there are no published weights or not for so many classes, or
             they cannot be had; if a file does not fit; as :func:`load`.
     """
+    spell = _as_option if from_command else _as_argument
     if num_classes is not None:
         check_num_classes(num_classes)
     if in_chans is not None and in_chans < 1:
-        raise ValueError(f"in-chans must be at least 1, got {in_chans}")
+        raise ValueError(f"{spell('in_chans')} must be at least 1, got {in_chans}")
     path = None if checkpoint is None else weights_in(checkpoint)
     if not _is_name(model):
-        for what, given_beside in (("checkpoint", path is not None), ("random-weights", random_weights)):
+        for what, given_beside in (("checkpoint", path is not None), ("random_weights", random_weights)):
             if given_beside:
-                raise ValueError(f"{what} must not be given beside model {model}, which is a file of weights")
+                raise ValueError(f"{spell(what)} must not be given beside model {model}, which is a file of weights")
         path = weights_in(model)
-        model = _name_in(path)
+        if "architecture" not in read_metadata(path):
+            both = f"{spell('model', 'NAME')} and {spell('checkpoint', path)}"
+            raise ValueError(f"{path} does not say of which network it is: pass {both}")
+        model = _name_of(path)
     elif path is not None and random_weights:
-        raise ValueError(f"random-weights must not be given beside checkpoint {path}")
+        raise ValueError(f"{spell('random_weights')} must not be given beside checkpoint {path}")
     name = str(model)
     if in_chans is not None:
         arguments["in_chans"] = in_chans
@@ -334,12 +340,26 @@ def open_network(
     else:
         if num_classes is not None:
             arguments["num_classes"] = num_classes
-        opened = _create_random(name, arguments) if random_weights else _create_pretrained(name, arguments)
+        opened = _create_random(name, arguments) if random_weights else _create_pretrained(name, arguments, spell)
     for key, value in (("mean", mean), ("std", std)):
         if value is not None and is_super_resolution(opened.network):
             raise ValueError(f"{key} is for classifiers, but {opened.name} is for super-resolution")
     take_preprocessing(opened.network, in_chans, mean, std)
     return opened
+
+
+def _as_argument(name: str, value: Any = None) -> str:
+    """An argument, perhaps with a value, in an error."""
+    return name if value is None else f"{name}={value}"
+
+
+def _as_option(name: str, value: Any = None) -> str:
+    """The same as an option of a command, which a flag is alone."""
+    dashed = name.replace("_", "-")
+    return dashed if value is None else f"--{dashed}" if value is True else f"--{dashed} {value}"
+
+
+_Spell = Callable[..., str]
 
 
 def _is_name(model: str | Path) -> bool:
@@ -362,12 +382,6 @@ def _is_name(model: str | Path) -> bool:
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def _name_in(path: Path) -> str:
-    if "architecture" not in read_metadata(path):
-        raise ValueError(f"{path} does not say of which network it is: pass --model NAME --checkpoint {path}")
-    return _name_of(path)
-
-
 def _create_random(name: str, arguments: dict[str, Any]) -> Opened:
     network = create_with(name, arguments)
     return Opened(network, name, "random weights" if _has_parameters(network) else "no weights")
@@ -377,37 +391,34 @@ def _has_parameters(network: nn.Module) -> bool:
     return any(True for _ in network.parameters())
 
 
-# What can be done where there are no published weights.
-_OTHER_WEIGHTS = "--checkpoint FILE gives it other weights, --random-weights random ones"
-
-
-def _create_pretrained(name: str, arguments: dict[str, Any]) -> Opened:
+def _create_pretrained(name: str, arguments: dict[str, Any], spell: "_Spell") -> Opened:
     """The network with the published weights of its tag.
 
     Raises:
         ValueError: if there are none, or not for this number of classes, or they cannot be had.
     """
+    other_weights = f"{spell('checkpoint', 'FILE')} gives it other weights, {spell('random_weights', True)} random ones"
     if not _is_published(name):
         with torch.device("meta"):
             trial = create_with(name, arguments)
         if not _has_parameters(trial):
             return _create_random(name, arguments)
         raise ValueError(
-            f"model {name} has no published weights: {_OTHER_WEIGHTS}; `adderzoo list --pretrained` shows what has some"
+            f"model {name} has no published weights: {other_weights}; `adderzoo list --pretrained` shows what has some"
         )
     try:
         network = create_with(name, {"pretrained": True, **arguments})
     except ValueError as error:
         if isinstance(error.__cause__, OSError):
             reason = " ".join(str(error.__cause__).split()).rstrip(".")
-            raise ValueError(f"the weights of {name!r} cannot be had: {reason}. {_OTHER_WEIGHTS}") from error
+            raise ValueError(f"the weights of {name!r} cannot be had: {reason}. {other_weights}") from error
         raise
     config = network.pretrained_cfg
     trained = config.get("num_classes")
     if network.num_classes != trained:
         raise ValueError(
-            f"num-classes must be {trained}, for which the weights of {name} are published, got {network.num_classes}: "
-            f"{_OTHER_WEIGHTS}"
+            f"{spell('num_classes')} must be {trained}, for which the weights of {name} are published, got "
+            f"{network.num_classes}: {other_weights}"
         )
     if ":" not in name:
         name = with_tag(config["architecture"], config.get("tag"))
@@ -446,16 +457,29 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
         OSError: if the file cannot be written.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {path}")
+    save_weights(network, path, {**describe(network, model_args), **(metadata or {})})
+
+
+def describe(network: nn.Module, model_args: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of a network that :func:`save` writes.
+
+    Args:
+        network: As for :func:`save`.
+        model_args: Likewise.
+
+    Raises:
+        ValueError: as :func:`save`.
+    """
     quantization = getattr(network, "quantization", None)
     if quantization is None and isinstance(network, fx.GraphModule):
         raise ValueError(
             f"the network must be a float one or one that quantize() has made, got {type(network).__name__}, which was "
             "fused, or calibrated and not quantized"
         )
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {path}")
     said = {} if quantization is None else {"quantization": to_json(quantization)}
-    config = getattr(network, "pretrained_cfg", {})
+    config: Any = getattr(network, "pretrained_cfg", {})
     architecture, tag = config.get("architecture"), config.get("tag")
     model_args = foreign.of_network(model_args)
     arguments = {"num_classes": getattr(network, "num_classes", None), **model_args}
@@ -479,7 +503,7 @@ def save(network: nn.Module, path: Path | str, metadata: Mapping[str, str] | Non
     elif model_args:  # without the name, nothing would read them
         made = f"make another {architecture} than this" if architecture else "are for a network of timm.create_model"
         raise ValueError(f"model_args {shown(model_args)} {made}: got a {type(network).__name__}")
-    save_weights(network, path, {**said, **(metadata or {})})
+    return said
 
 
 def _makes(architecture: str, arguments: Mapping[str, Any], network: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adderzoo.files.foreign import weights_in
 
-from ._parser import Parser, key_and_value
+from ._parser import Parser
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +48,8 @@ def add_network_arguments(parser: Parser, required: bool = True, classifier: boo
         parser.set_defaults(num_classes=None, in_chans=None, mean=None, std=None)
         add_model_kwargs(parser)
         return
-    parser.add_argument(
-        "--num-classes",
-        metavar="N",
-        type=int,
+    parser.share(
+        "num_classes",
         help="number of classes (default: that of the weights)",
     )
     parser.share(
@@ -77,12 +75,9 @@ def add_device_argument(parser: Parser) -> None:
 
 
 def add_model_kwargs(parser: Parser) -> None:
-    parser.add_argument(
-        "--model-kwargs",
-        metavar="KEY=VALUE",
-        nargs="*",
-        default=[],
-        type=key_and_value,
+    parser.share(
+        "model_kwargs",
+        reserved=(),  # open_network knows which options there are
         help="further arguments of the network, such as scale=3 (default: those stored with the weights)",
     )
 
@@ -107,8 +102,8 @@ def open_network(
     from adderzoo.checkpoints import open_network
     from adderzoo.models import check_classifier
 
-    arguments = dict(args.model_kwargs)
-    taken = {"checkpoint", "model", "random_weights"}
+    arguments: dict[str, Any] = args.model_kwargs
+    taken = {"checkpoint", "from_command", "model", "random_weights"}
     for key in ("in_chans", "mean", "num_classes", "pretrained", "std"):
         if key in arguments:
             option = {"pretrained": "random-weights"}.get(key, key.replace("_", "-"))
@@ -123,6 +118,7 @@ def open_network(
         in_chans=args.in_chans,
         mean=args.mean,
         std=args.std,
+        from_command=True,
         **arguments,
     )
     if not any_task:

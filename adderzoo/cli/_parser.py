@@ -35,11 +35,12 @@ class Parser(argparse.ArgumentParser):
         lines = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {each}" for each in examples)])
         self.epilog = f"{notes}\n\n{lines}".strip()
 
-    def share(self, *names: str, **changes: Any) -> None:
+    def share(self, *names: str, group: Any = None, **changes: Any) -> None:
         """Options that `adderzoo train` has too, under the same names, with the same checks.
 
         Args:
             names: Of fields of :class:`TrainConfig`.
+            group: Of this parser, that the help shows them in; None for none.
             changes: Of the option: `default`, or fields of :class:`adderzoo.engine.options.About`, such as `help` and
                 `check`.
         """
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
                 default = {key: changes[key] for key in ("default",) if key in changes}
                 about = {key: value for key, value in changes.items() if key != "default"}
                 option = replace(option, about=replace(option.about, **about), **default)
-                add_option(self, option)
+                add_option(group or self, option)
                 self._shared.append(option)
 
     def add_data_dir(self, help: str | None = None) -> None:

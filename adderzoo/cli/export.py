@@ -77,7 +77,8 @@ def add_arguments(parser: Parser) -> None:
     c.add_argument(
         "--no-multiply",
         action="store_true",
-        help="replace the multiplications by scales in adder layers with sums of three shifts (default: they multiply)",
+        help="have nothing multiplied, but on processors with SMLAD (Cortex-M4, M7, M33, M55): scales become sums of "
+        "three shifts, and products differences of squares from a table (default: scales and products are multiplied)",
     )
     c.add_argument(
         "--vectors",
@@ -85,7 +86,7 @@ def add_arguments(parser: Parser) -> None:
         help="also write test vectors: all weights, and the output of every layer for some images (default: the "
         "network alone)",
     )
-    add_some_images_arguments(parser)
+    add_some_images_arguments(parser, c)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -97,8 +98,8 @@ def run(args: argparse.Namespace) -> None:
     if args.format == "c":
         _check_c(args)
     else:
-        for name in ("data_dir", "bits", "max_ram", "no_multiply", "vectors"):
-            if getattr(args, name) not in (None, False):
+        for name in ("data_dir", "dataset", "bits", "max_ram", "no_multiply", "vectors"):
+            if getattr(args, name) not in (None, False, ""):
                 option = "quantize" if name == "data_dir" else name.replace("_", "-")
                 raise ValueError(f"{option} is for C, a folder, but {args.destination} gets the format {args.format}")
         check_output(args.destination, f"OUT for the format {args.format}", [FORMATS[args.format]])
@@ -267,7 +268,7 @@ def _about(args: argparse.Namespace, network: Any) -> Iterable[str]:
     from adderzoo.catalogue import Accuracy, networks
 
     bits = network.quantization["bits"]
-    yield f"{args.model}, quantized to {bits} bits{', without multiplication in adder layers' * args.no_multiply}."
+    yield f"{args.model}, quantized to {bits} bits{', without multiplication but by SMLAD' * args.no_multiply}."
     name, tag = split_model_name_tag(args.model)
     for info in networks(name):
         yield (

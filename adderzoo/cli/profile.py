@@ -100,7 +100,7 @@ def _twin(name: str, model: "Network", args: argparse.Namespace) -> tuple[str, A
     other = twin(name)
     if other is None:
         return None
-    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | args.model_kwargs
     arguments = {key: value for key, value in arguments.items() if key != "conv_layer"}
     arguments["num_classes"] = model.num_classes
     if args.in_chans is not None:

@@ -46,25 +46,27 @@ def add_arguments(parser: Parser) -> None:
     add_json_argument(parser)
 
 
-def add_some_images_arguments(parser: Parser) -> None:
-    """Those of :func:`open_some_images` but for data-dir."""
-    parser.share("dataset")
-    parser.add_argument(
+def add_some_images_arguments(parser: Parser, group: Any = None) -> None:
+    """Those of :func:`open_some_images` but for data-dir, in a group of the parser or in none."""
+    into = group or parser
+    parser.share("dataset", group=group)
+    into.add_argument(
         "--split",
         metavar="NAME",
         default="train",
         help="part of the data set to take images from: a folder in DIR, or '' for DIR itself, which is taken too "
         "if there is no such folder (default: %(default)s)",
     )
-    parser.add_argument(
+    into.add_argument(
         "--images",
         metavar="N",
         type=int,
         default=200,
         help="number of images to take, evenly spaced over that part (default: %(default)s)",
     )
-    parser.share("batch_size", default=50, check=at_least(1), help="images per batch (default: %(default)s)")
-    parser.share("workers")
+    batch_size = "images per batch (default: %(default)s)"
+    parser.share("batch_size", group=group, default=50, check=at_least(1), help=batch_size)
+    parser.share("workers", group=group)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 def _quantize(args: argparse.Namespace, results: Results) -> None:
     from timm.data import resolve_model_data_config
 
-    from adderzoo.checkpoints import save
+    from adderzoo.checkpoints import describe, save
     from adderzoo.engine.group import open_device
     from adderzoo.files.weights import read_metadata, read_model_args, read_ranges
     from adderzoo.inference.quantization import quantize, simulate
@@ -88,7 +90,9 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     model = open_network(args, open_device(args.device), any_task=True)
     said = read_metadata(args.checkpoint) if args.checkpoint else {}
     known = read_ranges(args.checkpoint) if args.checkpoint else None
-    bits = args.bits or (known["bits"] if known else 8)
+    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | args.model_kwargs
+    describe(model, arguments)  # what cannot be saved is refused here
+    bits = args.bits if args.bits is not None else known["bits"] if known else 8
     if known is None or args.data_dir or args.dataset:
         simulation, source, batches = _calibrated(model, args, bits)
     else:
@@ -100,7 +104,6 @@ def _quantize(args: argparse.Namespace, results: Results) -> None:
     kinds = ("classes", "license", "source", "source_sha256", "trained_from", "taught_by")
     kept: dict[str, str] = {key: said[key] for key in kinds if key in said}
     config = to_json(resolve_model_data_config(model))
-    arguments = (read_model_args(args.checkpoint) if args.checkpoint else {}) | dict(args.model_kwargs)
     network: Any = quantize(simulation.cpu())
     if batches:
         kept["statistics"] = to_json(observe(network, batches))

@@ -100,7 +100,7 @@ def run(args: Namespace) -> None:
         outputs = _outputs(args) if args.output else {}  # what is wrong with them shows before a network is opened
         device = open_device(args.device)
         args.model, args.checkpoint, arguments = choose_network(args.model, args.checkpoint, args.scale)
-        args.model_kwargs = [*args.model_kwargs, *arguments.items()]
+        args.model_kwargs = args.model_kwargs | arguments
         model = open_network(args, device, any_task=True)
         options = {"tile": args.tile, "self_ensemble": args.self_ensemble, "device": device}
         upscaler = Upscaler(model, scale=args.scale, **options)
@@ -183,5 +183,5 @@ def _twin(args: Namespace, upscaler: "Upscaler", options: dict[str, Any]) -> dic
         if not is_model_pretrained(name):
             say(args, f"no weights for {name}: name them with --twin-checkpoint")
             return {}
-    arguments = dict(args.model_kwargs) | {"scale": upscaler.scale}
+    arguments = args.model_kwargs | {"scale": upscaler.scale}
     return {name: Upscaler(name, checkpoint=args.twin_checkpoint, **options, **arguments)}

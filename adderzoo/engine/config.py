@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from adderzoo.files.foreign import check_model_args, of_network
+
 from .options import (
     ABOVE_ZERO,
     FINITE,
@@ -547,6 +549,10 @@ class TrainConfig:
         for each in chosen.values():
             if each.about.other_than in chosen:
                 raise ValueError(f"{each.dashed} cannot be given with {dashed(each.about.other_than)}")
+        try:
+            check_model_args(of_network(self.model_kwargs))  # which the weights' metadata are to have
+        except ValueError as error:
+            raise ValueError(f"model-kwargs cannot be used: {error}") from error
         if self.epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup-epochs must be fewer than the {self.epochs} epochs, got {self.warmup_epochs}")
         useless = [each.dashed for each in chosen.values() if each.about.group == "distillation"]

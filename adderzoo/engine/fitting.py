@@ -4,7 +4,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 
 from adderzoo.catalogue import task
 from adderzoo.checkpoints import check_name, names_weights
-from adderzoo.files.foreign import to_json
+from adderzoo.files.foreign import of_network, to_json
 from adderzoo.files.output import check_output_folder, check_text
+from adderzoo.files.weights import check_metadata
 
 from .config import TrainConfig, train_options
 from .curves import draw_curves
@@ -147,12 +148,15 @@ def _train(run: "_Run", command: str) -> TrainResult:
         **data.metadata(model),
         **origin(config, model),
     }
-    channels = {} if config.in_chans is None else {"in_chans": config.in_chans}
-    if config.model_kwargs or channels:
-        metadata["model_args"] = to_json(channels | config.model_kwargs)
+    arguments = of_network(config.model_kwargs)
+    if config.in_chans is not None:
+        arguments["in_chans"] = config.in_chans
+    if arguments:
+        metadata["model_args"] = to_json(arguments)
+    check_metadata(metadata)
     measure = (lambda network: validate(network, recipe)) if validate else None
     recipe_line = _describe(config, group, training, metadata.get("trained_from", ""))
-    run.begin(training, f"{recipe_line}\n{config.model}: {data.describe(model)}")
+    run.begin(training, len(loader), f"{recipe_line}\n{config.model}: {data.describe(model)}")
     return run.finish(training, loader, recipe, measure, metadata)
 
 
@@ -214,8 +218,13 @@ def fit(
             raise ValueError(f"{option.dashed} is for adderzoo.train: fit takes network and images as they are")
         if option.about.group == "output" and getattr(config, option.name) != option.default and not config.experiment:
             raise ValueError(f"{option.dashed} needs --experiment: without it, fit writes no files")
-    if not isinstance(loader, Sized) or not len(loader):
+    if not (isinstance(loader, Sized) and _can_be_read_again(loader)):
         raise ValueError(f"loader must have a length, the batches of an epoch, got {type(loader).__name__}")
+    if not (validation is None or callable(validation) or _can_be_read_again(validation)):
+        raise ValueError(
+            "validation must be batches that can be gone through after each epoch, a function that measures a network, "
+            f"or None, got {type(validation).__name__}"
+        )
     if loss is not None and (config.mixup or config.cutmix or config.smoothing):
         raise ValueError("mixup, cutmix and smoothing are for the cross-entropy: loss must be None")
     classes = config.num_classes or getattr(model, "num_classes", None)
@@ -236,8 +245,14 @@ def fit(
         measure = validation
         if validation is not None and not callable(validation):
             measure = lambda network: evaluate(network, validation, recipe, description="validation")  # noqa: E731
-        run.begin(training, f"{type(model).__name__}: {len(loader)} batches an epoch")
+        run.begin(training, len(loader), f"{type(model).__name__}: {len(loader)} batches an epoch")
         return run.finish(training, loader, recipe, measure, {})
+
+
+def _can_be_read_again(data: Any) -> bool:
+    """Whether it gives batches in every epoch: an iterator, though it may have a length, gives them once."""
+    gives = (isinstance(data, Iterable) or hasattr(data, "__getitem__")) and not isinstance(data, Iterator)
+    return gives and not (isinstance(data, Sized) and len(data) == 0)
 
 
 def create_recipe(config: TrainConfig, group: Group, loss: nn.Module, accuracy: bool, classes: int | None) -> Recipe:
@@ -378,10 +393,16 @@ class _Run:
             if self.config.resume and classes is not None:
                 check_known_classes(self.folder, classes)
 
-    def begin(self, training: Training, text: str) -> None:
+    def begin(self, training: Training, batches: int, text: str) -> None:
         """Go on where the folder's training was, if it is to, and write and tell what is ahead of the first epoch."""
         resumed = self.folder and self.config.resume and read_state(self.folder, training)
         done = len(training.history)
+        steps = done * math.ceil(batches / self.config.grad_accum_steps)
+        if training.step != steps and self.group.rank == 0:
+            self.warn(
+                f"the {done} epochs in {self.folder} have {training.step} steps, with these batches they would have "
+                f"{steps}: the training goes on with other data"
+            )
         if done > (self.config.epochs or 0):
             raise ValueError(f"epochs must be at least the {done} that are complete, got {self.config.epochs}")
         if self.folder and self.group.rank == 0:

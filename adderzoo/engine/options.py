@@ -1,7 +1,6 @@
 """Options as fields of a dataclass, which say of themselves what they take, and how a command has them."""
 
 import ast
-import json
 import math
 import numbers
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from adderzoo.files.foreign import shown
 from adderzoo.files.names import did_you_mean
 
 Options = Mapping[str, Any]
@@ -152,9 +152,9 @@ class Option:
             raise ValueError(f"{self.dashed} must be {self._words()}{none}, got {value!r}{hint}") from None
         if self.about.check and not self.about.check.holds(value):
             raise ValueError(f"{self.dashed} must be {self.about.check.words}, got {value}")
-        if self.kind is dict:
-            self._check_items(value)
-        return value
+        if self.kind is list and not value:
+            raise ValueError(f"{self.dashed} must be one or several, got []")
+        return self._items(value) if self.kind is dict else value
 
     def _converted(self, value: Any) -> Any:
         if self.kind is Literal and value not in self.items:
@@ -180,18 +180,22 @@ class Option:
             return f"one of {', '.join(self.items)}"
         return f"a list, each {_WORDS[self.items[0]]}" if self.kind is list else _WORDS[self.kind]
 
-    def _check_items(self, items: dict[str, Any]) -> None:
+    def _items(self, items: dict[str, Any]) -> dict[str, Any]:
+        """Those of a dict, as args.yaml, the weights' metadata and the command line can have them."""
+        taken = {}
         for key, value in items.items():
             if not isinstance(key, str):
                 raise ValueError(f"{self.dashed} must have names for keys, got {key!r}")
             if key in self.about.reserved:
                 raise ValueError(f"{self.dashed} must not have {key}: there is --{dashed(key)}")
-            try:  # what neither args.yaml nor the weights' metadata could hold, such as a complex number
-                json.dumps(value)
-            except (TypeError, ValueError) as error:
+            try:
+                taken[key] = _plain(value)
+            except (RecursionError, TypeError, ValueError, OverflowError) as error:
                 raise ValueError(
-                    f"{self.dashed} {key} must be a number, a text, True, False, None or a list of these, got {value!r}"
+                    f"{self.dashed} {key} must be a finite number, a text, True, False, None or a list of these, got "
+                    f"{shown(value)}"
                 ) from error
+        return taken
 
     def words(self, value: Any) -> list[str]:
         """What gives it this value on the command line."""
@@ -215,6 +219,29 @@ _TAKEN = {
     Literal: str,
 }
 _WORDS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", dict: "a dict"}
+
+
+def _plain(value: Any) -> Any:
+    """A value in Python's own types; a TypeError or ValueError where there is none, as for a complex number or NaN."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError
+        return value
+    if isinstance(value, list | tuple):
+        parts = map(_plain, value)
+        return tuple(parts) if isinstance(value, tuple) else list(parts)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    raise TypeError
 
 
 def _kind(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from adderzoo.catalogue import twin
 from adderzoo.checkpoints import check_name, create_model, load, load_checkpoint, read_origin
-from adderzoo.files.foreign import weights_in
+from adderzoo.files.foreign import of_network, weights_in
 from adderzoo.files.weights import read_classes, read_model_args
 from adderzoo.inference.fusion import fuse
 from adderzoo.layers.modules import Network
@@ -149,7 +149,7 @@ def create_distillation(
     name = names[0]
     random_seed(config.seed)  # the teacher is the network that it would be alone
     # The layers are the student's, as its name.
-    kwargs = {key: value for key, value in config.model_kwargs.items() if key != "conv_layer"}
+    kwargs = {key: value for key, value in of_network(config.model_kwargs).items() if key != "conv_layer"}
     alone = replace(config, model=name, pretrained=False, initial_checkpoint=None, model_kwargs=kwargs)
     teacher = open_student(alone, group, model.num_classes)
     try:

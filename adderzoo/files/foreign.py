@@ -200,6 +200,7 @@ def check_model_args(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError(f"it must be an object, got {shown(value)}")
+    _check_size({"model_args": value})  # as a config.json has them
     if strange := sorted(_FILE_ARGUMENTS & value.keys()):
         raise ValueError(f"it would read other files: {', '.join(strange)}")
     level = list(value.values())

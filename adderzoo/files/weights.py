@@ -134,7 +134,7 @@ def read_num_classes(path: Path) -> int | None:
     Raises:
         ValueError: as :func:`read_metadata`, or if it is no number.
     """
-    return _read(path, "num_classes", str, check_num_classes)
+    return _read(path, "num_classes")
 
 
 def read_classes(path: Path) -> list[str] | None:
@@ -143,7 +143,7 @@ def read_classes(path: Path) -> list[str] | None:
     Raises:
         ValueError: as :func:`read_metadata`, or if they are no list of names.
     """
-    return _read(path, "classes", parse_json, check_class_names)
+    return _read(path, "classes")
 
 
 def read_data_config(path: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def read_data_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: as :func:`read_metadata`, or naming what is no such thing.
     """
-    return _read(path, "data_config", parse_json, check_data_config) or {}
+    return _read(path, "data_config") or {}
 
 
 def read_model_args(path: Path) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def read_model_args(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: as :func:`read_metadata`, or if they are no JSON object, or would read other files.
     """
-    return _read(path, "model_args", parse_json, check_model_args) or {}
+    return _read(path, "model_args") or {}
 
 
 def read_ranges(path: Path, key: str = "ranges") -> dict[str, Any] | None:
@@ -174,18 +174,44 @@ def read_ranges(path: Path, key: str = "ranges") -> dict[str, Any] | None:
     Raises:
         ValueError: as :func:`read_metadata`, or naming what is no such thing.
     """
-    return _read(path, key, parse_json, check_ranges)
+    return _read(path, key)
 
 
-def _read(path: Path, key: str, parse: Callable[[str], Any], check: Callable[[Any], Any]) -> Any:
+# How what metadata say is read and checked.
+_SAID: dict[str, tuple[Callable[[str], Any], Callable[[Any], Any]]] = {
+    "num_classes": (str, check_num_classes),
+    "classes": (parse_json, check_class_names),
+    "data_config": (parse_json, check_data_config),
+    "model_args": (parse_json, check_model_args),
+    "ranges": (parse_json, check_ranges),
+    "quantization": (parse_json, check_ranges),
+}
+
+
+def _read(path: Path, key: str) -> Any:
     """What the metadata of a file say under a key, checked; None if they say nothing."""
     text = read_metadata(path).get(key)
     if text is None:
         return None
+    parse, check = _SAID[key]
     try:
         return check(parse(text))
     except ValueError as error:
         raise ValueError(f"{path} cannot be used, its metadata {key} is wrong: {error}") from error
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Refuse metadata that could be written, but would be refused when they are read.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    for key, (parse, check) in _SAID.items():
+        if key in metadata:
+            try:
+                check(parse(metadata[key]))
+            except ValueError as error:
+                raise ValueError(f"{key} cannot be written, since no file may have it: {error}") from error
 
 
 def _is_plain(value: Any) -> bool:

@@ -280,8 +280,8 @@ def default_network(scale: int) -> str:
             if isinstance(measured, Quality) and scale in {test_set.scale for test_set in measured.test_sets}:
                 return f"{info.name}.{weights.tag}"
     raise ValueError(
-        f"no adder network has published weights that were measured at scale {scale}: name one with --model, and its "
-        "weights with --checkpoint"
+        f"no adder network has published weights that were measured at scale {scale}: name one as the "
+        "model, and the file of its weights as the checkpoint"
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands import Done
 
+from adderzoo.cli import parsers
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PUBLISHED = ("--model", "adder_lenet5.digits")
@@ -50,6 +52,8 @@ def test_a_file_of_quantize_needs_no_images(adderzoo: Callable[..., Done], quant
     done = adderzoo("export", quantized, tmp_path / "out", "--no-multiply", "--vectors")
     assert (done.status, done.err) == (0, f"adderzoo export: adder_lenet5.digits, weights of {quantized}\n")
     assert done.out.startswith(f"{tmp_path / 'out'}: adder_lenet5_digits.c, 8 bits; RAM 10,488 bytes")
+    header = (tmp_path / "out" / "adder_lenet5_digits.h").read_text()
+    assert "quantized to 8 bits, without multiplication but by SMLAD." in header
     assert "#define SHIFTS 1" in (tmp_path / "out" / "adder_lenet5_digits.c").read_text()
     assert (tmp_path / "out" / "vectors.npz").exists()
 
@@ -89,3 +93,14 @@ def test_options_of_c_are_refused_for_other_formats(adderzoo: Callable[..., Done
     done = adderzoo("export", "--format", "pt2", *PUBLISHED, tmp_path / "net.pt2", "--no-multiply")
     expected = f"no-multiply is for C, a folder, but {tmp_path / 'net.pt2'} gets the format pt2"
     assert done.error == f"adderzoo export: error: {expected}"
+    done = adderzoo("export", *PUBLISHED, tmp_path / "net.onnx", "--dataset", "torch/mnist")
+    assert f"dataset is for C, a folder, but {tmp_path / 'net.onnx'} gets the format onnx" in done.error
+
+
+def test_the_help_has_all_options_of_c_under_one_heading() -> None:
+    text = parsers(["export"])[1]["export"].format_help().partition("C for microcontrollers:")[2]
+    found = re.findall(r"^  (?:-\w \w, )?--([a-z-]+)", text, flags=re.MULTILINE)
+    assert found == [
+        *("quantize", "bits", "max-ram", "no-multiply", "vectors"),
+        *("dataset", "split", "images", "batch-size", "workers"),
+    ]

@@ -85,7 +85,7 @@ def test_a_file_of_weights_says_which_network_it_is_of(command: Command, tmp_pat
 def test_files_of_weights_that_are_none(command: Command, tmp_path: Path) -> None:
     torch.save(timm.create_model(LENET, pretrained=True).state_dict(), tmp_path / "a.pth")
     for arguments, message in {
-        ("-m", "a.pth"): "a.pth does not say of which network it is: pass --model NAME --checkpoint a.pth",
+        ("-m", "a.pth"): "a.pth does not say of which network it is: pass --model NAME and --checkpoint a.pth",
         ("-m", "b.pth"): "model must be a registered network or a file of weights, but there is no file b.pth",
         ("-m", "c/d"): "model must be a registered network or a file of weights, but there is no file c/d",
         ("-m", WEIGHTS, "--checkpoint", "a.pth"): f"checkpoint must not be given beside model {WEIGHTS}",

@@ -379,7 +379,7 @@ def test_json_goes_to_a_file_beside_the_text(adderzoo: Command, tmp_path: Path) 
         (("a.png", "nowhere.png"), "image nowhere.png does not exist"),
         (("empty",), "folder empty has no images"),
         (("a.png", "--topk", "0"), "topk must be at least 1, got 0"),
-        (("a.png", "--num-classes", "0"), "num_classes must be at least 1, got 0"),
+        (("a.png", "--num-classes", "0"), "num-classes must be at least 1, got 0"),
         (("a.png", "--device", "abacus"), "device 'abacus' cannot be used"),
         (("a.png", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
         (("a.png", "--class-names", "nine.txt"), "class-names nine.txt has 9 class names, the network 10 classes"),

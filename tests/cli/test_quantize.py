@@ -171,6 +171,7 @@ def test_checkpoint_with_classes_of_its_own_keeps_them(adderzoo: Command, tmp_pa
     ("arguments", "message"),
     [
         (("--bits", 3), "bits must be from 4 to 8, got 3"),
+        (("--bits", 0), "bits must be from 4 to 8, got 0"),
         (("--quantile", 0.2), "quantile must be above 0.5 and at most 1, got 0.2"),
         (("--images", 0), "images must be at least 1, got 0"),
         (("--batch-size", 0), "batch-size must be at least 1, got 0"),
@@ -286,3 +287,22 @@ def test_a_network_for_super_resolution_gets_its_ranges_from_whole_images(adderz
     for wrong in ((), ("--dataset", "torch/cifar10")):
         done = adderzoo("quantize", *command, checkpoint, *wrong, tmp_path / "other.safetensors")
         assert done.error.endswith("since adder_edsr_baseline_x2 classifies none")
+
+
+def test_arguments_that_the_file_could_not_have_are_refused_before_images_are_read(
+    adderzoo: Command, tmp_path: Path
+) -> None:
+    """They do not make the network of somebody's folder, which has arguments of its own."""
+    (tmp_path / "images").mkdir()
+    random_images(1, (40, 36))[0].save(tmp_path / "images" / "0.png")
+    folder, kwargs = tmp_path / "edsr", {"blocks": 1, "width": 4}
+    folder.mkdir()
+    save_weights(timm.create_model("adder_edsr_baseline_x2", **kwargs), folder / "model.safetensors", {})
+    config = {"architecture": "adder_edsr_baseline_x2", "num_classes": 0, "model_args": kwargs, "pretrained_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    command = ("quantize", tmp_path / "images", tmp_path / "out.safetensors", "-m", f"local-dir:{folder}")
+    done = adderzoo(*command, "--model-kwargs", "width=4")
+    assert "model_args {'width': 4} make another adder_edsr_baseline_x2 than this" in done.error
+    assert "images" not in done.err.partition("error:")[0].replace(str(tmp_path), "")
+    assert not (tmp_path / "out.safetensors").exists()
+    assert adderzoo(*command, "--model-kwargs", "width=4", "blocks=1").status == 0

@@ -432,9 +432,9 @@ def test_arguments_with_several_values_are_those_of_the_training_that_is_resumed
         (("--model-kwargs", "drop_rate=abc"), "model-kwargs cannot be used: "),
         (
             ("--model-kwargs", "key=1j"),
-            "model-kwargs key must be a number, a text, True, False, None or a list of these",
+            "model-kwargs key must be a finite number, a text, True, False, None or a list",
         ),
-        (("--opt-kwargs", "key=[1j]"), "opt-kwargs key must be a number, a text, True, False, None or a list of these"),
+        (("--opt-kwargs", "key=[1j]"), "opt-kwargs key must be a finite number, a text, True, False, None or a list"),
         (("--model-kwargs", "num_classes=3"), "model-kwargs must not have num_classes: there is --num-classes"),
         (("--model-kwargs", "in_chans=3"), "model-kwargs must not have in_chans: there is --in-chans"),
         (("--validation-batch-size", 0), "validation-batch-size must be at least 1, got 0"),

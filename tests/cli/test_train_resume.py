@@ -331,7 +331,10 @@ def test_a_refused_state_is_never_answered_with_the_advice_to_trust_it(
         path.write_bytes(path.read_bytes()[:2000])
     else:
         path.write_bytes({"pickle": pickle.dumps(Foreign()), "text": b"garbage", "empty": b""}[kind])
-    error = adderzoo(*command, "--resume").error
+    done = adderzoo(*command, "--resume")
+    assert done.status == 1
+    missing, error = done.err.splitlines()
+    assert "args.yaml is missing: whether these are the options of the training there is not known" in missing
     assert f"{path} is damaged, or of another training: " in error
     assert not re.search("weights_only|arbitrary code|trust|safe_globals|allowlist", error)
 

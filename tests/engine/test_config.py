@@ -174,6 +174,20 @@ def test_numbers_and_paths_of_other_libraries_are_taken_as_pythons_own() -> None
     assert (config.data_dir, config.scale) == ("a", [0.5, 1.0])
 
 
+@pytest.mark.parametrize("name", ["opt_kwargs", "model_kwargs"])
+def test_so_are_those_in_dicts(tmp_path: Path, name: str) -> None:
+    given = {"a": np.float64(0.5), "b": [np.int64(2), np.float32(0.25)], "c": Path("d"), "e": {"f": np.str_("g")}}
+    expected = {"a": 0.5, "b": [2, 0.25], "c": "d", "e": {"f": "g"}}
+    config = TrainConfig(**{"model": "adder_lenet5", name: given})
+    taken = getattr(config, name)
+    assert taken == expected
+    assert [type(taken[key]) for key in "ac"] == [float, str]
+    assert [type(value) for value in taken["b"]] == [int, float]
+    assert type(taken["e"]["f"]) is str
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(config.as_dict()))
+    assert read_config(tmp_path) == config == parsed(*shlex.split(config.command())[2:])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,7 +216,15 @@ def test_numbers_and_paths_of_other_libraries_are_taken_as_pythons_own() -> None
         ({"opt_kwargs": [("eps", 1)]}, "opt-kwargs must be a dict, got [('eps', 1)]"),
         ({"opt_kwargs": {1: 2}}, "opt-kwargs must have names for keys, got 1"),
         ({"opt_kwargs": {"lr": 1}}, "opt-kwargs must not have lr: there is --lr"),
-        ({"model_kwargs": {"key": 1j}}, "model-kwargs key must be a number, a text, True, False, None or a list"),
+        ({"model_kwargs": {"key": 1j}}, "model-kwargs key must be a finite number, a text, True, False, None or"),
+        ({"model_kwargs": {"key": [1.0, float("nan")]}}, "model-kwargs key must be a finite number, a text"),
+        ({"opt_kwargs": {"key": float("inf")}}, "opt-kwargs key must be a finite number, a text"),
+        ({"opt_kwargs": {"key": {1: 2}}}, "opt-kwargs key must be a finite number, a text"),
+        ({"model_kwargs": {"drop_rate": 2.0**21}}, "model-kwargs cannot be used: its numbers must be from -1048576 to"),
+        ({"model_kwargs": {"key": [[[[[[[0]]]]]]]}}, "model-kwargs cannot be used: it is nested without end"),
+        ({"kd": "logits", "kd_model_name": []}, "kd-model-name must be one or several, got []"),
+        ({"kd": "pkkd", "kd_model_name": []}, "kd-model-name must be one or several, got []"),
+        ({"kd": "logits", "kd_checkpoint": ()}, "kd-checkpoint must be one or several, got []"),
         ({"pretrained": True, "initial_checkpoint": "a"}, "pretrained cannot be given with initial-checkpoint"),
         ({"eta": 0.1, "filter_lr_scale": 2.0}, "eta cannot be given with filter-lr-scale"),
         ({"batch_size": 1}, "batch-size must be at least 2, got 1"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from example_data import write_digits
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +24,7 @@ from adderzoo import TrainConfig
 from adderzoo.cli import main
 from adderzoo.engine import Epoch, Result, TrainResult, fit, group, read_config
 from adderzoo.layers import Adder2d
+from adderzoo.models import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +163,34 @@ def test_what_cannot_be_trained_is_refused_ahead_of_the_first_file(
     known: dict[str, Any] = {"model": "adder_lenet5", "data_dir": digits, "epochs": 1, "workers": 0}
     with pytest.raises(ValueError, match=re.escape(message)):
         adderzoo.train(TrainConfig(**known | {"output": tmp_path / "out"} | options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["cache_dir", "checkpoint_path", "pretrained_cfg_overlay"])
+def test_where_weights_were_read_is_in_no_file(digits: Path, tmp_path: Path, name: str) -> None:
+    arguments = {
+        "cache_dir": tmp_path / "cache",
+        "checkpoint_path": WEIGHTS / "adder_lenet5.digits.safetensors",
+        "pretrained_cfg_overlay": {"description": "other"},
+    }
+    kwargs = {name: arguments[name], "drop_rate": 0.125}
+    result = adderzoo.train(
+        TrainConfig(
+            **{"model": "adder_lenet5", "data_dir": digits, "workers": 0, "batch_size": 150, "epochs": 1},
+            **{"output": tmp_path, "experiment": "run", "model_kwargs": kwargs},
+        )
+    )
+    assert result.folder is not None
+    assert (result.folder / "state.pt").is_file()
+    with safe_open(result.folder / "last.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["model_args"]) == {"drop_rate": 0.125}
+    assert adderzoo.load(result.folder).drop_rate == 0.125
+
+
+def test_what_a_file_may_not_say_is_refused_ahead_of_the_first(digits: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "adder_lenet5", "data_dir": digits, "workers": 0, "epochs": 1, "batch_size": 99}
+    with pytest.raises(ValueError, match="num_classes cannot be written, since no file may have it: it must be a num"):
+        adderzoo.train(TrainConfig(**options, output=tmp_path / "out", num_classes=1_000_001))
     assert not (tmp_path / "out").exists()
 
 
@@ -336,11 +366,36 @@ def test_options_without_meaning_for_a_fit_are_refused(options: dict[str, Any], 
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("data", [iter(()), []], ids=["no length", "no batches"])
+@pytest.mark.parametrize("data", [iter(()), [], iter(loader())], ids=["no length", "no batches", "once"])
 def test_batches_have_to_be_of_a_known_number(data: Any) -> None:
     expected = rf"^loader must have a length, the batches of an epoch, got {type(data).__name__}$"
     with pytest.raises(ValueError, match=expected):
         fit(own(), data, TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        (iter(loader()), "_SingleProcessDataLoaderIter"),
+        ((batch for batch in loader()), "generator"),
+        (3, "int"),
+        ([], "list"),
+    ],
+    ids=["iterator", "generator", "number", "empty"],
+)
+def test_validation_has_to_be_there_after_each_epoch(data: Any, got: str, tmp_path: Path) -> None:
+    expected = f"^validation must be batches that can be gone through after each epoch, .+, or None, got {got}$"
+    with pytest.raises(ValueError, match=expected):
+        fit(own(), loader(), TrainConfig(epochs=2, output=tmp_path / "out", experiment="run"), data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_that_goes_on_with_another_number_of_batches_says_so(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"output": tmp_path, "experiment": "run", "grad_accum_steps": 3}
+    fit(own(), loader(), TrainConfig(**options, epochs=2))
+    with pytest.warns(UserWarning, match=r"the 2 epochs in .+ have 6 steps, with these batches they would have 2"):
+        result = fit(own(), loader(16), TrainConfig(**options, epochs=3, resume=True))
+    assert len(result.history) == 3
 
 
 def test_another_loss_leaves_no_labels_to_smooth() -> None:

@@ -325,7 +325,12 @@ def test_a_network_of_ones_own_has_its_configuration_and_names() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "adder_resnet8"}, "adder_resnet8 has no published weights"),
+        (
+            {"model": "adder_resnet8"},
+            "adder_resnet8 has no published weights: checkpoint=FILE gives it other weights, random_weights=True",
+        ),
+        ({"model": "adder_lenet5.digits", "in_chans": 0}, "in_chans must be at least 1, got 0"),
+        ({"model": "adder_lenet5.digits", "num_classes": 3}, "num_classes must be 10, for which the weights of"),
         ({"model": "adder_resnet21"}, "model must be a registered network, got 'adder_resnet21'"),
         ({"model": "nowhere/best.safetensors"}, "there is no file nowhere/best.safetensors"),
         ({"model": "adder_edsr_small_x2.bsds400"}, "must be a classifier"),
@@ -342,6 +347,12 @@ def test_a_network_of_ones_own_has_its_configuration_and_names() -> None:
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adderzoo.Classifier(**{"model": "adder_lenet5.digits", **arguments})
+
+
+def test_a_file_that_names_no_network_has_to_be_the_checkpoint_of_one(tmp_path: Path) -> None:
+    torch.save(timm.create_model("adder_lenet5").state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"does not say of which network .+: pass model=NAME and checkpoint=.+a\.pth"):
+        adderzoo.Classifier(tmp_path / "a.pth")
 
 
 def test_random_weights_are_asked_for() -> None:
