@@ -296,7 +296,7 @@ def match_classes(dataset: Any, num_classes: int, known: Sequence[str] | None) -
         raise ValueError(
             f"the data set has {count(len(strange), 'class')} that the network was not trained on ({some_of(strange)}; "
             f"it knows {some_of(known)}): --class-map takes a file with the data set's names of the network's classes, "
-            f"a name a line{_hint(dataset)}"
+            f"a name a line, if they are the same; `adderzoo train` teaches it others{_hint(dataset)}"
         )
     others = {name: index for index, name in enumerate(known) if index not in indices.values()}
     return with_indices(dataset, indices | others)

@@ -329,7 +329,7 @@ def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
     for known in (["0", "1"], None):
         with pytest.raises(ValueError, match=re.escape(remedy)):
             match_classes(open_dataset("", str(tmp_path), None, 3), 2, known)
-    with pytest.raises(ValueError, match=r"a name a line$"):
+    with pytest.raises(ValueError, match=r"teaches it others$"):
         match_classes(open_dataset("", str(write(tmp_path / "b", "x/1.png")), None, 3), 2, ["0", "1"])
 
 
