@@ -9,7 +9,6 @@ from commands import Done
 from PIL import Image
 
 import adderzoo as package
-from adderzoo import catalogue
 from adderzoo.engine import benchmark
 
 Command = Callable[..., Done]
@@ -153,7 +152,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     # As on a GPU, of which nothing is used here.
     monkeypatch.setattr("adderzoo.engine.group.open_device", torch.device)
     monkeypatch.setattr(benchmark, "describe_machine", lambda device: device)
-    monkeypatch.setattr("adderzoo.cli.benchmark._write", lambda report, args, last: None)
+    monkeypatch.setattr("adderzoo.cli.benchmark.asdict", lambda report: {})
     assert adderzoo("benchmark", "--device", "cuda:1").status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 64, 0.25, "float32"),
@@ -180,14 +179,6 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
             ("--precision", "u8", "--parts", "operator", "training"),
             "parts must be among operator, inference, threads for precision u8, got training",
         ),
-        (
-            ("--device", "cuda", "--parts", "operator", "threads"),
-            "parts must be among operator, inference, training for precision float32 on cuda, got threads",
-        ),
-        (
-            ("--device", "cuda", "--precision", "float32", "u8", "--parts", "threads"),
-            "parts must be among operator, inference, training for precision float32 and u8 on cuda, got threads",
-        ),
         (("--device", "meta"), "device 'meta' cannot be used: "),
         (("--device", "nonsense"), "device 'nonsense' cannot be used: "),
         (("--seconds", 0), "seconds must be a finite number above 0, got 0.0"),
@@ -206,10 +197,16 @@ def test_a_missing_gpu_is_one_line(adderzoo: Command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_without_twin_is_one_line(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "network_names", lambda: ["adder_new"])
-    error = adderzoo("benchmark", "--models", "adder_new").error
-    assert error.endswith("for 'adder_new' there is no 'cnn_new'")
+@pytest.mark.parametrize("precisions", [("float32",), ("float32", "u8")])
+def test_a_gpu_has_no_part_of_threads(
+    adderzoo: Command, monkeypatch: pytest.MonkeyPatch, precisions: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("adderzoo.engine.group.open_device", torch.device)
+    error = adderzoo(
+        "benchmark", "--device", "cuda", "--precision", *precisions, "--parts", "operator", "threads"
+    ).error
+    known = "parts must be among operator, inference, training for precision"
+    assert error == f"adderzoo benchmark: error: {known} {' and '.join(precisions)} on cuda, got threads"
 
 
 def test_a_missing_matplotlib_is_said_before_anything_is_measured(

@@ -169,7 +169,7 @@ def test_the_same_images_give_the_same_accuracy_in_any_folder(
     done = adderzoo("train", "--model", "adder_lenet5", "--data-dir", data, "--epochs", 1, "--batch-size", 50, *out)
     assert done.status == 0, done
     found = f"100 training images, no validation images, 10 classes; training: {data}{left_out}"
-    assert done.out.startswith(f"adder_lenet5: {found.replace('DATA', str(data))}")
+    assert done.out.splitlines()[1].startswith(f"adder_lenet5: {found.replace('DATA', str(data))}")
     assert json.loads(metadata(data.parent / "run" / "last.safetensors")["classes"]) == [*"0123456789"]
 
 
