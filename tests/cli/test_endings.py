@@ -412,7 +412,7 @@ def _no_table() -> None:
     original = benchmark._operator_text
 
     def text(*arguments: Any) -> str:
-        _no_output()
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
         return original(*arguments)
 
     benchmark._operator_text = text
