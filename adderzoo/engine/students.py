@@ -82,7 +82,7 @@ def place(config: TrainConfig, group: Group, model: nn.Module) -> nn.Module:
     """
     if config.sync_bn and group.processes > 1:
         if group.device.type != "cuda":
-            raise ValueError(f"sync-bn is for GPUs, got device {config.device}")
+            raise ValueError(f"sync-bn is for GPUs, got device {group.device}")
         model = convert_sync_batchnorm(model)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(group.device).to(memory_format=memory_format)
