@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -207,7 +208,9 @@ def check_spelling(name: str, argument: str = "model") -> None:
         if dot and tag not in (tags := _rows()[network]["tags"]):
             raise no_tag(name, tags, argument)
     elif re.fullmatch(r"[a-z]+_\w+", network) and network.partition("_")[0] in {each.split("_")[0] for each in _rows()}:
-        raise no_network(name, _rows(), argument)
+        timm = sys.modules.get("timm")  # without which nobody has registered networks of his own
+        if timm is None or not timm.is_model(network):
+            raise no_network(name, _rows(), argument)
 
 
 def task(name: str) -> str:

@@ -254,7 +254,7 @@ def test_what_train_and_validate_write_is_published(
             image.save(tmp_path / name / f"{index}.png")
     patches = ["--img-size", "8", "--batch-size", "4", "--epochs", "1", "--workers", "0", "--val-split", ""]
     output = ["--output", str(tmp_path), "--experiment", "run"]
-    assert main(["train", "--model", NAME, "--data-dir", str(tmp_path / "data"), *patches, *output]) == 0
+    assert main(["train", str(tmp_path / "data"), "-m", NAME, "--no-pretrained", *patches, *output]) == 0
     checkpoint = tmp_path / "run" / "last.safetensors"
     weights = ("--checkpoint", str(checkpoint))
     one, small = measure(tmp_path / "Small", NAME, *weights)

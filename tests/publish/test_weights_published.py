@@ -33,6 +33,7 @@ from adderzoo.cli import main
 from adderzoo.files.weights import save_weights
 from adderzoo.inference import quantization
 from adderzoo.models import _builder
+from adderzoo.publish import card
 from adderzoo.publish import weights as publishing
 from adderzoo.publish.card import model_card
 from adderzoo.publish.weights import add_baseline, add_weights
@@ -362,7 +363,7 @@ def test_a_card_that_cannot_be_made_leaves_all_as_they_were(
     def fail(*_: object) -> str:
         raise ValueError("no card")
 
-    monkeypatch.setattr(publishing, "model_card", fail)
+    monkeypatch.setattr(card, "model_card", fail)
     assert_refused("no card", NAME, checkpoint, replace(MEASURED, top1=90.0, top1_se=1.5), folder)
 
 
@@ -388,7 +389,7 @@ def start_publication(folder: Path, last: int | None, top1: float) -> int:
     status = 1
     try:
         publishing._read_weights = lambda name, cfg, checkpoint, measured: b"weights %r" % measured.top1 * 10_000
-        publishing.model_card = lambda name, folder: f"card of {read_results(folder / 'results.json')[name]}"
+        card.model_card = lambda name, folder: f"card of {read_results(folder / 'results.json')[name]}"
         steps = []
 
         def count(event: str, arguments: tuple[Any, ...]) -> None:
