@@ -5,7 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ ! -e .venv-oldest/installed ]; then
     rm -rf .venv-oldest
     python3 -m venv .venv-oldest
+    # Its Triton's interpreter cannot use NumPy 2.4.
     .venv-oldest/bin/pip install -q "torch==2.11.*" torchvision timm filelock safetensors tqdm "setuptools>=77" ninja \
-        numpy hypothesis pytest pytest-timeout
+        "numpy<2.4" hypothesis pytest pytest-timeout
     touch .venv-oldest/installed
 fi
