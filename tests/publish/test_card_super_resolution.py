@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from adderzoo import catalogue
 from adderzoo.catalogue import task
 from adderzoo.cli import main
 from adderzoo.layers import Adder2d
@@ -179,10 +178,6 @@ def test_the_usage_runs_as_it_stands_and_writes_what_the_network_gives(
     def refuse(*_: object) -> None:
         raise OSError("the network is not to be used")
 
-    network, _, tag = name.partition(".")
-    if name in TOYS:  # the commands know names from the table
-        row = catalogue._rows()["adder_vdsr"] | {"tags": {tag: True}}
-        monkeypatch.setitem(catalogue._rows(), network, row)
     program = code(card(name), "python")
     out = tmp_path_factory.mktemp("use")
     photo = Image.effect_noise((64, 48), 64).convert("RGB")
