@@ -32,8 +32,8 @@ def add_arguments(parser: Parser) -> None:
         "optimizer and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on "
         "one image (two in training), which is the best for them; those of super-resolution, which would take "
         "gigabytes, are left out. Networks for super-resolution get images that become 320x180, in training patches "
-        "of 48x48. Weights are random, on which no time depends. "
-        "PyTorch's threads are set by OMP_NUM_THREADS.",
+        "of 48x48. Weights are random, on which no network's time depends. PyTorch's threads are set by "
+        "OMP_NUM_THREADS.",
     )
     parser.add_argument(
         "-m",
@@ -41,17 +41,16 @@ def add_arguments(parser: Parser) -> None:
         "--model",
         metavar="NAME",
         nargs="+",
-        help=f"measure these adder networks (default: for the operator {_OPERATOR_MODEL} and layers of many kinds, else "
-        f"{_NETWORK_MODEL})",
+        help=f"measure these adder networks (default: for the operator {_OPERATOR_MODEL} and layers of many kinds, "
+        f"else {_NETWORK_MODEL})",
     )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=_PARTS,
-        help="what to measure: operator, the adder layers of a network one by one, each beside PyTorch's convolution of "
-        "the same geometry; inference, whole networks; "
-        "training, one step of them; threads, inference with one thread and with more (default: all, except "
-        "training in u8 and threads on a GPU)",
+        help="what to measure: operator, the adder layers of a network one by one, each beside PyTorch's convolution "
+        "of the same geometry; inference, whole networks; training, one step of them; threads, inference with one "
+        "thread and with more (default: all, except training in u8 and threads on a GPU)",
     )
     parser.add_argument(
         "--precision",
