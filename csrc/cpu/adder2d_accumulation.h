@@ -93,7 +93,8 @@ struct Piece {
 struct Region {
   bool staged;  // whether it is a copy, with padding; else it is the source
   // Shared: all channels of a group see the same source channels. Else every channel has its own copy of them in the
-  // region, which serves groups that are narrower than a panel (depthwise layers). Such a region is always staged.
+  // region, which serves groups that are narrower than a panel. Only bytes of depthwise layers, where the copy is the
+  // source, need not be staged then.
   bool shared;
   uint8_t padding;    // what all bytes of a padded pixel's channels are
   int64_t width;      // in pixels
@@ -107,8 +108,10 @@ struct Region {
 
 template <typename T>
 struct FilterPanels {
-  const T* packed;  // (panels, steps, kPanel), a step being a tap and a source channel
-  const T* sums;    // of each channel, and below which distance they cancel too much; for kMaxDistance
+  // (panels, steps, kPanel), a step being a tap and a source channel; of bytes (panels, steps, kPanel, kByteStep), or
+  // where channels have their own copies of the source, (items of the same rows, steps, channels of an item).
+  const T* packed;
+  const T* sums;  // of each channel, and below which distance they cancel too much; for kMaxDistance
   const T* limits;
   int64_t steps;
 };

@@ -1,6 +1,7 @@
 #include "adder2d_plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace adderzoo::cpu {
 namespace {
@@ -78,12 +79,12 @@ void measure_items(Accumulation<T>& work) {
   // For the choice of a grain, which large ones are beyond.
   work.items.steps =
       std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
-  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals and of inputs (of bytes,
-  // two of totals of four bytes), and two sums for each point; the region; two for each point of its rows; two for each
-  // pixel of one.
-  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
+  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals (of bytes, these have
+  // four bytes) and of inputs (bytes have none), and two sums for each point; the region; two for each point of its
+  // rows; two for each pixel of one.
+  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T), kEach = sizeof(T) == 1 ? sizeof(int32_t) : 2;
   work.items.scratch_size =
-      work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
+      work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
       (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
       2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
 }
@@ -99,7 +100,7 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
   work.items.panels = work.region.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
-  if (!work.region.shared) work.region.step = work.items.panels * kPanel;
+  if (!work.region.shared) work.region.step = work.region.staged ? work.items.panels * kPanel : work.region.pixel;
   if (work.region.staged) work.region.pixel = work.region.tap_steps * work.region.step;
   if (all_rows == 0 || work.lattice.columns == 0) {
     work.items.count = 0;
@@ -157,12 +158,31 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;
-  work.region.staged = !(work.region.shared && inside && dense && channels % work.region.step == 0);
+  const bool whole = work.region.shared ? channels % work.region.step == 0
+                                        : sizeof(T) == 1 && channels == 1 && work.output.group_channels == 1 &&
+                                              work.output.channels % kPanel == 0;
+  work.region.staged = !(whole && inside && dense);
   work.region.pixel = source.strides.column;
   work.region.width =
       !work.region.staged ? width
       : taps ? (work.lattice.columns - 1) * work.lattice.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
              : 0;
+}
+
+// Filters of bytes as they are packed, or as the items read them. Where channels have their own copies of the source,
+// all channels of an item lie side by side.
+void arrange_filters(Plan<uint8_t>& plan) {
+  FilterPanels<uint8_t>& filters = plan.work.filters;
+  const Items& items = plan.work.items;
+  if (plan.work.region.shared || items.count == 0) return;
+  const int64_t panels = divide_up<int64_t>(plan.work.output.channels, kPanel), row = items.panels * kPanel;
+  plan.filters.resize(items.panel_chunks * filters.steps * row);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const uint8_t* from = filters.packed + panel * filters.steps * kPanel;
+    uint8_t* to = plan.filters.data() + panel / items.panels * filters.steps * row + panel % items.panels * kPanel;
+    for (int64_t step = 0; step < filters.steps; ++step) std::memcpy(to + step * row, from + step * kPanel, kPanel);
+  }
+  filters.packed = plan.filters.data();
 }
 
 // The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to
@@ -223,6 +243,7 @@ void plan_forward(Plan<T>& plan, const Geometry& g, View<const T> input, View<T>
   work.output.strides = output.strides;
   plan_items(work, threads);
   plan_pieces(plan, 0, g.kernel_w * work.region.tap_steps, work.region.tap_steps);
+  if constexpr (sizeof(T) == 1) arrange_filters(plan);
   check_plan(plan);
 }
 

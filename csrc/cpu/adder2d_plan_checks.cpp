@@ -31,7 +31,9 @@ void check_region(const Accumulation<T>& work) {
     ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == (lattice.columns - 1) * lattice.step_w + lattice.reach_w());
     return;
   }
-  ADDERZOO_REQUIRE(region.shared && source.strides.channel == 1);
+  ADDERZOO_REQUIRE(source.strides.channel == 1);
+  ADDERZOO_REQUIRE(region.shared || (sizeof(T) == 1 && source.channels == 1 && work.output.group_channels == 1 &&
+                                     work.output.channels % kPanel == 0));
   ADDERZOO_REQUIRE(region.pixel == source.strides.column && region.width == source.width);
   if (lattice.taps() == 0) return;
   const int64_t top = lattice.tap_rows[0], left = lattice.tap_columns[0];
@@ -103,7 +105,8 @@ void check_items(const Accumulation<T>& work) {
   ADDERZOO_REQUIRE(items.panels * items.panel_chunks * kPanel >= channels);
   ADDERZOO_REQUIRE(begin == 0 || items.panels * items.panel_chunks >= channels / kPanel + 2);
   ADDERZOO_REQUIRE(work.region.shared ||
-                   (items.panels * kPanel <= kMaxOwnChannels && work.region.step == items.panels * kPanel));
+                   (items.panels * kPanel <= kMaxOwnChannels &&
+                    work.region.step == (work.region.staged ? items.panels * kPanel : work.region.pixel)));
   ADDERZOO_REQUIRE(items.max_points >= items.rows * work.lattice.columns && items.max_points % kPanel == 0);
   ADDERZOO_REQUIRE(items.max_region_rows >= region_rows(work, items.rows));
   ADDERZOO_REQUIRE(items.steps >= 1 && items.scratch_size >= 1);

@@ -718,6 +718,7 @@ std::vector<Geometry> geometries() {
       geometry(1, {80, 1, 1}, {9, 8}, 5, 2, 2),
       geometry(1, {130, 1, 1}, 7, 3, 1, 2, 2),
       geometry(2, {64, 1, 1}, {5, 6}, {2, 3}, {1, 2}),
+      geometry(1, {96, 1, 1}, {6, 5}, 3),  // of no copies in bytes, in two items
       geometry(1, {10, 1, 3}, {7, 6}, 3, 1, 1),
       geometry(2, {33, 1, 2}, {5, 6}, 3, 2, 1),
       geometry(1, {6, 1, 17}, {6, 5}, 3, 1, 1),

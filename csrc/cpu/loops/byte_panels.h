@@ -2,7 +2,7 @@
 #pragma once
 
 #include "byte_outputs.h"
-#include "byte_tile_1x16.h"
+#include "byte_tile_points_x_lanes.h"
 #include "byte_tile_points_x_vectors.h"
 
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
@@ -22,14 +22,16 @@ void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* pl
 }
 
 // All points of an item, for kPanels panels from `panel` on.
-template <int kPanels, typename Addend, typename Output>
+template <bool kShared, int kPanels, typename Addend, typename Output>
 void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
                      Output* output) {
   constexpr int kVecs = kPanels * kVectors<uint8_t>;
   constexpr int64_t kWidth = kPanels * kPanel;
-  constexpr int kMost = points_of_byte_tile(kVecs);
-  const uint8_t* filters =
-      work.filters.packed + panel * work.filters.steps * kPanel * (work.region.shared ? kByteStep : 1);
+  constexpr int kMost = kShared ? points_of_byte_tile(kVecs) : kPointsOfOwnBytes;
+  const int64_t in_item = panel - item.first_panel, first = kShared ? panel : item.first_panel;
+  const uint8_t* filters = work.filters.packed + first * work.filters.steps * kPanel * (kShared ? kByteStep : 1) +
+                           (kShared ? 0 : in_item * kPanel);
+  const uint8_t* source = item.region + (kShared ? 0 : in_item * kPanel);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
     int64_t point = 0;
@@ -41,13 +43,10 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
         if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);
         fetch(item, point + kFetchAhead, points, output);
       }
-      if (work.region.shared) {
-        add_bytes<kVecs>(work, item.region, item.offsets + point, filters, block, totals, points);
+      if constexpr (kShared) {
+        add_bytes<kVecs>(work, source, item.offsets + point, filters, block, totals, points);
       } else {
-        const uint8_t* source = item.region + (panel - item.first_panel) * kPanel;
-        for (int p = 0; p < points; ++p) {
-          add_own_bytes(work, source + item.offsets[point + p], filters, block, totals + p * kWidth);
-        }
+        add_own_bytes<kPanels>(work, source, item.offsets + point, filters, block, totals, points);
       }
       point += points;
     }
@@ -55,14 +54,19 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
   finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
 }
 
+template <bool kShared, typename Addend, typename Output>
+void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
+  constexpr int kMost = kShared ? kMaxPanels<uint8_t> : kPanelsOfOwnBytes;
+  int64_t panel = item.first_panel;
+  for (; panel + kMost <= item.last_panel; panel += kMost) {
+    run_byte_panels<kShared, kMost>(work, item, panel, addend, output);
+  }
+  for (; panel < item.last_panel; ++panel) run_byte_panels<kShared, 1>(work, item, panel, addend, output);
+}
+
 template <typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
-  constexpr int kMost = kMaxPanels<uint8_t>;
-  int64_t panel = item.first_panel;
-  for (; work.region.shared && panel + kMost <= item.last_panel; panel += kMost) {
-    run_byte_panels<kMost>(work, item, panel, addend, output);
-  }
-  for (; panel < item.last_panel; ++panel) run_byte_panels<1>(work, item, panel, addend, output);
+  work.region.shared ? run_bytes<true>(work, item, addend, output) : run_bytes<false>(work, item, addend, output);
 }
 
 template <typename Output>

@@ -37,15 +37,16 @@ struct Item {
 // Gives an item its arrays, of as many points as the largest has, and returns where they end.
 template <typename T>
 T* divide_scratch(const Accumulation<T>& work, Item<T>& item, T* scratch) {
-  static_assert(kMaxPanels<T> <= kMostPanelsOfTile);
+  constexpr int64_t kPanels = sizeof(T) > 1 || kMaxPanels<T> > kPanelsOfOwnBytes ? kMaxPanels<T> : kPanelsOfOwnBytes;
+  static_assert(kPanels <= kMostPanelsOfTile);
   const Items& items = work.items;
   // Numbers of eight bytes first.
   item.offsets = reinterpret_cast<int64_t*>(scratch);
   item.output_offsets = item.offsets + items.max_points;
   item.input_offsets = item.output_offsets + items.max_points;
   item.totals = reinterpret_cast<Total<T>*>(item.input_offsets + items.max_points);
-  item.inputs = reinterpret_cast<T*>(item.totals + items.max_points * kMaxPanels<T> * kPanel);
-  item.sums = item.inputs + (work.output.input == nullptr ? 0 : items.max_points * kMaxPanels<T> * kPanel);
+  item.inputs = reinterpret_cast<T*>(item.totals + items.max_points * kPanels * kPanel);
+  item.sums = item.inputs + (work.output.input == nullptr ? 0 : items.max_points * kPanels * kPanel);
   item.limits = item.sums + items.max_points;
   item.region_copy = item.limits + items.max_points;
   item.region = work.region.staged ? item.region_copy : work.source.data;

@@ -22,7 +22,7 @@ void find_region(const Accumulation<T>& work, const Item<T>& item, Stretch& stre
   if (!work.region.staged) {
     const Strides& strides = work.source.strides;
     stretch.region = stretch.image * strides.image + stretch.top * strides.row + stretch.left * strides.column +
-                     item.group * work.source.channels;
+                     (work.region.shared ? item.group * work.source.channels : item.first_panel * kPanel);
     return;
   }
   stretch.region = staged - item.region_copy;

@@ -47,9 +47,11 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
   // Each channel's own copy: (source channel, channel), zeros beyond the last channel.
   const int64_t first = item.first_panel * kPanel, channels = smaller(work.region.step, work.output.channels - first);
   if (work.source.channels == 1 && work.output.group_channels == 1 && s.channel == 1) {
+    const int64_t whole = channels / kPanel * kPanel, rest = channels - whole;
     for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel, from += s.column) {
-      std::memcpy(to, from + first, channels * sizeof(T));
-      std::memset(to + channels, 0, (work.region.step - channels) * sizeof(T));
+      for (int64_t c = 0; c < whole; c += kPanel) std::memcpy(to + c, from + first + c, kPanel * sizeof(T));
+      if (rest > 0) std::memcpy(to + whole, from + first + whole, rest * sizeof(T));
+      if (channels < work.region.step) std::memset(to + channels, 0, (work.region.step - channels) * sizeof(T));
     }
     return;
   }
