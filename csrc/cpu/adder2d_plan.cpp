@@ -1,7 +1,6 @@
 #include "adder2d_plan.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace adderzoo::cpu {
 namespace {
@@ -40,10 +39,10 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
     }
   };
   for (size_t i = 0; i < plan.tap_rows.size(); ++i) {
-    for (size_t j = 0; j < plan.tap_columns.size(); ++j) {
+    for (size_t j = 0; j < (work.region.joined ? 1 : plan.tap_columns.size()); ++j) {
       const int64_t row = plan.tap_rows[i] - plan.tap_rows[0], column = plan.tap_columns[j] - plan.tap_columns[0];
       const int64_t tap_steps = first_step + static_cast<int64_t>(i) * step_h + static_cast<int64_t>(j) * step_w;
-      add((row * work.region.width + column) * work.region.pixel, tap_steps, work.region.tap_steps);
+      add(row * work.region.row + column * work.region.pixel, tap_steps, work.region.tap_steps);
     }
   }
   plan.blocks.push_back(static_cast<int64_t>(plan.pieces.size()));
@@ -59,7 +58,7 @@ int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int6
   const int64_t all_rows = work.lattice.all_rows();
   int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
   int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
-  const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
+  const int64_t row_bytes = work.region.staged ? work.region.row * sizeof(T) : 0;
   while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
   // Large strides: mostly rows that no tap reads.
   if (region_rows(work, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
@@ -75,18 +74,17 @@ template <typename T>
 void measure_items(Accumulation<T>& work) {
   work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
   work.items.max_region_rows = region_rows(work, work.items.rows);
-  const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
   // For the choice of a grain, which large ones are beyond.
   work.items.steps =
-      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
+      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * work.steps() + kPanel, kManySteps);
   // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals (of bytes, these have
   // four bytes) and of inputs (bytes have none), and two sums for each point; the region; two for each point of its
-  // rows; two for each pixel of one.
+  // rows; two for each pixel of one; a row whose taps are not joined yet, and of which whole lanes are read.
   constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T), kEach = sizeof(T) == 1 ? sizeof(int32_t) : 2;
-  work.items.scratch_size =
-      work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
-      (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
-      2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
+  work.items.scratch_size = work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
+                            (work.region.staged ? work.items.max_region_rows * work.region.row : 0) +
+                            2 * (work.items.max_region_rows * work.lattice.columns + work.region.width) +
+                            (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
 }
 
 // Cuts the work into items.
@@ -100,8 +98,13 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
   work.items.panels = work.region.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
-  if (!work.region.shared) work.region.step = work.region.staged ? work.items.panels * kPanel : work.region.pixel;
-  if (work.region.staged) work.region.pixel = work.region.tap_steps * work.region.step;
+  if (!work.region.shared) {
+    work.region.step = work.region.staged ? work.items.panels * kPanel * work.region.lane : work.region.pixel;
+  }
+  const int64_t tap = work.region.tap_steps * work.region.step;
+  if (work.region.staged) work.region.pixel = work.region.joined ? work.source.channels : tap;
+  work.region.point = work.region.joined ? tap : work.lattice.step_w * work.region.pixel;
+  work.region.row = work.region.joined ? work.lattice.columns * tap : work.region.width * work.region.pixel;
   if (all_rows == 0 || work.lattice.columns == 0) {
     work.items.count = 0;
     return;
@@ -122,6 +125,15 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
   measure_items(work);
 }
 
+// Whether the lanes of the taps of a row would be so empty that joining them saves a quarter of the steps.
+template <typename T>
+bool joins_taps(const Accumulation<T>& work) {
+  const Lattice& lattice = work.lattice;
+  const int64_t columns = lattice.num_tap_columns, channels = work.source.channels, lane = work.region.lane;
+  if (sizeof(T) != 1 || !work.region.shared || columns == 0 || lattice.reach_w() != columns) return false;
+  return 4 * divide_up(columns * channels, lane) <= 3 * columns * divide_up(channels, lane);
+}
+
 template <typename T>
 void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t height, int64_t width,
                  int64_t channels) {
@@ -132,8 +144,9 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   work.source.width = width;
   work.source.channels = channels;
   work.region.shared = shares_source(g.groups, work.output.group_channels);
-  work.region.step = sizeof(T) == 1 && work.region.shared ? kByteStep : 1;
-  work.region.tap_steps = divide_up(channels, work.region.step);
+  work.region.lane = sizeof(T) == 1 && (work.region.shared || channels > 1) ? kByteStep : 1;
+  work.region.step = work.region.lane;
+  work.region.tap_steps = divide_up(channels, work.region.lane);
   work.output.groups = g.groups;
   work.lattice.tap_rows = plan.tap_rows.data();
   work.lattice.tap_columns = plan.tap_columns.data();
@@ -155,10 +168,12 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   };
   bring_near(plan.tap_rows, (work.lattice.rows - 1) * work.lattice.step_h, height);
   bring_near(plan.tap_columns, (work.lattice.columns - 1) * work.lattice.step_w, width);
+  work.region.joined = joins_taps(work);
+  if (work.region.joined) work.region.tap_steps = divide_up(work.lattice.num_tap_columns * channels, work.region.lane);
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;
-  const bool whole = work.region.shared ? channels % work.region.step == 0
+  const bool whole = work.region.shared ? channels % work.region.lane == 0
                                         : sizeof(T) == 1 && channels == 1 && work.output.group_channels == 1 &&
                                               work.output.channels % kPanel == 0;
   work.region.staged = !(whole && inside && dense);
@@ -169,20 +184,34 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
              : 0;
 }
 
-// Filters of bytes as they are packed, or as the items read them. Where channels have their own copies of the source,
-// all channels of an item lie side by side.
+// Filters of bytes as the items read them, where that is not as they are packed: with lanes of single channels for
+// those that have their own copies of the source, else of kByteStep, and taps that are not joined.
 void arrange_filters(Plan<uint8_t>& plan) {
-  FilterPanels<uint8_t>& filters = plan.work.filters;
-  const Items& items = plan.work.items;
-  if (plan.work.region.shared || items.count == 0) return;
-  const int64_t panels = divide_up<int64_t>(plan.work.output.channels, kPanel), row = items.panels * kPanel;
-  plan.filters.resize(items.panel_chunks * filters.steps * row);
+  const Accumulation<uint8_t>& work = plan.work;
+  const Region& region = work.region;
+  if ((region.shared && !region.joined) || work.items.count == 0) return;
+  const int64_t panels = divide_up<int64_t>(work.output.channels, kPanel), channels = work.source.channels;
+  const int64_t joined = region.joined ? work.lattice.num_tap_columns : 1;
+  const int64_t packed_lane = region.shared ? kByteStep : 1, lane = region.lane;
+  // Panels whose lanes lie side by side.
+  const int64_t side_by_side = lane == 1 ? work.items.panels : 1;
+  const int64_t step_size = side_by_side * kPanel * lane;
+  plan.filters.assign(divide_up(panels, side_by_side) * work.filters.steps * step_size, 0);
+  const uint8_t* packed = work.filters.packed;
   for (int64_t panel = 0; panel < panels; ++panel) {
-    const uint8_t* from = filters.packed + panel * filters.steps * kPanel;
-    uint8_t* to = plan.filters.data() + panel / items.panels * filters.steps * row + panel % items.panels * kPanel;
-    for (int64_t step = 0; step < filters.steps; ++step) std::memcpy(to + step * row, from + step * kPanel, kPanel);
+    uint8_t* const arranged = plan.filters.data() + panel / side_by_side * work.filters.steps * step_size +
+                              panel % side_by_side * kPanel * lane;
+    for (int64_t tap = 0; tap < work.lattice.taps(); ++tap) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const uint8_t* const from = packed + c / packed_lane * kPanel * packed_lane + c % packed_lane;
+        const int64_t place = tap % joined * channels + c;
+        uint8_t* const to = arranged + (tap / joined * region.tap_steps + place / lane) * step_size + place % lane;
+        for (int64_t i = 0; i < kPanel; ++i) to[i * lane] = from[i * packed_lane];
+      }
+      packed += round_up(channels, packed_lane) * kPanel;
+    }
   }
-  filters.packed = plan.filters.data();
+  plan.work.filters.packed = plan.filters.data();
 }
 
 // The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to
@@ -238,11 +267,11 @@ void plan_forward(Plan<T>& plan, const Geometry& g, View<const T> input, View<T>
   for (int64_t i = 0; i < g.kernel_h; ++i) plan.tap_rows.push_back(i * g.dilation_h - g.padding_h);
   for (int64_t j = 0; j < g.kernel_w; ++j) plan.tap_columns.push_back(j * g.dilation_w - g.padding_w);
   plan_source(plan, g, input, g.height, g.width, g.channels);
-  work.filters.steps = g.taps() * work.region.tap_steps;
+  work.filters.steps = work.steps();
   work.output.data = output.data;
   work.output.strides = output.strides;
   plan_items(work, threads);
-  plan_pieces(plan, 0, g.kernel_w * work.region.tap_steps, work.region.tap_steps);
+  plan_pieces(plan, 0, work.steps() / g.kernel_h, work.region.tap_steps);
   if constexpr (sizeof(T) == 1) arrange_filters(plan);
   check_plan(plan);
 }

@@ -21,17 +21,22 @@ void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* pl
   }
 }
 
+// Of a region of bytes: whether it is shared, and if not, whether its lanes have kByteStep bytes or one.
+enum class Copies { kShared, kOwnLanes, kOwnBytes };
+
 // All points of an item, for kPanels panels from `panel` on.
-template <bool kShared, int kPanels, typename Addend, typename Output>
+template <Copies kCopies, int kPanels, typename Addend, typename Output>
 void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
                      Output* output) {
+  constexpr bool kShared = kCopies == Copies::kShared, kBytes = kCopies == Copies::kOwnBytes;
   constexpr int kVecs = kPanels * kVectors<uint8_t>;
-  constexpr int64_t kWidth = kPanels * kPanel;
-  constexpr int kMost = kShared ? points_of_byte_tile(kVecs) : kPointsOfOwnBytes;
-  const int64_t in_item = panel - item.first_panel, first = kShared ? panel : item.first_panel;
-  const uint8_t* filters = work.filters.packed + first * work.filters.steps * kPanel * (kShared ? kByteStep : 1) +
-                           (kShared ? 0 : in_item * kPanel);
-  const uint8_t* source = item.region + (kShared ? 0 : in_item * kPanel);
+  constexpr int64_t kWidth = kPanels * kPanel, kPanelBytes = kPanel * (kBytes ? 1 : kByteStep);
+  constexpr int kMost = kBytes ? kPointsOfOwnBytes : points_of_byte_tile(kVecs);
+  const int64_t in_item = panel - item.first_panel;
+  const uint8_t* source = item.region + (kShared ? 0 : in_item * kPanelBytes);
+  const uint8_t* filters = work.filters.packed +
+                           (kBytes ? item.first_panel : panel) * work.filters.steps * kPanelBytes +
+                           (kBytes ? in_item * kPanelBytes : 0);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
     int64_t point = 0;
@@ -43,10 +48,10 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
         if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);
         fetch(item, point + kFetchAhead, points, output);
       }
-      if constexpr (kShared) {
-        add_bytes<kVecs>(work, source, item.offsets + point, filters, block, totals, points);
-      } else {
+      if constexpr (kBytes) {
         add_own_bytes<kPanels>(work, source, item.offsets + point, filters, block, totals, points);
+      } else {
+        add_bytes<kShared, kVecs>(work, source, item.offsets + point, filters, block, totals, points);
       }
       point += points;
     }
@@ -54,19 +59,25 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
   finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
 }
 
-template <bool kShared, typename Addend, typename Output>
+template <Copies kCopies, typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
-  constexpr int kMost = kShared ? kMaxPanels<uint8_t> : kPanelsOfOwnBytes;
+  constexpr int kMost = kCopies == Copies::kOwnBytes ? kPanelsOfOwnBytes : kMaxPanels<uint8_t>;
   int64_t panel = item.first_panel;
   for (; panel + kMost <= item.last_panel; panel += kMost) {
-    run_byte_panels<kShared, kMost>(work, item, panel, addend, output);
+    run_byte_panels<kCopies, kMost>(work, item, panel, addend, output);
   }
-  for (; panel < item.last_panel; ++panel) run_byte_panels<kShared, 1>(work, item, panel, addend, output);
+  for (; panel < item.last_panel; ++panel) run_byte_panels<kCopies, 1>(work, item, panel, addend, output);
 }
 
 template <typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
-  work.region.shared ? run_bytes<true>(work, item, addend, output) : run_bytes<false>(work, item, addend, output);
+  if (work.region.shared) {
+    run_bytes<Copies::kShared>(work, item, addend, output);
+  } else if (work.region.lane > 1) {
+    run_bytes<Copies::kOwnLanes>(work, item, addend, output);
+  } else {
+    run_bytes<Copies::kOwnBytes>(work, item, addend, output);
+  }
 }
 
 template <typename Output>

@@ -27,6 +27,7 @@ struct Item {
   const T* region;
   int64_t *offsets, *output_offsets, *input_offsets;
   T *region_copy, *row_sums, *pixel_sums;
+  T* separate_taps;  // a row before its taps are joined
   T *sums, *limits;  // of the sources of each point
   Total<T>* totals;
   T* inputs;
@@ -50,10 +51,11 @@ T* divide_scratch(const Accumulation<T>& work, Item<T>& item, T* scratch) {
   item.limits = item.sums + items.max_points;
   item.region_copy = item.limits + items.max_points;
   item.region = work.region.staged ? item.region_copy : work.source.data;
-  const int64_t region_row = work.region.staged ? work.region.width * work.region.pixel : 0;
+  const int64_t region_row = work.region.staged ? work.region.row : 0;
   item.row_sums = item.region_copy + items.max_region_rows * region_row;
   item.pixel_sums = item.row_sums + 2 * items.max_region_rows * work.lattice.columns;
-  return item.pixel_sums + 2 * work.region.width;
+  item.separate_taps = item.pixel_sums + 2 * work.region.width;
+  return item.separate_taps + (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
 }
 
 }  // namespace
