@@ -49,7 +49,7 @@ ADDERZOO_INLINE constexpr bool has_input(Function function) {
 }
 
 // Channels of an item whose channels have their own copies of the source, at most.
-constexpr int64_t kMaxOwnChannels = 4 * kPanel;
+constexpr int64_t kMaxOwnChannels = 8 * kPanel;
 
 // Panels of a tile, at most, whatever the instruction set.
 constexpr int64_t kMostPanelsOfTile = 4;

@@ -97,7 +97,8 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                          : groups > 1 && work.output.group_channels % kPanel != 0
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
-  work.items.panels = work.region.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
+  const int64_t most_panels = kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1);
+  work.items.panels = work.region.shared ? panels : std::min(panels, most_panels);
   if (!work.region.shared) {
     work.region.step = work.region.staged ? work.items.panels * kPanel * work.region.lane : work.region.pixel;
   }
@@ -184,34 +185,43 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
              : 0;
 }
 
-// Filters of bytes as the items read them, where that is not as they are packed: with lanes of single channels for
-// those that have their own copies of the source, else of kByteStep, and taps that are not joined.
+// Filters of bytes as the items read them: with other lanes than those they are packed in, or with taps that are
+// joined.
+template <int64_t kLane, int64_t kPackedLane>
 void arrange_filters(Plan<uint8_t>& plan) {
   const Accumulation<uint8_t>& work = plan.work;
-  const Region& region = work.region;
-  if ((region.shared && !region.joined) || work.items.count == 0) return;
   const int64_t panels = divide_up<int64_t>(work.output.channels, kPanel), channels = work.source.channels;
-  const int64_t joined = region.joined ? work.lattice.num_tap_columns : 1;
-  const int64_t packed_lane = region.shared ? kByteStep : 1, lane = region.lane;
-  // Panels whose lanes lie side by side.
-  const int64_t side_by_side = lane == 1 ? work.items.panels : 1;
-  const int64_t step_size = side_by_side * kPanel * lane;
+  const int64_t joined = work.region.joined ? work.lattice.num_tap_columns : 1;
+  // Lanes of single bytes lie beside those of the item's other panels.
+  const int64_t side_by_side = kLane == 1 ? work.items.panels : 1, step_size = side_by_side * kPanel * kLane;
   plan.filters.assign(divide_up(panels, side_by_side) * work.filters.steps * step_size, 0);
   const uint8_t* packed = work.filters.packed;
   for (int64_t panel = 0; panel < panels; ++panel) {
-    uint8_t* const arranged = plan.filters.data() + panel / side_by_side * work.filters.steps * step_size +
-                              panel % side_by_side * kPanel * lane;
-    for (int64_t tap = 0; tap < work.lattice.taps(); ++tap) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const uint8_t* const from = packed + c / packed_lane * kPanel * packed_lane + c % packed_lane;
-        const int64_t place = tap % joined * channels + c;
-        uint8_t* const to = arranged + (tap / joined * region.tap_steps + place / lane) * step_size + place % lane;
-        for (int64_t i = 0; i < kPanel; ++i) to[i * lane] = from[i * packed_lane];
+    uint8_t* tap = plan.filters.data() + panel / side_by_side * work.filters.steps * step_size +
+                   panel % side_by_side * kPanel * kLane;
+    for (int64_t i = 0; i < work.taps(); ++i, tap += work.region.tap_steps * step_size) {
+      for (int64_t j = 0; j < joined; ++j, packed += round_up(channels, kPackedLane) * kPanel) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const uint8_t* const from = packed + c / kPackedLane * kPanel * kPackedLane + c % kPackedLane;
+          const int64_t place = j * channels + c;
+          uint8_t* const to = tap + place / kLane * step_size + place % kLane;
+          for (int64_t lane = 0; lane < kPanel; ++lane) to[lane * kLane] = from[lane * kPackedLane];
+        }
       }
-      packed += round_up(channels, packed_lane) * kPanel;
     }
   }
   plan.work.filters.packed = plan.filters.data();
+}
+
+// Of a layer whose channels share their source, lanes have kByteStep source channels, else one.
+void arrange_filters(Plan<uint8_t>& plan) {
+  const Region& region = plan.work.region;
+  if (plan.work.items.count == 0) return;
+  if (!region.shared) {
+    region.lane == 1 ? arrange_filters<1, 1>(plan) : arrange_filters<kByteStep, 1>(plan);
+  } else if (region.joined) {
+    arrange_filters<kByteStep, kByteStep>(plan);
+  }
 }
 
 // The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to

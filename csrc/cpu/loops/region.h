@@ -99,6 +99,10 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
   // Each channel's own copy: (source channel, channel), zeros beyond the last channel.
   const int64_t first = item.first_panel * kPanel, channels = smaller(work.region.step, work.output.channels - first);
   if (work.source.channels == 1 && work.output.group_channels == 1 && s.channel == 1) {
+    if (channels == work.region.pixel && channels == s.column) {
+      std::memcpy(to, from, pixels * channels * sizeof(T));
+      return;
+    }
     const int64_t whole = channels / kPanel * kPanel, rest = channels - whole;
     for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel, from += s.column) {
       for (int64_t c = 0; c < whole; c += kPanel) std::memcpy(to + c, from + first + c, kPanel * sizeof(T));
