@@ -290,7 +290,7 @@ def test_max_pooling_behind_an_adder_layer_is_of_bytes(behind: Callable[[], list
     assert (difference.abs() > 1e-3 * expected.std()).float().mean() < 0.05  # next to a tie
 
 
-class Pooled(nn.Module):
+class SeenPool(nn.Module):
     """An adder layer and a pooling that more than the next adder layer sees."""
 
     def __init__(self, see: Callable[..., Tensor]) -> None:
@@ -306,7 +306,7 @@ class Pooled(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("see", [lambda y, z: y.mean(), lambda y, z: z.mean()], ids=["its input", "its output"])
 def test_max_pooling_that_others_see_too_stays_in_float(see: Callable[..., Tensor]) -> None:
-    network = settled(Pooled(see))
+    network = settled(SeenPool(see))
     simulation = calibrate(network, [images(16)])
     integer = quantize(simulation)
     assert calls(integer) == ["Quantize", "QuantizedAdder2d", "MaxPool2d", "Quantize", "QuantizedAdder2d", "mean"]
@@ -330,19 +330,20 @@ def test_other_pooling_is_in_float(behind: list[nn.Module]) -> None:
     assert (difference.abs() > 1e-3 * expected.std()).float().mean() < 0.05
 
 
+def pooled() -> nn.Sequential:
+    layers = [adder(), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU(), adder(), nn.BatchNorm2d(CHANNELS)]
+    return nn.Sequential(*layers)
+
+
 @torch.no_grad()
 def test_pooling_of_bytes_is_part_of_the_file(tmp_path: Path) -> None:
     """In which channels the least is taken, too, which a network with other weights does not know."""
 
-    def pooled() -> nn.Module:
-        layers = [adder(), nn.MaxPool2d(2), nn.BatchNorm2d(CHANNELS), nn.ReLU(), adder(), nn.BatchNorm2d(CHANNELS)]
-        return settled(nn.Sequential(*layers))
-
-    network = pooled()
+    network = settled(pooled())
     network[2].weight[1:3].neg_()
     integer = quantized(network)
     save(integer, tmp_path / "network.safetensors")
-    assert load(tmp_path / "network.safetensors", pooled())(images()).equal(integer(images()))
+    assert load(tmp_path / "network.safetensors", settled(pooled()))(images()).equal(integer(images()))
 
 
 class Stem(nn.Module):
@@ -1053,6 +1054,24 @@ def test_every_copy_gives_the_same_output(network: nn.Module, way: str) -> None:
     other = WAYS[way](integer)
     for batch, result in zip((2, 3), expected, strict=True):
         torch.testing.assert_close(other(images(batch)), result, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_every_copy_pools_the_same_bytes(way: str) -> None:
+    torch.compiler.reset()
+    integer = quantized(settled(pooled()))
+    assert kinds(integer)["QuantizedMaxPool2d"] == 1
+    expected = [integer(images(batch)) for batch in (2, 3)]
+    other = WAYS[way](integer)
+    for batch, result in zip((2, 3), expected, strict=True):
+        torch.testing.assert_close(other(images(batch)), result, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_vmap_pools_the_same_bytes() -> None:
+    integer, batches = quantized(settled(pooled())), images(6).unflatten(0, (3, 2))
+    assert torch.vmap(integer)(batches).equal(torch.stack([integer(batch) for batch in batches]))
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
