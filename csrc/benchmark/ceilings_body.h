@@ -82,12 +82,14 @@ inline int64_t ceiling_of_bytes(int64_t steps) {
 }
 
 int64_t ceiling(Ceiling form, int64_t steps) {
-  constexpr Function distance = Simd<float>::kMaxDistance ? Function::kMaxDistance : Function::kDistance;
+  constexpr Function distance = Simd<float>::kDistance;
   switch (form) {
     case Ceiling::kMultiplyAdd:
       return ceiling_of<distance, true, float>(steps);
     case Ceiling::kDistance:
-      return ceiling_of<distance, false, float>(steps);
+      return adds_beside_maxima() && distance == Function::kMaxFmaDistance
+                 ? ceiling_of<Function::kMaxDistance, false, float>(steps)
+                 : ceiling_of<distance, false, float>(steps);
     case Ceiling::kSlope:
       return ceiling_of<Function::kClippedSlope, false, float>(steps);
     default:

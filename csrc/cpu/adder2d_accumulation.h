@@ -38,6 +38,7 @@ namespace adderzoo::cpu {
 enum class Function {
   kDistance,           // |source - filter|; the sum is written with a minus sign (eq. 2)
   kMaxDistance,        // the same, from the sum of max(source, filter)
+  kMaxFmaDistance,     // the same again, each addition as a multiply-add by one
   kClippedSlope,       // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
   kExactClippedSlope,  // the same where a filter or the input may be NaN
   kSignSlope,          // source * sign(filter - input)
@@ -45,7 +46,13 @@ enum class Function {
 
 // Whether it needs the input at the points.
 ADDERZOO_INLINE constexpr bool has_input(Function function) {
-  return function != Function::kDistance && function != Function::kMaxDistance;
+  return function == Function::kClippedSlope || function == Function::kExactClippedSlope ||
+         function == Function::kSignSlope;
+}
+
+// Whether its sums are of max(source, filter).
+ADDERZOO_INLINE constexpr bool sums_maxima(Function function) {
+  return function == Function::kMaxDistance || function == Function::kMaxFmaDistance;
 }
 
 // Channels of an item whose channels have their own copies of the source, at most.
@@ -108,7 +115,7 @@ struct Region {
 template <typename T>
 struct FilterPanels {
   const T* packed;  // (panels, steps, kPanel), a step being a tap and a source channel
-  const T* sums;    // of each channel, and below which distance they cancel too much; for kMaxDistance
+  const T* sums;    // of each channel, and below which distance they cancel too much; where maxima are summed
   const T* limits;
   int64_t steps;
 };

@@ -10,6 +10,7 @@
 #include "../adder2d_checks.h"
 #include "../adder2d_formats.h"
 #include "adder2d_plan.h"
+#include "capability.h"
 
 namespace adderzoo::cpu {
 namespace {
@@ -100,7 +101,10 @@ template <typename T>
 void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, const T* filter_limits,
              Epilogue<T> epilogue, View<T> output) {
   Plan<T> plan;
-  plan.work.function = loops<T>().max_distance ? Function::kMaxDistance : Function::kDistance;
+  plan.work.function = loops<T>().distance;
+  if (plan.work.function == Function::kMaxFmaDistance && adds_beside_maxima()) {
+    plan.work.function = Function::kMaxDistance;
+  }
   plan.work.filters.packed = filters;
   plan.work.filters.sums = filter_sums;
   plan.work.filters.limits = filter_limits;

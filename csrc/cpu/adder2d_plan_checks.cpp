@@ -86,7 +86,7 @@ void check_operands(const Accumulation<T>& work) {
   const FilterPanels<T>& filters = work.filters;
   const Outputs<T>& output = work.output;
   ADDERZOO_REQUIRE(work.source.data != nullptr && filters.packed != nullptr);
-  if (work.function == Function::kMaxDistance) ADDERZOO_REQUIRE(filters.sums != nullptr && filters.limits != nullptr);
+  if (sums_maxima(work.function)) ADDERZOO_REQUIRE(filters.sums != nullptr && filters.limits != nullptr);
   ADDERZOO_REQUIRE(output.channels == output.groups * output.group_channels);
   ADDERZOO_REQUIRE((output.input != nullptr) == has_input(work.function));
   check_epilogue(work);

@@ -37,7 +37,7 @@ template <typename T>
 void sum_sources(const Accumulation<T>& work, const Item<T>& item, const Stretch& stretch) {
   const Lattice& lattice = work.lattice;
   const int64_t columns = lattice.columns, first_tap = stretch.region_rows > 0 ? lattice.tap_rows[0] : 0;
-  if constexpr (Simd<T>::kMaxDistance) {
+  if constexpr (sums_maxima(Simd<T>::kDistance)) {
     const T* pixels = item.region + stretch.region;
     for (int64_t row = 0; row < stretch.region_rows; ++row, pixels += work.region.width * work.region.pixel) {
       bool needed = false;
@@ -114,7 +114,7 @@ void prepare_item(const Accumulation<T>& work, Item<T>& item, int64_t begin, int
                     .region = 0,
                     .first_point = item.points};
     find_region(work, item, stretch, staged);
-    if (work.function == Function::kMaxDistance && work.region.shared) sum_sources(work, item, stretch);
+    if (sums_maxima(work.function) && work.region.shared) sum_sources(work, item, stretch);
     find_points(work, item, stretch);
     look_ahead(work, item, stretch);
     item.points += rows * lattice.columns;

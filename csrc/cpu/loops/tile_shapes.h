@@ -33,8 +33,7 @@ constexpr int points_of_byte_tile(int vectors) {
 }
 
 // The tiles of the example in adder2d_accumulation.h.
-constexpr int kPointsOfExample =
-    points_of_tile(Simd<float>::kMaxDistance ? Function::kMaxDistance : Function::kDistance, kVectors<float>);
+constexpr int kPointsOfExample = points_of_tile(Simd<float>::kDistance, kVectors<float>);
 #if ADDERZOO_VECTOR_BYTES == 64
 static_assert(kVectors<float> == 1 && kPointsOfExample == 8);
 #elif ADDERZOO_VECTOR_BYTES == 32
