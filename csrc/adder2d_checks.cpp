@@ -147,7 +147,7 @@ void check_affine_map(const char* op, const Tensor& scale, const Tensor& shift) 
   if (scale.dim() != 1 || scale.numel() == 0) {
     fail(op, "scale must have a value for each filter, (O,), got shape ", shape(scale));
   }
-  if (shape(shift) != shape(scale)) {
+  if (shift.dim() != 1 || shift.numel() != scale.numel()) {
     fail(op, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
   }
   check_sizes(op, "scale", scale);

@@ -322,3 +322,16 @@ def fuse(model: nn.Module) -> nn.Module:
         network.graph.lint()
         network.recompile()
     return network.eval().requires_grad_(False)
+
+
+def fuse_if_possible(model: nn.Module) -> nn.Module:
+    """What :func:`fuse` makes of a network; the network itself if it cannot be traced, or has hooks.
+
+    It stays itself, too, if it is a graph: that is fused, or integers.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    try:
+        return fuse(model)
+    except ValueError:
+        return model

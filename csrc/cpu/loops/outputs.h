@@ -82,7 +82,7 @@ bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int
   const Epilogue<T>& epilogue = work.output.epilogue;
   Vector<T> filter_sums[kVecs], limits[kVecs], scale[kVecs], shift[kVecs];
   for (int v = 0; v < kVecs; ++v) {
-    if constexpr (F == Function::kMaxDistance) {
+    if constexpr (sums_maxima(F)) {
       filter_sums[v] = load(work.filters.sums + first_channel + v * kLanes<T>);
       limits[v] = load(work.filters.limits + first_channel + v * kLanes<T>);
     }
@@ -98,13 +98,13 @@ bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int
     T* totals = item.totals + (point + p) * width;
     T* output = direct ? work.output.data + item.output_offsets[point + p] + first_channel : totals;
     Vector<T> sum = {}, limit = {};
-    if constexpr (F == Function::kMaxDistance) {
+    if constexpr (sums_maxima(F)) {
       sum = Simd<T>::broadcast(item.sums[point + p]);
       limit = Simd<T>::broadcast(item.limits[point + p]);
     }
     for (int v = 0; v < kVecs; ++v) {
       Vector<T> y = load(totals + v * kLanes<T>);
-      if constexpr (F == Function::kMaxDistance) {
+      if constexpr (sums_maxima(F)) {
         y = (sum + filter_sums[v]) - (y + y);
         const typename Simd<T>::Mask odd_here = ~(y <= -(limit + limits[v]));  // true of a NaN as well
         odd |= odd_here;

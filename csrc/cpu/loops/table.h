@@ -53,7 +53,7 @@ void filter_sign_gradient(const FilterSignGradient<T>& work, int64_t begin, int6
 template <typename T>
 constexpr Loops<T> kLoops = {
     .capability = ADDERZOO_CAPABILITY_NAME,
-    .max_distance = Simd<T>::kMaxDistance,
+    .distance = Simd<T>::kDistance,
     .run = run<T>,
     .pack = pack<T>,
     .sum_filters = sum_filters<T>,
