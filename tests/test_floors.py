@@ -14,6 +14,7 @@ PACKAGE = ROOT / "adderzoo"
 
 # From the ground up. A room imports itself and the floors below it, wherever in a file the import stands.
 FLOORS = [
+    ["_lazy"],
     ["ops"],
     ["layers"],
     ["files", "hub", "optim"],

@@ -37,6 +37,11 @@ from adderzoo.ops.packing import unpack_byte_filters
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def _the_same_networks_in_every_run() -> None:
+    torch.manual_seed(0)
+
+
 def settled(network: nn.Module, *shape: int) -> nn.Module:
     """In evaluation mode, with BatchNorm statistics that fit, and without dropout."""
     for dropout in network.modules():
