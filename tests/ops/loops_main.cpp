@@ -127,7 +127,7 @@ struct Bounded {
 
 // The layouts are those of the problem.
 struct Reference {
-  Bounded y, clipped, sign, filter_sign;
+  Bounded y, clipped, sign, filter_sign, filter_full;
 };
 
 double finite_magnitude(double x) { return std::isfinite(x) ? std::fabs(x) : 0; }
@@ -139,7 +139,8 @@ Reference reference(const Problem& p) {
   Reference r{.y = Bounded(p.dy.size()),
               .clipped = Bounded(p.x.size()),
               .sign = Bounded(p.x.size()),
-              .filter_sign = Bounded(p.w.size())};
+              .filter_sign = Bounded(p.w.size()),
+              .filter_full = Bounded(p.w.size())};
   const std::vector<double> padding(g.channels);
   for (int64_t n = 0; n < g.batch; ++n) {
     for (int64_t oh = 0; oh < g.out_height; ++oh) {
@@ -159,6 +160,9 @@ Reference reference(const Problem& p) {
               r.y.magnitudes[to] += finite_magnitude(source) + finite_magnitude(w);
               r.filter_sign.values[filter + c] += dy * sign(source - w);
               r.filter_sign.magnitudes[filter + c] += finite_magnitude(dy);
+              r.filter_full.values[filter + c] += dy * (source - w);
+              r.filter_full.magnitudes[filter + c] +=
+                  finite_magnitude(dy) * (finite_magnitude(source) + finite_magnitude(w));
               if (!inside) continue;
               r.clipped.values[from + c] += dy * clip(w - source);
               r.sign.values[from + c] += dy * sign(w - source);
@@ -484,22 +488,38 @@ void check_backward(const Problem& p, const Reference& r) {
 template <typename T>
 void check_filter_gradient(const Problem& p, const Reference& r) {
   const Geometry& g = p.g;
-  const Layout layout = FilterSignGradient<T>{.geometry = g}.narrow() ? Layout::kContiguous : Layout::kChannelsLast;
-  const Image<T> x(g.batch, p.in(), g.height, g.width, layout, p.x);
-  const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, layout, p.dy);
+  const Image<T> x(g.batch, p.in(), g.height, g.width, Layout::kChannelsLast, p.x);
+  const Image<T> dy(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast, p.dy);
   const Filters<T> filters(p, forward_filters(g));
-  const Buffer<T> result(p.w.size());
-  const FilterSignGradient<T> work{
-      .geometry = g, .input = x.data(), .grad = dy.data(), .weight = filters.dense.data(), .grad_weight = result.get()};
-  const int64_t items = work.items();
-  loops<T>().filter_sign_gradient(work, items / 3, items);
-  loops<T>().filter_sign_gradient(work, 0, items / 3);
-  const auto get = [&](int64_t i) {
-    const int64_t c = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
-    return result[(o * g.channels + c) * g.taps() + tap];
+  struct Case {
+    FilterSlope slope;
+    const char* name;
   };
-  compare(std::string(type_name<T>()) + " sign gradient of the filters", p, get, r.filter_sign.values,
-          scaled(r.filter_sign.magnitudes, kTolerance<T>));
+  for (const Case& c : {Case{FilterSlope::kFull, "full"}, Case{FilterSlope::kSign, "sign"},
+                        Case{FilterSlope::kFiniteSign, "finite sign"}}) {
+    const bool full = c.slope == FilterSlope::kFull;
+    if (full && p.values == Values::kHuge) continue;  // differences that are infinite in one type
+    if (c.slope == FilterSlope::kFiniteSign && p.values > Values::kHuge) continue;
+    const Buffer<T> result(p.w.size());
+    const FilterGradient<T> work{.slope = c.slope,
+                                 .geometry = g,
+                                 .input = x.data(),
+                                 .grad = dy.data(),
+                                 .weight = filters.dense.data(),
+                                 .grad_weight = result.get()};
+    const int64_t items = work.items();
+    loops<T>().filter_gradient(work, items / 3, items);
+    loops<T>().filter_gradient(work, 0, items / 3);
+    const auto get = [&](int64_t i) {
+      const int64_t channel = i % g.channels, tap = i / g.channels % g.taps(), o = i / g.channels / g.taps();
+      return result[(o * g.channels + channel) * g.taps() + tap];
+    };
+    const Bounded& expected = full ? r.filter_full : r.filter_sign;
+    compare(std::string(type_name<T>()) + " gradient of the filters, " + c.name, p, get, expected.values,
+            scaled(expected.magnitudes, kTolerance<T>));
+  }
+  const bool finite = std::all_of(p.x.begin(), p.x.end(), [](double number) { return std::isfinite(number); });
+  if (loops<T>().all_finite(x.data(), static_cast<int64_t>(p.x.size())) != finite) fail("finite input", p, "not seen");
 }
 
 template <typename T>

@@ -6,11 +6,10 @@
 #pragma once
 
 #include "byte_panels.h"
+#include "filter_gradient.h"
 #include "packing.h"
 #include "panels.h"
 #include "points.h"
-#include "sign_gradient_lanes.h"
-#include "sign_gradient_narrow_16.h"
 
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
@@ -42,13 +41,6 @@ void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   }
 }
 
-template <typename T>
-void filter_sign_gradient(const FilterSignGradient<T>& work, int64_t begin, int64_t end) {
-  if (work.narrow()) return sign_gradient_narrow(work, begin, end);
-  work.filters_are_lanes() ? sign_gradient_lanes<T, true>(work, begin, end)
-                           : sign_gradient_lanes<T, false>(work, begin, end);
-}
-
 // Constant initializers: nothing of this instruction set runs while the library is loaded.
 template <typename T>
 constexpr Loops<T> kLoops = {
@@ -57,7 +49,8 @@ constexpr Loops<T> kLoops = {
     .run = run<T>,
     .pack = pack<T>,
     .sum_filters = sum_filters<T>,
-    .filter_sign_gradient = filter_sign_gradient<T>,
+    .filter_gradient = filter_gradient<T>,
+    .all_finite = all_finite<T>,
 };
 
 }  // namespace
