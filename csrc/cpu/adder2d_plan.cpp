@@ -9,6 +9,7 @@ namespace {
 // sums to stay in the second.
 constexpr int64_t kPoints = 192;
 constexpr int64_t kFewPoints = 48;
+constexpr int64_t kMostColumns = 2 * kPoints;
 constexpr int64_t kRegionBytes = 1 << 18;
 constexpr int64_t kManySteps = 1 << 24;
 
@@ -56,8 +57,8 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
 template <typename T>
 int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int64_t threads) {
   const int64_t all_rows = work.lattice.all_rows();
-  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
-  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
+  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.items.columns));
+  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.items.columns));
   const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
   while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
   // Large strides: mostly rows that no tap reads.
@@ -72,7 +73,7 @@ int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int6
 // What an item takes, in memory and time.
 template <typename T>
 void measure_items(Accumulation<T>& work) {
-  work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
+  work.items.max_points = round_up(work.items.rows * work.items.columns, kPanel);  // what lies behind is aligned
   work.items.max_region_rows = region_rows(work, work.items.rows);
   const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
   // For the choice of a grain, which large ones are beyond.
@@ -85,7 +86,7 @@ void measure_items(Accumulation<T>& work) {
   work.items.scratch_size =
       work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
       (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
-      2 * (work.items.max_region_rows * work.lattice.columns + work.region.width);
+      2 * (work.items.max_region_rows * work.items.columns + work.lattice.span_w(work.items.columns));
 }
 
 // Cuts the work into items.
@@ -106,9 +107,9 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
     return;
   }
 
-  const int64_t columns_of_items = groups * divide_up(panels, work.items.panels);
+  const int64_t columns_of_items = work.items.column_chunks * groups * divide_up(panels, work.items.panels);
   work.items.rows = rows_of_item(work, columns_of_items, threads);
-  const int64_t chunks = divide_up(all_rows, work.items.rows);
+  const int64_t chunks = divide_up(all_rows, work.items.rows) * work.items.column_chunks;
 
   // Panels, where there are too few rows for all threads.
   if (work.region.shared && chunks * groups < 2 * threads) {
@@ -159,10 +160,11 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
                      source.strides.image == height * source.strides.row;
   work.region.staged = !(work.region.shared && inside && dense && channels % work.region.step == 0);
   work.region.pixel = source.strides.column;
-  work.region.width =
-      !work.region.staged ? width
-      : taps ? (work.lattice.columns - 1) * work.lattice.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
-             : 0;
+  // Long rows are cut into parts of equal length, or nearly so.
+  work.items.columns =
+      divide_up(work.lattice.columns, std::max<int64_t>(1, divide_up(work.lattice.columns, kMostColumns)));
+  work.items.column_chunks = work.items.columns == 0 ? 1 : divide_up(work.lattice.columns, work.items.columns);
+  work.region.width = work.region.staged ? work.lattice.span_w(work.items.columns) : width;
 }
 
 // The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to

@@ -28,7 +28,7 @@ void check_region(const Accumulation<T>& work) {
   ADDERZOO_REQUIRE(region.tap_steps == (region.shared ? divide_up(source.channels, region.step) : source.channels));
   if (region.staged) {
     ADDERZOO_REQUIRE(region.pixel == region.tap_steps * region.step);
-    ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == (lattice.columns - 1) * lattice.step_w + lattice.reach_w());
+    ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == lattice.span_w(work.items.columns));
     return;
   }
   ADDERZOO_REQUIRE(region.shared && source.strides.channel == 1);
@@ -97,14 +97,16 @@ void check_items(const Accumulation<T>& work) {
   const Items& items = work.items;
   const int64_t groups = work.region.shared ? work.output.groups : 1;
   ADDERZOO_REQUIRE(items.rows >= 1 && items.panels >= 1 && items.panel_chunks >= 1);
-  ADDERZOO_REQUIRE(items.count == divide_up(work.lattice.all_rows(), items.rows) * groups * items.panel_chunks);
+  ADDERZOO_REQUIRE(items.columns >= 1 && divide_up(work.lattice.columns, items.columns) == items.column_chunks);
+  ADDERZOO_REQUIRE(items.count ==
+                   divide_up(work.lattice.all_rows(), items.rows) * items.column_chunks * groups * items.panel_chunks);
   // Of each group, wherever in a panel it begins.
   const int64_t channels = work.output.channels / groups, begin = groups > 1 ? channels % kPanel : 0;
   ADDERZOO_REQUIRE(items.panels * items.panel_chunks * kPanel >= channels);
   ADDERZOO_REQUIRE(begin == 0 || items.panels * items.panel_chunks >= channels / kPanel + 2);
   ADDERZOO_REQUIRE(work.region.shared ||
                    (items.panels * kPanel <= kMaxOwnChannels && work.region.step == items.panels * kPanel));
-  ADDERZOO_REQUIRE(items.max_points >= items.rows * work.lattice.columns && items.max_points % kPanel == 0);
+  ADDERZOO_REQUIRE(items.max_points >= items.rows * items.columns && items.max_points % kPanel == 0);
   ADDERZOO_REQUIRE(items.max_region_rows >= region_rows(work, items.rows));
   ADDERZOO_REQUIRE(items.steps >= 1 && items.scratch_size >= 1);
 }

@@ -22,6 +22,7 @@ using Total = typename TotalOf<T>::Type;
 template <typename T>
 struct Item {
   int64_t points;
+  int64_t first_column, columns;  // of each row
   int64_t group, first_panel, last_panel;
   int64_t first_channel, last_channel;  // of the group
   const T* region;
@@ -32,6 +33,7 @@ struct Item {
   T* inputs;
   const char* ahead;  // where the source of the next item begins that this one does not read
   int64_t ahead_bytes;
+  mutable bool begin_exactly = false;  // since the fast form held for nothing that was done last
 };
 
 // Gives an item its arrays, of as many points as the largest has, and returns where they end.
@@ -51,8 +53,8 @@ T* divide_scratch(const Accumulation<T>& work, Item<T>& item, T* scratch) {
   item.region = work.region.staged ? item.region_copy : work.source.data;
   const int64_t region_row = work.region.staged ? work.region.width * work.region.pixel : 0;
   item.row_sums = item.region_copy + items.max_region_rows * region_row;
-  item.pixel_sums = item.row_sums + 2 * items.max_region_rows * work.lattice.columns;
-  return item.pixel_sums + 2 * work.region.width;
+  item.pixel_sums = item.row_sums + 2 * items.max_region_rows * items.columns;
+  return item.pixel_sums + 2 * work.lattice.span_w(items.columns);
 }
 
 }  // namespace

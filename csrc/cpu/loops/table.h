@@ -14,7 +14,7 @@
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
-// Items are numbered by rows, then group, then panels, so that successive ones share a region.
+// Items are numbered by rows, then columns, group and panels, so that successive ones share a region.
 template <typename T>
 void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   Item<T> item;
@@ -25,7 +25,9 @@ void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   const int64_t group_channels = work.region.shared ? output.group_channels : output.channels;
   int64_t prepared = -1;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t rows = i / (groups * items.panel_chunks);
+    const int64_t place = i / (groups * items.panel_chunks), rows = place / items.column_chunks;
+    item.first_column = place % items.column_chunks * items.columns;
+    item.columns = smaller(items.columns, work.lattice.columns - item.first_column);
     item.group = i / items.panel_chunks % groups;
     item.first_channel = item.group * group_channels;
     item.last_channel = item.first_channel + group_channels;
