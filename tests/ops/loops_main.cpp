@@ -34,7 +34,7 @@ bool is_left_out() { return ++combinations % every != 0; }
 
 enum class Values {
   kPlain,      // with many ties of x and w
-  kCanceling,  // some pixels near the filters and far from zero, where the fast distance does not hold
+  kCanceling,  // pixels near the filters and far from zero, where the fast distance does not hold: first all, then some
   kOpposed,    // large numbers of both signs, in some places the same in pixels and filters: their sums hide them
   kHuge,       // numbers whose sums overflow, though some of their distances do not
   kOddInput,   // NaN and infinities in the input
@@ -92,7 +92,7 @@ Problem problem(const Geometry& g, Values values, uint64_t seed) {
   if (values == Values::kCanceling) {
     for (double& w : p.w) w = float(100 + w / 8);
     for (size_t i = 0; i < p.x.size(); i += p.in()) {
-      const bool near = random.below(2) == 0;
+      const bool near = i < p.x.size() / 2 || random.below(2) == 0;
       for (int64_t c = 0; near && c < p.in(); ++c) p.x[i + c] = float(100 + p.x[i + c] / 8);
     }
   }
@@ -713,6 +713,10 @@ std::vector<Geometry> geometries() {
       // Many items, and rows that are longer than one
       geometry(2, {1, 4, 16}, {40, 30}, 3, 1, 1),
       geometry(1, {1, 3, 16}, {5, 260}, 3, 1, 1),
+      geometry(1, {1, 3, 16}, {2, 1000}, 3, 1, 1),
+      geometry(1, {1, 16, 3}, {1, 800}, {1, 5}),
+      geometry(2, {1, 2, 5}, {3, 1200}, {2, 3}, {1, 2}, {0, 2}, {1, 2}),
+      geometry(1, {6, 1, 1}, {2, 900}, 3, 1, 1),
       geometry(2, {1, 16, 33}, {20, 19}, 1),
       geometry(1, {20, 1, 1}, {30, 31}, 3, 2, 1),
       // More source channels than a block
@@ -849,6 +853,8 @@ void check_invariants() {
       [](Plan<float>& plan) { plan.work.output.epilogue.scale = plan.work.source.data; },
       [](Plan<float>& plan) { plan.work.output.epilogue.relu = true; },
       [](Plan<float>& plan) { plan.work.items.rows = 2; },
+      [](Plan<float>& plan) { plan.work.items.columns = 7; },
+      [](Plan<float>& plan) { plan.work.items.column_chunks = 2; },
       [](Plan<float>& plan) { plan.work.items.panels = 0; },
       [](Plan<float>& plan) { plan.work.items.max_points = 16; },
       [](Plan<float>& plan) { plan.work.items.max_region_rows = 5; },
