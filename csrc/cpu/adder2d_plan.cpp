@@ -99,7 +99,7 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                          : groups > 1 && work.output.group_channels % kPanel != 0
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
-  work.items.panels = work.region.shared ? panels : std::min(panels, kMaxOwnChannels / kPanel);
+  work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, kMaxOwnChannels / kPanel));
   if (!work.region.shared) work.region.step = work.items.panels * kPanel;
   if (work.region.staged) work.region.pixel = work.region.tap_steps * work.region.step;
   if (all_rows == 0 || work.lattice.columns == 0) {

@@ -48,19 +48,33 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
   const int64_t first = item.first_panel * kPanel, channels = smaller(work.region.step, work.output.channels - first);
   if (work.source.channels == 1 && work.output.group_channels == 1 && s.channel == 1) {
     for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel, from += s.column) {
-      std::memcpy(to, from + first, channels * sizeof(T));
-      std::memset(to + channels, 0, (work.region.step - channels) * sizeof(T));
+      int64_t l = 0;
+      for (; l + kLanes<T> <= channels; l += kLanes<T>) store(to + l, load(from + first + l));
+      for (; l < channels; ++l) to[l] = from[first + l];
+      for (; l < work.region.step; ++l) to[l] = T(0);
     }
     return;
   }
-  int64_t places[kMaxOwnChannels];
-  for (int64_t l = 0; l < work.region.step; ++l) {
-    places[l] = l < channels ? (first + l) / work.output.group_channels * work.source.channels * s.channel : 0;
+  // The channels of a group, one run of them after the other, all take the same one of the source.
+  int64_t places[kMaxOwnChannels], ends[kMaxOwnChannels], runs = 0;
+  for (int64_t l = 0; l < channels; l = ends[runs++]) {
+    const int64_t group = (first + l) / work.output.group_channels;
+    places[runs] = group * work.source.channels * s.channel;
+    ends[runs] = smaller(channels, (group + 1) * work.output.group_channels - first);
   }
   for (int64_t x = 0; x < pixels; ++x, from += s.column) {
     for (int64_t c = 0; c < work.source.channels; ++c, to += work.region.step) {
-      const T* channel = from + c * s.channel;
-      for (int64_t l = 0; l < work.region.step; ++l) to[l] = channel[places[l]];
+      const T* const channel = from + c * s.channel;
+      if (runs == channels) {
+        for (int64_t l = 0; l < channels; ++l) to[l] = channel[places[l]];
+      } else {
+        for (int64_t i = 0, l = 0; i < runs; l = ends[i++]) {
+          const Vector<T> values = Vector<T>{} + channel[places[i]];
+          // The last vector may reach into the next run, which is written after it.
+          for (; l < ends[i] && l + kLanes<T> <= work.region.step; l += kLanes<T>) store(to + l, values);
+          for (; l < ends[i]; ++l) to[l] = values[0];
+        }
+      }
       for (int64_t l = channels; l < work.region.step; ++l) to[l] = T(0);
     }
   }
