@@ -5,8 +5,9 @@ What else it offers is imported where it is first used, so that a program waits 
 
 import os
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adderzoo._lazy import lazy
 
 if TYPE_CHECKING:
     from adderzoo import analysis, catalogue, data, detection, engine, inference, layers, models, ops, optim, pipelines
@@ -49,34 +50,19 @@ __version__ = "0.1.0.dev0"
 
 # Where functions and classes come from; all other names of __all__ are modules.
 _FUNCTIONS = {
-    "Classifier": "pipelines.classifier.Classifier",
-    "TrainConfig": "engine.config.TrainConfig",
-    "Upscaler": "pipelines.upscaler.Upscaler",
-    "calibrate": "inference.quantization.calibrate",
-    "create_model": "checkpoints.create_model",
-    "export": "inference.export.export_network",
-    "fuse": "inference.fusion.fuse",
-    "list_models": "catalogue.list_models",
-    "load": "checkpoints.load",
-    "quantize": "inference.quantization.quantize",
-    "save": "checkpoints.save",
-    "train": "engine.fitting.train",
+    "catalogue": ("list_models",),
+    "checkpoints": ("create_model", "load", "save"),
+    "engine.config": ("TrainConfig",),
+    "engine.fitting": ("train",),
+    "inference.export": ("export_network as export",),
+    "inference.fusion": ("fuse",),
+    "inference.quantization": ("calibrate", "quantize"),
+    "pipelines.classifier": ("Classifier",),
+    "pipelines.upscaler": ("Upscaler",),
 }
 
-
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
-
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module 'adderzoo' has no attribute {name!r}")
-        module, _, function = _FUNCTIONS.get(name, name).rpartition(".")
-        if not module:
-            return import_module(f"adderzoo.{name}")
-        value = globals()[name] = getattr(import_module(f"adderzoo.{module}"), function)
-        return value
-
-    def __dir__() -> list[str]:
-        return __all__
+    __getattr__, __dir__ = lazy(__name__, __all__, _FUNCTIONS)
 
 
 def _is_command() -> bool:

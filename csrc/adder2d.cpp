@@ -18,5 +18,6 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
       "adder2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, SymInt[2] stride=1, "
       "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
       "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor");
+  m.def("quantize_u8(Tensor input, float inverse, int zero_point, int top) -> Tensor");
   m.def("_cpu_capability() -> str");
 }

@@ -6,6 +6,7 @@ namespace {
 constexpr const char* kAdder2d = "adder2d";
 constexpr const char* kAffine = "adder2d_affine";
 constexpr const char* kU8 = "adder2d_u8";
+constexpr const char* kQuantize = "quantize_u8";
 
 // As Python writes a tuple.
 std::string tuple(const std::vector<int64_t>& numbers) {
@@ -146,7 +147,7 @@ void check_affine_map(const char* op, const Tensor& scale, const Tensor& shift) 
   if (scale.dim() != 1 || scale.numel() == 0) {
     fail(op, "scale must have a value for each filter, (O,), got shape ", shape(scale));
   }
-  if (shape(shift) != shape(scale)) {
+  if (shift.dim() != 1 || shift.numel() != scale.numel()) {
     fail(op, "shift must have the shape of scale, ", shape(scale), ", got ", shape(shift));
   }
   check_sizes(op, "scale", scale);
@@ -186,8 +187,8 @@ void check_addend(const char* op, const std::optional<Tensor>& addend, const Ten
   }
 }
 
-void check_byte(const char* argument, int64_t number, int64_t most) {
-  if (number < 0 || number > most) fail(kU8, argument, " must be from 0 to ", most, ", got ", number);
+void check_byte(const char* op, const char* argument, int64_t number, int64_t most) {
+  if (number < 0 || number > most) fail(op, argument, " must be from 0 to ", most, ", got ", number);
 }
 
 }  // namespace
@@ -279,13 +280,21 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
     fail(kU8, "a filter of weight must have at most ", kLargestByteFilter,
          " elements, got (C / groups, kH, kW) = ", tuple(filter));
   }
-  check_byte("out_max", out_max, 255);
-  check_byte("zero_point", zero_point, 255);
-  if (out_zero_point.has_value()) check_byte("out_zero_point", *out_zero_point, out_max);
+  check_byte(kU8, "out_max", out_max, 255);
+  check_byte(kU8, "zero_point", zero_point, 255);
+  if (out_zero_point.has_value()) check_byte(kU8, "out_zero_point", *out_zero_point, out_max);
   const Geometry g = geometry(kU8, input, weight, filters, channels, weight.size(1), weight.size(2), stride, padding,
                               dilation, groups);
   check_addend(kU8, addend, input, g);
   return g;
+}
+
+void check_quantize_u8(const Tensor& input, int64_t zero_point, int64_t top) {
+  if (input.scalar_type() != ScalarType::Float) {
+    fail(kQuantize, "input must be float32, got ", name(input.scalar_type()));
+  }
+  check_byte(kQuantize, "top", top, 255);
+  check_byte(kQuantize, "zero_point", zero_point, top);
 }
 
 }  // namespace adderzoo

@@ -53,4 +53,7 @@ Geometry check_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
                   const std::optional<Tensor>& addend, const Pair& stride, const Pair& padding, const Pair& dilation,
                   int64_t groups, int64_t zero_point, std::optional<int64_t> out_zero_point, int64_t out_max);
 
+// Those of `quantize_u8`.
+void check_quantize_u8(const Tensor& input, int64_t zero_point, int64_t top);
+
 }  // namespace adderzoo

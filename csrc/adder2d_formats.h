@@ -12,15 +12,30 @@ namespace adderzoo {
 
 using torch::headeronly::MemoryFormat;
 
-// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
-inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return false;
+// Whether its elements lie in this order, without gaps.
+inline bool is_dense(const Tensor& tensor, MemoryFormat format) {
+  if (format == MemoryFormat::Contiguous) return tensor.is_contiguous();
   int64_t expected = 1;
   for (const int64_t d : {1, 3, 2, 0}) {
     if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
     expected *= tensor.size(d);
   }
   return true;
+}
+
+// PyTorch takes microseconds to find that a tensor is as it should be: it is asked for those that are not.
+inline Tensor of_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+inline Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format = MemoryFormat::Contiguous) {
+  const Tensor converted = of_type(tensor, type);
+  return is_dense(converted, format) ? converted : torch::stable::contiguous(converted, format);
+}
+
+// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
+inline bool is_channels_last(const Tensor& tensor) {
+  return !tensor.is_contiguous() && is_dense(tensor, MemoryFormat::ChannelsLast);
 }
 
 inline MemoryFormat format_like(const Tensor& input) {

@@ -221,14 +221,14 @@ def read(report: Report) -> dict[str, Any]:
 
 def operator(direction: str, share: float | None, rate: float = 1e12, precision: str = "float32") -> OperatorResult:
     layers = (
-        LayerResult(LAYER, 1, 4000, 1e-7, 0.1, share),
-        LayerResult(LAYER, 2, 1000, 1e-7, 0.1, share and share / 2),
+        LayerResult(LAYER, 1, 4000, 1e-7, 0.1, share, 0.5),
+        LayerResult(LAYER, 2, 1000, 1e-7, 0.1, share and share / 2, 0.5),
     )
     form = {"forward": "distance", "input gradient": "slope", "weight gradient": "multiply_add"}[direction]
     form = "byte_distance" if precision == "u8" else form
     ceiling = 1.152e13 if share else None
     return OperatorResult(
-        "adder_net", 64, direction, "channels_last", form, ceiling, rate, share, layers, precision=precision
+        "adder_net", 64, direction, "channels_last", form, ceiling, rate, share, 0.5, layers, precision=precision
     )
 
 

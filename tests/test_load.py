@@ -294,6 +294,16 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
         adderzoo.load(tmp_path / name, "adder_lenet5")
 
 
+def test_a_folder_around_trainings_names_them(tmp_path: Path) -> None:
+    for name in ("second", "first"):
+        (tmp_path / name).mkdir()
+        adderzoo.save(timm.create_model("adder_lenet5"), tmp_path / name / "model.safetensors")
+    (tmp_path / "third").mkdir()
+    with pytest.raises(ValueError, match=f"folders in it: {tmp_path}/first, {tmp_path}/second$"):
+        adderzoo.load(tmp_path)
+    adderzoo.load(tmp_path / "first")
+
+
 @pytest.mark.parametrize(
     "said", [{"classes": '["a"]'}, {"data_config": "[]"}, {"architecture": "cnn_lenet5"}, {"classes": "[1]"}]
 )

@@ -30,8 +30,10 @@ def add_arguments(parser: Parser) -> None:
         "the faster memory format of the float32 CNN twin, by image; frozen is inductor's freezing, which folds "
         "BatchNorm; the CNN in int8 needs torchao (pip install 'adderzoo[int8]'). Peak memory is that of parameters, "
         "optimizer and one run, without Python and its libraries. The adder layers in PyTorch's own operations run on "
-        "one image (two in training), which is the best for them. Weights are random, on which no time depends. "
-        "PyTorch's threads are set by OMP_NUM_THREADS.",
+        "one image (two in training), which is the best for them; those of super-resolution, which would take "
+        "gigabytes, are left out. Networks for super-resolution get images that become 320x180, in training patches "
+        "of 48x48. Weights are random, on which no network's time depends. PyTorch's threads are set by "
+        "OMP_NUM_THREADS.",
     )
     parser.add_argument(
         "-m",
@@ -39,15 +41,16 @@ def add_arguments(parser: Parser) -> None:
         "--model",
         metavar="NAME",
         nargs="+",
-        help=f"measure these adder networks (default: {_OPERATOR_MODEL} for the operator, else {_NETWORK_MODEL})",
+        help=f"measure these adder networks (default: for the operator {_OPERATOR_MODEL} and layers of many kinds, "
+        f"else {_NETWORK_MODEL})",
     )
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=_PARTS,
-        help="what to measure: operator, the adder layers of a network one by one; inference, whole networks; "
-        "training, one step of them; threads, inference with one thread and with more (default: all, except "
-        "training in u8 and threads on a GPU)",
+        help="what to measure: operator, the adder layers of a network one by one, each beside PyTorch's convolution "
+        "of the same geometry; inference, whole networks; training, one step of them; threads, inference with one "
+        "thread and with more (default: all, except training in u8 and threads on a GPU)",
     )
     parser.add_argument(
         "--precision",
@@ -64,7 +67,8 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         type=int,
         help="images per batch; 1 is left out in training (default: operator 8, on a GPU 64; inference 1, 8 and "
-        "128; training and threads 128 for images up to 64x64, beyond 8, on a GPU 64)",
+        "128; training and threads 128 for images up to 64x64, beyond 8, on a GPU 64; super-resolution 1, in training "
+        "16)",
     )
     parser.add_argument(
         "--seconds",
@@ -88,7 +92,7 @@ def add_arguments(parser: Parser) -> None:
 @dataclass(frozen=True)
 class _Job:
     part: str
-    model: str
+    model: str | None
     precisions: tuple[str, ...]
     batches: tuple[int, ...]
 
@@ -132,7 +136,8 @@ def _jobs(args: argparse.Namespace) -> list[_Job]:
     named = args.parts or _parts(args)
     for part in (part for part in _PARTS if part in named):
         of_part = tuple(precision for precision in args.precision if part in _PARTS_OF[precision])
-        for model in args.models or [_OPERATOR_MODEL if part == "operator" else _NETWORK_MODEL]:
+        models: list[str | None] = [_OPERATOR_MODEL, None] if part == "operator" else [_NETWORK_MODEL]
+        for model in args.models or models:
             batches = tuple(_batches(args, part) or default_batches(model, part, args.device))
             together = [of_part] if part == "operator" else [(precision,) for precision in of_part]
             jobs += [_Job(part, model, precisions, batches) for precisions in together]
@@ -155,7 +160,7 @@ def _measure(jobs: list[_Job], report: "Report", args: argparse.Namespace, resul
     with tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as progress:
         for job in jobs:
             for batch in job.batches:
-                if job.part == "operator":
+                if job.part == "operator" or job.model is None:
                     measured = benchmark.measure_operator(
                         job.model, batch, args.seconds / 4, progress.set_description_str, job.precisions, args.device
                     )
@@ -210,12 +215,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _operator_text(results: list["OperatorResult"]) -> str:
-    from adderzoo.engine.benchmark import operator_table
+    from adderzoo.engine.benchmark import kinds_table, operator_table
 
     texts = []
     for title in dict.fromkeys(result.title for result in results):
         of_title = [result for result in results if result.title == title]
-        lines = [f"{title}: elements |x - w|, share of the ceiling", align(operator_table(of_title), {0, 1, 6})]
+        if of_title[0].model is None:
+            table = align(kinds_table(of_title), {0, 1})
+        else:
+            table = align(operator_table(of_title), {0, 1, 7})
+        lines = [f"{title}: G elements |x - w|/s, share of the ceiling, speed beside a float32 convolution", table]
         reasons = dict.fromkeys(result.no_ceiling for result in of_title)
         texts.append("\n".join([*lines, *(f"no ceiling: {reason}" for reason in reasons if reason)]))
     return "\n\n".join(texts)

@@ -26,7 +26,8 @@ def add_arguments(parser: Parser) -> None:
         notes="A line on standard error says what is evaluated: the folder, its classes and images, and the files "
         "that are left out. Each class is a folder of image files, which may lie in folders inside it. Classes "
         "are matched by name; if the names of the network's classes are not known, the data set must have as "
-        "many classes as the network. Under torchrun, several processes share the images.\n\nFor a network for "
+        "many classes as the network. The network runs fused (adderzoo.fuse) if it can be, but not under --amp. Under "
+        "torchrun, several processes share the images.\n\nFor a network for "
         "super-resolution, PSNR and SSIM are measured on the luminance (Y), without a border as wide as the "
         "scale; -m bicubic measures bicubic interpolation, to compare with. DIR is then a folder with large "
         "images in HR/ and the same images, smaller, in LR/, or with large images alone, which are made "
@@ -140,8 +141,7 @@ def _validate(args: argparse.Namespace, group: "Group", results: Results) -> Non
         order = "by name" if known else describe_order(dataset)
     if group.processes > 1 and isinstance(dataset, IterableDataset):
         raise ValueError(f"dataset {args.dataset!r} is a stream, which several processes cannot share exactly")
-    if args.torchcompile:
-        _compile(model, args.torchcompile)
+    model = _prepare(args, model)
     loading = Loading(
         batch_size=args.batch_size,
         workers=args.workers,
@@ -169,16 +169,22 @@ def _validate(args: argparse.Namespace, group: "Group", results: Results) -> Non
         results.show(result)
 
 
-def _compile(model: Any, backend: str) -> None:
-    """Compile a network.
+def _prepare(args: argparse.Namespace, model: Any) -> Any:
+    """The network as it runs: fused where that can be, but for autocast, and compiled if that is asked for.
 
     Raises:
-        ValueError: if there is no such backend.
+        ValueError: if there is no such backend of torch.compile.
     """
-    try:
-        model.compile(backend=backend)
-    except RuntimeError as error:
-        raise ValueError(f"torchcompile cannot be used: {error}") from error
+    from adderzoo.inference.fusion import fuse_if_possible
+
+    if not args.amp:  # fused adder layers stay in the network's own type
+        model = fuse_if_possible(model)
+    if args.torchcompile:
+        try:
+            model.compile(backend=args.torchcompile)
+        except RuntimeError as error:
+            raise ValueError(f"torchcompile cannot be used: {error}") from error
+    return model
 
 
 def _execution(args: argparse.Namespace, group: "Group") -> Any:
@@ -208,8 +214,7 @@ def _validate_super_resolution(args: argparse.Namespace, group: "Group", model: 
     if args.tile is not None and args.tile < 1:
         raise ValueError(f"tile must be at least 1, got {args.tile}")
     pairs = open_pairs(args.data_dir, model.scale, args.split)
-    if args.torchcompile:
-        _compile(model, args.torchcompile)
+    model = _prepare(args, model)
     say(args, pairs.describe())
     result = evaluate_super_resolution(
         model,

@@ -16,7 +16,7 @@ from adderzoo.catalogue import twin
 from adderzoo.checkpoints import check_name, create_model, load, load_checkpoint, read_origin
 from adderzoo.files.foreign import of_network, weights_in
 from adderzoo.files.weights import read_classes, read_model_args
-from adderzoo.inference.fusion import fuse
+from adderzoo.inference.fusion import fuse_if_possible
 from adderzoo.layers.modules import Network
 
 from .config import TrainConfig
@@ -140,7 +140,7 @@ def create_distillation(
         files: list[Any] = list(map(weights_in, config.kd_checkpoint or ())) or [None] * len(names)
         memory_format = torch.channels_last if config.channels_last else None
         teachers = [
-            _fused(
+            fuse_if_possible(
                 _open_teacher(name, file, model.num_classes, data, warn).to(group.device, memory_format=memory_format)
             )
             for name, file in zip(names, files, strict=True)
@@ -189,14 +189,6 @@ def _open_teacher(
             "order"
         )
     return teacher
-
-
-def _fused(teacher: nn.Module) -> nn.Module:
-    """A teacher is for inference alone."""
-    try:
-        return fuse(teacher)
-    except ValueError:  # torch.fx cannot trace it
-        return teacher
 
 
 def origin(config: TrainConfig, model: Network) -> dict[str, str]:

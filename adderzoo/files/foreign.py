@@ -51,9 +51,19 @@ def why(error: Exception) -> str:
 
 
 def weights_in(path: Path | str) -> Path:
-    """The file of weights in a folder, such as that of a training, as timm names it; of a file, this itself."""
+    """The file of weights in a folder, such as that of a training, as timm names it; of a file, this itself.
+
+    Raises:
+        ValueError: if only folders in the folder have one, naming them, as in the folder around several trainings.
+    """
     path = Path(path)
-    return path / "model.safetensors" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    weights = path / "model.safetensors"
+    inside = [] if weights.exists() else sorted(str(file.parent) for file in path.glob("*/model.safetensors"))
+    if inside:
+        raise ValueError(f"{path} has no model.safetensors itself; it takes one of the folders in it: {some_of(inside)}")
+    return weights
 
 
 def parse_json(text: str) -> Any:

@@ -1,21 +1,13 @@
 """Networks for inference: tracing, fusion, integers."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adderzoo._lazy import lazy
 
 if TYPE_CHECKING:
     from . import fusion, quantization, tracing
 
 __all__ = ["fusion", "quantization", "tracing"]
 
-
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
-
-    def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(f"{__name__}.{name}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__ = lazy(__name__, __all__)

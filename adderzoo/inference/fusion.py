@@ -50,7 +50,7 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 # ------------------------------------------------------------------------------------------------------------ patterns
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
     """The node that uses this one, once, if there is no other."""
     users = list(node.users)
     if len(users) != 1 or [*users[0].args, *users[0].kwargs.values()].count(node) != 1:
@@ -58,7 +58,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0]
 
 
-def _norm_of(
+def norm_of(
     network: fx.GraphModule, layer: fx.Node, of_layer: torch.dtype, *dtypes: torch.dtype
 ) -> tuple[fx.Node | None, nn.Module | None]:
     """The BatchNorm that is all that sees the output of a layer, if it is an affine map.
@@ -69,7 +69,7 @@ def _norm_of(
         of_layer: The dtype of its output.
         dtypes: What others the output of BatchNorm may have.
     """
-    user = _only_user(layer)
+    user = only_user(layer)
     norm: Any = None if user is None else plain_module(network, user, NORMS)
     if norm is None or norm.running_mean is None or norm.running_var is None:
         return None, None
@@ -167,14 +167,14 @@ def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = AD
         norm, addition = None, None
         if not isinstance(module, AdderLinear):  # BatchNorm1d's channels may be another dimension than its features
             dtype: Any = module.weight.dtype
-            norm, _ = _norm_of(network, layer, torch.promote_types(dtype, torch.float32), dtype)
+            norm, _ = norm_of(network, layer, torch.promote_types(dtype, torch.float32), dtype)
         if norm is not None:
             addition = _addition_behind(network, layer, norm)
             addition = None if addition in added else addition
         if addition is not None:
             added.add(addition)
         last = addition or norm or layer
-        relu = _only_user(last)
+        relu = only_user(last)
         if relu is not None and not is_relu(network, relu):
             relu = None
         patterns.append(Pattern(layer, norm, addition, relu))
@@ -183,7 +183,7 @@ def find_patterns(network: fx.GraphModule, kinds: Iterable[type[nn.Module]] = AD
 
 def _addition_behind(network: fx.GraphModule, layer: fx.Node, norm: fx.Node) -> fx.Node | None:
     """The call that adds something to a layer with BatchNorm, if the layer can as well be called there."""
-    addition = _only_user(norm)
+    addition = only_user(norm)
     if addition is None or _addend_of(addition, norm) is None:
         return None
     return None if may_change(network, layer.all_input_nodes[0], layer, addition) else addition
@@ -251,7 +251,7 @@ def fold_into_convolutions(network: fx.GraphModule) -> None:
     """Gives BatchNorm to the convolutions in front of it, in place."""
     made: dict[tuple[nn.Module, nn.Module], str] = {}
     for call, conv in module_calls(network, _CONVS):
-        norm_call, norm = _norm_of(network, call, conv.weight.dtype)  # type: ignore[arg-type]
+        norm_call, norm = norm_of(network, call, conv.weight.dtype)  # type: ignore[arg-type]
         if norm_call is None or norm is None:
             continue
         if (conv, norm) not in made:
@@ -322,3 +322,16 @@ def fuse(model: nn.Module) -> nn.Module:
         network.graph.lint()
         network.recompile()
     return network.eval().requires_grad_(False)
+
+
+def fuse_if_possible(model: nn.Module) -> nn.Module:
+    """What :func:`fuse` makes of a network; the network itself if it cannot be traced, or has hooks.
+
+    It stays itself, too, if it is a graph: that is fused, or integers.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    try:
+        return fuse(model)
+    except ValueError:
+        return model

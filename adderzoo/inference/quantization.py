@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from adderzoo.files.foreign import BITS, shown
 from adderzoo.inference import fusion, tracing
 from adderzoo.inference.fusion import Pattern
+from adderzoo.layers import AdderLinear
 from adderzoo.layers.fake_quantized import (
     FakeQuantize,
     FakeQuantizedAdder2d,
@@ -40,6 +41,7 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedMaxPool2d,
     Quantizer,
 )
 from adderzoo.ops._pytorch import ConvNd
@@ -258,14 +260,14 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
     """The integer network of a simulation that :func:`calibrate` has made.
 
     An adder layer is one operator with the BatchNorm, residual addition and ReLU behind it, and writes bytes where only
-    adder layers read the result. Filters are there once, as packed bytes.
+    adder layers read the result, with max pooling in between or not: that is of bytes then. Filters are there once, as
+    packed bytes.
 
     What is multiplied stays PyTorch's own, in float32: convolutions with BatchNorm folded into them, which oneDNN runs,
     since the first one sees pixels, which a byte of 4 bits is too coarse for, and the classifier needs float logits and
     costs next to nothing. What is behind the last adder layer, the classifier as a rule, has its weight in int8 with a
-    scale for every output channel, for the sake of its size. Everything else, such as shift layers, pooling layers
-    (PyTorch's do not take bytes, or few of them) and BatchNorm behind them, stays as it is in the float network, and
-    its result is turned into bytes where an adder layer reads it.
+    scale for every output channel, for the sake of its size. Everything else, such as shift layers and average pooling,
+    stays as it is in the float network, and its result is turned into bytes where an adder layer reads it.
 
     The result is a :class:`torch.fx.GraphModule`, which is pickled, compiled, exported and scripted like any network.
     It has the network's `num_classes`, `pretrained_cfg` and the like, and no gradients. Its state dict alone says
@@ -302,6 +304,8 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
         fusion.fold_into_convolutions(network)
         patterns = fusion.find_patterns(network, _BYTE_LAYERS)
         _check_readers(network, patterns)
+        _pool_bytes(network, patterns)
+        patterns = fusion.find_patterns(network, _BYTE_LAYERS)  # again: there is more behind layers now
         written = _written_bytes(network, patterns)
         outputs = {maker: _quantizer_of(network, node) for node, maker in written.items()}
 
@@ -314,7 +318,10 @@ def quantize(calibrated: nn.Module) -> fx.GraphModule:
             if node in written:
                 tracing.replace_calls([node], node.all_input_nodes[0])
             else:
-                network.set_submodule(str(node.target), Quantize(quantizers[module.name]))  # type: ignore[index, arg-type]
+                quantizer: Any = quantizers[module.name]  # type: ignore[index]
+                network.set_submodule(str(node.target), Quantize(quantizer))
+                if quantizer.zero_point == 0:
+                    _remove_relu(network, node)
         for name in int8:
             layer = network.get_submodule(name)
             kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
@@ -347,9 +354,56 @@ def _check_readers(network: fx.GraphModule, patterns: list[Pattern]) -> None:
                 )
 
 
+def _pool_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> None:
+    """Max pooling of what an adder layer makes, behind what makes bytes of it, in place.
+
+    The greatest number stays the greatest in ReLU and in rounding. In BatchNorm it becomes the least where the scale is
+    negative.
+    """
+    made = {pattern.calls[-1]: pattern.calls for pattern in patterns}
+    for call, module in tracing.module_calls(network, (nn.MaxPool2d,)):
+        pool: Any = module
+        source = call.all_input_nodes[0]
+        if source not in made or fusion.only_user(source) is None or pool.ceil_mode or pool.return_indices:
+            continue
+        norm_call, norm = fusion.norm_of(network, call, torch.float32)
+        last = norm_call or call
+        relu = fusion.only_user(last)
+        if relu is not None and fusion.is_relu(network, relu):
+            last = relu
+        end = fusion.only_user(last)
+        if end is None or not isinstance(tracing.called_module(network, end), FakeQuantize):
+            continue
+        is_bare_layer = len(made[source]) == 1 and not isinstance(tracing.called_module(network, source), AdderLinear)
+        if norm is not None and not is_bare_layer:
+            continue  # BatchNorm would be no part of the layer
+        scale = None if norm is None else fusion.affine_map(norm)[0]
+        name = tracing.place_module(network, call, QuantizedMaxPool2d(pool, scale))
+        with network.graph.inserting_after(end):
+            new = network.graph.call_module(name)
+        end.replace_all_uses_with(new)
+        new.args = (end,)
+        call.replace_all_uses_with(source)
+        network.graph.erase_node(call)
+
+
+def _remove_relu(network: fx.GraphModule, quantize: fx.Node) -> None:
+    """The one in front of a call that makes byte 0 of what is below 0, in place, with max pooling in between or not."""
+    relu, behind = quantize.all_input_nodes[0], quantize
+    if tracing.plain_module(network, relu, (nn.MaxPool2d,)) is not None:
+        relu, behind = relu.all_input_nodes[0], relu
+    if not fusion.is_relu(network, relu) or fusion.only_user(relu) is not behind:
+        return
+    layer = relu.all_input_nodes[0]
+    if tracing.is_layer(network, layer) and fusion.only_user(layer) is relu:  # nothing else sees what it may change
+        tracing.replace_calls([relu], layer)
+
+
 def _quantizer_of(network: fx.GraphModule, node: fx.Node | None) -> Quantizer | None:
     """What the bytes of a tensor stand for, if it is to be bytes."""
     module = None if node is None else tracing.called_module(network, node)
+    if isinstance(module, QuantizedMaxPool2d):
+        return _quantizer_of(network, node.all_input_nodes[0])  # type: ignore[union-attr]
     return module.quantizer if isinstance(module, FakeQuantize) else None
 
 

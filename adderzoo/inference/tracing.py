@@ -20,7 +20,14 @@ from torchvision.ops.stochastic_depth import stochastic_depth
 from adderzoo.layers import AdderLinear
 from adderzoo.layers.affine import AdderAffine2d, AdderAffineLinear
 from adderzoo.layers.fake_quantized import FakeQuantize
-from adderzoo.layers.quantized import Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear
+from adderzoo.layers.quantized import (
+    Quantize,
+    QuantizedAdder2d,
+    QuantizedAdderLinear,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantizedMaxPool2d,
+)
 from adderzoo.ops._pytorch import ConvNd, NormBase, has_global_hook
 
 # Of a network's attributes, what timm and this package ask a network for.
@@ -36,8 +43,9 @@ _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itr
 
 # Modules that a graph has as one call, and that read their input and return a tensor of their own.
 _ADDERS = (AdderLinear, AdderAffine2d, AdderAffineLinear)  # Adder2d is a ConvNd
-_BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedConv2d, QuantizedLinear)
-_LAYERS = (ConvNd, NormBase, FrozenBatchNorm2d, *NORM_ACTS, nn.Linear, *_ADDERS, *_BYTE_LAYERS)
+_BYTE_LAYERS = (FakeQuantize, Quantize, QuantizedAdder2d, QuantizedAdderLinear, QuantizedMaxPool2d)
+_INT8_LAYERS = (QuantizedConv2d, QuantizedLinear)
+_LAYERS = (ConvNd, NormBase, FrozenBatchNorm2d, *NORM_ACTS, nn.Linear, *_ADDERS, *_BYTE_LAYERS, *_INT8_LAYERS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
@@ -242,7 +250,8 @@ def module_calls(network: fx.GraphModule, kinds: Iterable[type]) -> Iterator[tup
 # -------------------------------------------------------------------------------------------------------------- aliases
 
 
-def _is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
+def is_layer(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call reads its input and makes a tensor of its own."""
     module = called_module(network, node)
     return isinstance(module, _LAYERS) and hook_of(module) is None
 
@@ -255,7 +264,7 @@ def _sources(network: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
         source = waiting.pop()
         if source not in found:
             found.add(source)
-            if not _is_layer(network, source):
+            if not is_layer(network, source):
                 waiting.extend(source.all_input_nodes)
     return found
 
@@ -265,7 +274,7 @@ def _may_write(network: fx.GraphModule, node: fx.Node) -> bool:
     module = called_module(network, node)
     if module is not None:
         foreign = hook_of(module) is not None or not type(module).__module__.startswith("torch.nn.")
-        return not _is_layer(network, node) and (foreign or getattr(module, "inplace", False) is True)
+        return not is_layer(network, node) and (foreign or getattr(module, "inplace", False) is True)
     if any(argument is True for argument in node.args) or {"inplace", "out"} & node.kwargs.keys():
         return True
     name = str(getattr(node.target, "__name__", node.target))

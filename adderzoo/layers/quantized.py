@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adderzoo.ops import pack_byte_filters
+from adderzoo.ops import pack_byte_filters, quantize_u8
 from adderzoo.ops.geometry import output_size
 
 from ._inference import PackedAdder2d, PackedFilters, SamePadding, fitting
 from ._input import rows
-from .adder import Adder2d, AdderLinear
+from .adder import Adder2d, AdderLinear, _pair
 from .modules import TensorModule
 
 torch.fx.wrap("rows")
@@ -67,25 +67,38 @@ class Quantizer:
 
     def bytes_of(self, x: Tensor) -> Tensor:
         """The nearest bytes, of the shape of `x` in uint8; halves go to the even neighbor."""
-        return _steps(x, self.inverse, self.zero_point, self.top).to(torch.uint8)
+        return quantize_u8(x.float(), self.inverse, self.zero_point, self.top)
 
 
 def _float32(number: float) -> float:
     return float(torch.tensor(number, dtype=torch.float32, device="cpu"))
 
 
-def _steps(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
-    """Bytes, still in float32. The order of operations is that of :func:`torch.fake_quantize_per_tensor_affine`."""
-    return (x.float() * inverse).round_().add_(zero_point).clamp(0, top)
-
-
-@torch.fx.wrap  # one node of a traced graph: what it does depends on a number of dimensions
+@torch.fx.wrap  # one node of a traced graph: what it does depends on a device and a number of dimensions
 def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
-    steps = _steps(x, inverse, zero_point, top)
-    if len(steps.shape) != 4:
-        return steps.to(torch.uint8)
+    result = quantize_u8(x.float(), inverse, zero_point, top)
+    if len(result.shape) != 4:
+        return result
     # What memory_format=torch.channels_last gives, which vmap does not take.
-    return steps.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    return result.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+@torch.fx.wrap  # the same: on sizes
+def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """Axis by axis, the greatest of shifted views. 0, the least byte, is what is in the padding."""
+    size = output_size(list(x.shape[-2:]), kernel_size, stride, padding, dilation)
+    if padding[0] > 0 or padding[1] > 0:
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    for axis in range(2):
+        taps: list[Tensor] = []
+        for tap in range(kernel_size[axis]):
+            begin = tap * dilation[axis]
+            end = begin + (size[axis] - 1) * stride[axis] + 1
+            taps.append(x[..., begin : end : stride[axis], :] if axis == 0 else x[..., begin : end : stride[axis]])
+        x = taps[0]
+        for other in taps[1:]:
+            x = torch.maximum(x, other)
+    return x
 
 
 @torch.fx.wrap  # the same: on dtypes and sizes,
@@ -290,6 +303,38 @@ class QuantizedAdderLinear(_QuantizedAdder):
 
     def extra_repr(self) -> str:
         return self._describe(self.description)
+
+
+class QuantizedMaxPool2d(TensorModule):
+    """Max pooling of bytes. PyTorch's own has none for GPUs, nor for images beyond 127 pixels on a CPU.
+
+    Shape: (N, C, H, W) in uint8, to (N, C, H', W'), or both without N.
+
+    Args:
+        pool: The layer, whose padding does not make its output larger (`ceil_mode`).
+        scale: (C,), of a BatchNorm that follows `pool` and that the bytes have been through: where it is negative,
+            what was greatest is the least byte. None if there is none.
+    """
+
+    flip: Tensor | None
+
+    def __init__(self, pool: nn.MaxPool2d, scale: Tensor | None = None) -> None:
+        super().__init__()
+        self.kernel_size = list(_pair("kernel_size", pool.kernel_size))
+        self.stride, self.dilation = list(_pair("stride", pool.stride)), list(_pair("dilation", pool.dilation))
+        self.padding = list(_pair("padding", pool.padding, 0))
+        self.register_buffer("flip", None if scale is None else torch.where(scale < 0, 255, 0).to(torch.uint8))
+        self.description = pool.extra_repr()
+
+    def forward(self, input: Tensor) -> Tensor:
+        flip = self.flip
+        if flip is not None:
+            input = input ^ flip[:, None, None]
+        output = _max_pool(input, self.kernel_size, self.stride, self.padding, self.dilation)
+        return output if flip is None else output ^ flip[:, None, None]
+
+    def extra_repr(self) -> str:
+        return self.description
 
 
 class _Int8Weight(nn.Module):

@@ -18,6 +18,7 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedMaxPool2d,
     Quantizer,
     _Int8Weight,
     _QuantizedAdder,
@@ -197,6 +198,8 @@ class _Converter:
         input = self.values.get(node.all_input_nodes[0]) if node.all_input_nodes else None
         if isinstance(module, _ADDERS):
             return self._adder(node, module)
+        if isinstance(input, Plane) and isinstance(module, QuantizedMaxPool2d):
+            return self._byte_pool(node, module, input)
         if isinstance(input, Plane) or input is None:
             return self._refuse(node, self._describe(node, module))
         if isinstance(module, Quantize):
@@ -420,17 +423,27 @@ class _Converter:
 
     # ---------------------------------------------------------------------------------------------------- the poolings
 
-    def _max_pool(self, node: fx.Node, pool: nn.MaxPool2d, value: _Value) -> _Value:
-        kernel, stride, padding = (_pair(x) for x in (pool.kernel_size, pool.stride, pool.padding))
-        if _pair(pool.dilation) != (1, 1) or pool.return_indices:
+    def _byte_pool(self, node: fx.Node, pool: QuantizedMaxPool2d, input: Plane) -> Plane:
+        """Of what an adder layer writes."""
+        kernel, stride, padding, shape = self._windows(node, pool, input.shape)
+        least = torch.zeros(shape[0], dtype=torch.bool) if pool.flip is None else pool.flip > 0
+        plane = replace(input, name=node.name, shape=shape)
+        return self._once(node, lambda: MaxPool(plane, (input,), kernel, stride, padding, least))
+
+    def _windows(self, node: fx.Node, pool: Any, size: tuple[int, int, int]) -> Any:
+        """Kernel size, stride and padding of a max pooling, and the shape of its output."""
+        kernel, stride, padding = (_pair(pair) for pair in (pool.kernel_size, pool.stride, pool.padding))
+        if _pair(pool.dilation) != (1, 1) or getattr(pool, "return_indices", False):
             return self._refuse(node, "a dilated max pooling")
+        ceil_mode = getattr(pool, "ceil_mode", False)
         try:
-            pooled = F.max_pool2d(
-                torch.empty(1, *value.shape, device="meta"), kernel, stride, padding, 1, pool.ceil_mode
-            )
+            pooled = F.max_pool2d(torch.empty(1, *size, device="meta"), kernel, stride, padding, 1, ceil_mode)
         except RuntimeError as error:
-            raise ValueError(f"{node.target} does not fit an image of {value.shape}: {error}") from error
-        shape: tuple[int, int, int] = (value.shape[0], pooled.shape[2], pooled.shape[3])
+            raise ValueError(f"{node.target} does not fit an image of {size}: {error}") from error
+        return kernel, stride, padding, (size[0], *pooled.shape[2:])
+
+    def _max_pool(self, node: fx.Node, pool: nn.MaxPool2d, value: _Value) -> _Value:
+        kernel, stride, padding, shape = self._windows(node, pool, value.shape)
 
         def emit(quantizer: Quantizer | None, relu: bool = False, norm: nn.Module | None = None) -> Plane:
             if quantizer is None:

@@ -5,6 +5,7 @@ from .adder2d import adder2d
 from .adder2d_affine import adder2d_affine
 from .adder2d_u8 import adder2d_u8
 from .packing import pack_byte_filters, pack_filters, unpack_byte_filters, unpack_filters
+from .quantize_u8 import quantize_u8
 
 __all__ = [
     "adder2d",
@@ -14,6 +15,7 @@ __all__ = [
     "describe",
     "pack_byte_filters",
     "pack_filters",
+    "quantize_u8",
     "unpack_byte_filters",
     "unpack_filters",
 ]

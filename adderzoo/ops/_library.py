@@ -35,6 +35,7 @@ SCHEMAS = (
     "adder2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, SymInt[2] stride=1, "
     "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False, int zero_point=0, "
     "int? out_zero_point=None, int out_max=255, float addend_scale=1.) -> Tensor",
+    "quantize_u8(Tensor input, float inverse, int zero_point, int top) -> Tensor",
     "_cpu_capability() -> str",
 )
 
@@ -313,6 +314,7 @@ _ON_ANY_DEVICE: dict[str, Callable[..., torch.Tensor]] = {
 }
 for _name, _kernel in _ON_ANY_DEVICE.items():
     LIBRARY.impl(_name, _on_device(_name, _kernel), "CompositeExplicitAutograd")
+LIBRARY.impl("quantize_u8", reference.quantize_u8, "CompositeExplicitAutograd")  # no reason to warn
 
 
 @functools.cache

@@ -130,14 +130,21 @@ def check_u8(
             f"{(channels, w[1], w[2])}"
         ),
     )
-    _check_byte("out_max", out_max, 255)
-    _check_byte("zero_point", zero_point, 255)
+    _check_byte(name, "out_max", out_max, 255)
+    _check_byte(name, "zero_point", zero_point, 255)
     if out_zero_point is not None:
-        _check_byte("out_zero_point", out_zero_point, out_max)
+        _check_byte(name, "out_zero_point", out_zero_point, out_max)
     _check_geometry(name, input, weight, filters, w[1:3], stride, padding, dilation, groups)
     if addend is not None:
         shape = (input.shape[0], filters, *output_size(input.shape[2:], w[1:3], stride, padding, dilation))
         _check_addend(name, addend, input, shape)
+
+
+def check_quantize_u8(input: Tensor, zero_point: int, top: int) -> None:
+    """The same for `quantize_u8`."""
+    torch_check(input.dtype == torch.float32, lambda: f"quantize_u8: input must be float32, got {_name(input.dtype)}")
+    _check_byte("quantize_u8", "top", top, 255)
+    _check_byte("quantize_u8", "zero_point", zero_point, top)
 
 
 def check_grad(
@@ -300,8 +307,8 @@ def _check_parameter(operator: str, name: str, tensor: Tensor, dtype: torch.dtyp
     _check_device(operator, name, tensor, input)
 
 
-def _check_byte(name: str, number: int, most: int) -> None:
-    torch_check(0 <= number <= most, lambda: f"adder2d_u8: {name} must be from 0 to {most}, got {number}")
+def _check_byte(operator: str, name: str, number: int, most: int) -> None:
+    torch_check(0 <= number <= most, lambda: f"{operator}: {name} must be from 0 to {most}, got {number}")
 
 
 def _check_addend(operator: str, addend: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:

@@ -27,6 +27,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.adderzoo.adder2d.default: _adder2d,
         torch.ops.adderzoo.adder2d_u8.default: _adder2d_u8,
+        torch.ops.adderzoo.quantize_u8.default: _quantize_u8,
     }
 
 
@@ -95,8 +96,16 @@ def _adder2d_u8(
         result = op.Relu(result)
     if out_zero_point is None:
         return result
-    steps = op.Add(op.Round(result), _float(float(out_zero_point)))
-    return op.Cast(op.Clip(steps, _float(0.0), _float(float(out_max))), to=ir.DataType.UINT8)
+    return _quantize_u8(result, 1.0, out_zero_point, out_max)
+
+
+def _quantize_u8(input: Any, inverse: float, zero_point: int, top: int) -> Any:
+    """As :func:`adderzoo.ops.quantize_u8`. ONNX's own QuantizeLinear divides by the scale, and rounds otherwise."""
+    import onnx_ir as ir
+    from onnxscript import opset18 as op
+
+    steps = op.Add(op.Round(op.Mul(input, _float(inverse))), _float(float(zero_point)))
+    return op.Cast(op.Clip(steps, _float(0.0), _float(float(top))), to=ir.DataType.UINT8)
 
 
 def _padded(input: "Value", padding: Sequence[int], value: float) -> "Value":

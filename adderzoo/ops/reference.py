@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._schema import takes_arguments_of
-from .checks import accumulation_dtype, check, check_affine, check_grad, check_modes, check_u8
+from .checks import accumulation_dtype, check, check_affine, check_grad, check_modes, check_quantize_u8, check_u8
 from .geometry import output_size
 from .packing import unpack_byte_filters, unpack_filters
 
@@ -176,6 +176,17 @@ def u8(
     elif relu:
         result = result.relu()
     return _like(input, result.shape, dtype).copy_(result)
+
+
+def byte_steps(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
+    """Bytes, still in float32. The order of operations is that of :func:`torch.fake_quantize_per_tensor_affine`."""
+    return (x * inverse).round_().add_(zero_point).clamp_(0, top)
+
+
+def quantize_u8(input: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
+    """The bytes, in the memory format of the input."""
+    check_quantize_u8(input, zero_point, top)
+    return _like(input, input.shape, torch.uint8).copy_(byte_steps(input, inverse, zero_point, top))
 
 
 def backward_input(

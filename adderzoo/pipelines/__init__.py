@@ -3,8 +3,9 @@
 Names are imported where they are first used: the command answers before PyTorch is imported.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adderzoo._lazy import lazy
 
 if TYPE_CHECKING:
     from .classifier import Classifier, ClassProbability, Prediction
@@ -28,16 +29,5 @@ __all__ = [
     "name_outputs",
 ]
 
-
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
-
-    def __getattr__(name: str) -> Any:
-        for module, names in _MODULES.items():
-            if name in names:
-                value = globals()[name] = getattr(import_module(f"adderzoo.pipelines.{module}"), name)
-                return value
-        raise AttributeError(f"module 'adderzoo.pipelines' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__ = lazy(__name__, names=_MODULES)

@@ -1,6 +1,5 @@
 """The network of a pipeline: whose weights it has, where it runs, and how."""
 
-import contextlib
 import copy
 import os
 from collections.abc import Mapping
@@ -8,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from adderzoo.checkpoints import Opened, open_network
 from adderzoo.files.foreign import check_data_config
-from adderzoo.inference.fusion import fuse
+from adderzoo.inference.fusion import fuse_if_possible
 from adderzoo.layers.modules import Network
 
 
@@ -57,10 +56,7 @@ def check_preprocessing(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def for_inference(model: Network, device: torch.device, fused: bool) -> nn.Module:
     """A copy of a network where it runs, fused if it can be: what cannot be traced, or has hooks, stays as it is."""
-    network: nn.Module | None = None
-    if fused and not isinstance(model, fx.GraphModule):  # which is fused, or integers, already
-        with contextlib.suppress(ValueError):
-            network = fuse(model)
-    if network is None:
+    network = fuse_if_possible(model) if fused else model
+    if network is model:
         network = copy.deepcopy(model)
     return network.eval().to(device).to(memory_format=torch.channels_last)

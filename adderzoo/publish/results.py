@@ -31,7 +31,8 @@ from adderzoo.catalogue import (
     read_speeds,
     twin,
 )
-from adderzoo.engine.benchmark import describe_machine
+from adderzoo.engine.benchmark import default_batches, describe_machine
+from adderzoo.engine.benchmark.layers import image_size
 from adderzoo.engine.benchmark.networks import Contender, measure, settle
 from adderzoo.files.output import write_atomically
 from adderzoo.files.weights import compact
@@ -93,7 +94,7 @@ def measure_speeds(names: Iterable[str] = (), seconds: float = 2.0, again: bool 
                 network=key[0],
                 precision=key[1],
                 how=_how(*key)[0],
-                input_size=_size(contender.input_size or ()),
+                input_size=_size(contender.input_size or get_pretrained_cfg(key[0]).input_size),
                 batch_size=contender.batch,
                 images_per_second=_rounded(contender.batch / timing.median),
                 spread=round(100 * timing.spread, 1),
@@ -126,10 +127,7 @@ def _how(name: str, precision: str) -> tuple[str, str, str]:
 
 
 def _contender(name: str, precision: str) -> Contender:
-    channels, height, width = get_pretrained_cfg(name).input_size
-    batch = 8 if height > 64 else 128
-    if get_pretrained_cfg(name).num_classes == 0:
-        batch, height, width = 1, height // 4, width // 4
+    (batch,) = default_batches(name, "threads")
     _, form, compiled = _how(name, precision)
     return Contender(
         name,
@@ -137,7 +135,7 @@ def _contender(name: str, precision: str) -> Contender:
         form=form,
         compiled=compiled,
         threads=torch.get_num_threads(),
-        input_size=(channels, height, width),
+        input_size=image_size(name),
     )
 
 

@@ -1,6 +1,5 @@
 #include "ceilings.h"
 
-#include "../cpu/capability.h"
 
 namespace adderzoo::cpu {
 

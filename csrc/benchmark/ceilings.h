@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../cpu/capability.h"
+
 namespace adderzoo::cpu {
 
 enum class Ceiling { kMultiplyAdd, kDistance, kSlope, kByteDistance };

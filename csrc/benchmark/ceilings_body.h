@@ -13,7 +13,7 @@ int64_t ceiling_of(int64_t steps) {
   constexpr int kVecs = kMaxPanels<T> * kVectors<T>;
   constexpr int kPoints = points_of_tile(F, kVecs);
   constexpr int64_t kSteps = 64;
-  T source[kPoints + kSteps], filters[kSteps * kVecs * kLanes<T>];
+  alignas(64) T source[kPoints + kSteps], filters[kSteps * kVecs * kLanes<T>];
   for (T& x : source) x = T(0.5);
   for (T& w : filters) w = T(0.25);
   const Vector<T> one = Simd<T>::opaque(Vector<T>{} + T(1));
@@ -55,7 +55,8 @@ inline int64_t ceiling_of_bytes(int64_t steps) {
   constexpr int kVecs = kMaxPanels<uint8_t> * kVectors<uint8_t>;
   constexpr int kPoints = points_of_byte_tile(kVecs);
   constexpr int64_t kSteps = 64;
-  uint8_t source[(kPoints + kSteps) * kByteStep], filters[kSteps * kVecs * ADDERZOO_VECTOR_BYTES];
+  // Aligned: wherever the stack happens to lie, the same speed.
+  alignas(64) uint8_t source[(kPoints + kSteps) * kByteStep], filters[kSteps * kVecs * ADDERZOO_VECTOR_BYTES];
   for (uint8_t& x : source) x = 1;
   for (uint8_t& w : filters) w = 2;
   Bytes::Sum sum[kPoints][kVecs] = {};
@@ -82,12 +83,14 @@ inline int64_t ceiling_of_bytes(int64_t steps) {
 }
 
 int64_t ceiling(Ceiling form, int64_t steps) {
-  constexpr Function distance = Simd<float>::kMaxDistance ? Function::kMaxDistance : Function::kDistance;
+  constexpr Function distance = Simd<float>::kDistance;
   switch (form) {
     case Ceiling::kMultiplyAdd:
       return ceiling_of<distance, true, float>(steps);
     case Ceiling::kDistance:
-      return ceiling_of<distance, false, float>(steps);
+      return adds_beside_maxima() && distance == Function::kMaxFmaDistance
+                 ? ceiling_of<Function::kMaxDistance, false, float>(steps)
+                 : ceiling_of<distance, false, float>(steps);
     case Ceiling::kSlope:
       return ceiling_of<Function::kClippedSlope, false, float>(steps);
     default:

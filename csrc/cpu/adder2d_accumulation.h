@@ -39,6 +39,7 @@ namespace adderzoo::cpu {
 enum class Function {
   kDistance,           // |source - filter|; the sum is written with a minus sign (eq. 2)
   kMaxDistance,        // the same, from the sum of max(source, filter)
+  kMaxFmaDistance,     // the same again, each addition as a multiply-add by one
   kClippedSlope,       // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
   kExactClippedSlope,  // the same where a filter or the input may be NaN
   kSignSlope,          // source * sign(filter - input)
@@ -46,11 +47,17 @@ enum class Function {
 
 // Whether it needs the input at the points.
 ADDERZOO_INLINE constexpr bool has_input(Function function) {
-  return function != Function::kDistance && function != Function::kMaxDistance;
+  return function == Function::kClippedSlope || function == Function::kExactClippedSlope ||
+         function == Function::kSignSlope;
+}
+
+// Whether its sums are of max(source, filter).
+ADDERZOO_INLINE constexpr bool sums_maxima(Function function) {
+  return function == Function::kMaxDistance || function == Function::kMaxFmaDistance;
 }
 
 // Channels of an item whose channels have their own copies of the source, at most.
-constexpr int64_t kMaxOwnChannels = 4 * kPanel;
+constexpr int64_t kMaxOwnChannels = 8 * kPanel;
 
 // Panels of a tile, at most, whatever the instruction set.
 constexpr int64_t kMostPanelsOfTile = 4;
@@ -96,13 +103,20 @@ struct Piece {
 struct Region {
   bool staged;  // whether it is a copy, with padding; else it is the source
   // Shared: all channels of a group see the same source channels. Else every channel has its own copy of them in the
-  // region, which serves groups that are narrower than a panel (depthwise layers). Such a region is always staged.
+  // region, which serves groups that are narrower than a panel. Only bytes of depthwise layers, where the copy is the
+  // source, need not be staged then.
   bool shared;
+  // Whether the taps of a row are one to the loops: of few bytes, whose lanes would be mostly empty. For every point
+  // the channels of its taps in a row lie in a line, which other points do not share.
+  bool joined;
   uint8_t padding;    // what all bytes of a padded pixel's channels are
+  int64_t lane;       // source channels of a step: kByteStep of bytes, which lie side by side, or one
   int64_t width;      // in pixels
-  int64_t pixel;      // elements of a pixel
-  int64_t step;       // from one step to the next of a piece, in elements
-  int64_t tap_steps;  // steps of a tap
+  int64_t pixel;      // elements of a pixel, before taps are joined
+  int64_t row;        // from one row to the next, in elements
+  int64_t point;      // from one point to the next, likewise
+  int64_t step;       // from one step to the next of a piece, likewise
+  int64_t tap_steps;  // steps of a tap, or of joined ones
   const Piece* pieces;
   const int64_t* blocks;  // block b is the pieces [blocks[b], blocks[b + 1]): kBlockSteps steps, the last one the rest
   int64_t num_blocks;
@@ -110,8 +124,10 @@ struct Region {
 
 template <typename T>
 struct FilterPanels {
-  const T* packed;  // (panels, steps, kPanel), a step being a tap and a source channel
-  const T* sums;    // of each channel, and below which distance they cancel too much; for kMaxDistance
+  // (panels, steps, kPanel, lane), a step being a tap and a lane of source channels. Where lanes are single bytes,
+  // those of all channels of an item lie side by side: (items of the same rows, steps, channels of an item).
+  const T* packed;
+  const T* sums;  // of each channel, and below which distance they cancel too much; where maxima are summed
   const T* limits;
   int64_t steps;
 };
@@ -149,6 +165,10 @@ struct Accumulation {
   FilterPanels<T> filters;
   Outputs<T> output;
   Items items;
+
+  // Taps that the loops see, and the steps of all of them.
+  ADDERZOO_INLINE int64_t taps() const { return region.joined ? lattice.num_tap_rows : lattice.taps(); }
+  ADDERZOO_INLINE int64_t steps() const { return taps() * region.tap_steps; }
 };
 
 }  // namespace adderzoo::cpu

@@ -11,6 +11,7 @@
 #include "../adder2d_checks.h"
 #include "../adder2d_formats.h"
 #include "adder2d_plan.h"
+#include "capability.h"
 
 namespace adderzoo::cpu {
 namespace {
@@ -25,10 +26,6 @@ constexpr int64_t kStepsOfPixel = 8;
 
 int64_t grain(double item_steps) {
   return std::max<int64_t>(1, static_cast<int64_t>(kGrainSteps / std::max(1.0, item_steps)));
-}
-
-Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format) {
-  return torch::stable::contiguous(torch::stable::to(tensor, type), format);
 }
 
 // A float or double tensor in either format, as it is if it is dense.
@@ -101,7 +98,10 @@ template <typename T>
 void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, const T* filter_limits,
              Epilogue<T> epilogue, View<T> output) {
   Plan<T> plan;
-  plan.work.function = loops<T>().max_distance ? Function::kMaxDistance : Function::kDistance;
+  plan.work.function = loops<T>().distance;
+  if (plan.work.function == Function::kMaxFmaDistance && adds_beside_maxima()) {
+    plan.work.function = Function::kMaxDistance;
+  }
   plan.work.filters.packed = filters;
   plan.work.filters.sums = filter_sums;
   plan.work.filters.limits = filter_limits;
@@ -168,7 +168,7 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
   Tensor output = new_empty(input, {g.batch, weight.size(0), g.out_height, g.out_width}, type, format);
-  const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
+  const Tensor w = dense(weight, type);
   const auto compute = [&]<typename T>(T) {
     const Dense<T> x(input, type);
     const PackedFilters<T> filters(w.const_data_ptr<T>(), forward_filters(g));
@@ -188,8 +188,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width}, type, format);
   const auto compute = [&]<typename T>(T) {
     const Dense<T> x(input, type);
-    const Tensor packed = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
-                 b = torch::stable::contiguous(shift);
+    const Tensor packed = dense(weight, type), a = dense(scale, type), b = dense(shift, type);
     Epilogue<T> epilogue{
         .scale = a.const_data_ptr<T>(), .shift = b.const_data_ptr<T>(), .addend = nullptr, .relu = relu};
     std::optional<Dense<T>> added;
@@ -206,7 +205,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
     forward<T>(g, x.view, filters, sums.begin(), limits.begin(), epilogue, view<T>(output, format));
   };
   type == ScalarType::Double ? compute(double()) : compute(float());
-  return torch::stable::to(output, input.scalar_type());
+  return of_type(output, input.scalar_type());
 }
 
 Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale, const Tensor& shift,
@@ -219,8 +218,8 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width},
                             bytes ? ScalarType::Byte : ScalarType::Float, format);
   const Dense<uint8_t> x(input, ScalarType::Byte, format);
-  const Tensor filters = torch::stable::contiguous(weight), a = torch::stable::contiguous(scale),
-               b = torch::stable::contiguous(shift);
+  const Tensor filters = dense(weight, ScalarType::Byte), a = dense(scale, ScalarType::Float),
+               b = dense(shift, ScalarType::Float);
   Epilogue<uint8_t> epilogue = byte_epilogue(relu, out_zero_point, out_max, addend_scale);
   epilogue.scale = a.const_data_ptr<float>();
   epilogue.shift = b.const_data_ptr<float>();
@@ -256,13 +255,13 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
   const ScalarType type = accumulation_type(input);
   const MemoryFormat format = format_like(input);
   Tensor grad_input = new_empty(input, {g.batch, input.size(1), g.height, g.width}, type, format);
-  const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
+  const Tensor w = dense(weight, type);
   const auto compute = [&]<typename T>(T) {
     const Dense<T> dy(grad, type), x(input, type);
     backward_input<T>(function, g, dy.view, x.view, w.const_data_ptr<T>(), view<T>(grad_input, format));
   };
   type == ScalarType::Double ? compute(double()) : compute(float());
-  return torch::stable::to(grad_input, input.scalar_type());
+  return of_type(grad_input, input.scalar_type());
 }
 
 Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
@@ -275,13 +274,13 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
       new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type, MemoryFormat::Contiguous);
   const bool full = weight_grad == "full";
   const Tensor dy = dense(grad, type, MemoryFormat::ChannelsLast), x = dense(input, type, MemoryFormat::ChannelsLast);
-  const Tensor w = dense(weight, type, MemoryFormat::Contiguous);
+  const Tensor w = dense(weight, type);
   if (type == ScalarType::Double) {
     backward_weight<double>(g, full, dy, x, w, grad_weight);
   } else {
     backward_weight<float>(g, full, dy, x, w, grad_weight);
   }
-  return torch::stable::to(grad_weight, weight.scalar_type());
+  return of_type(grad_weight, weight.scalar_type());
 }
 
 std::string cpu_capability() { return loops<float>().capability; }

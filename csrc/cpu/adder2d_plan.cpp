@@ -40,10 +40,10 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
     }
   };
   for (size_t i = 0; i < plan.tap_rows.size(); ++i) {
-    for (size_t j = 0; j < plan.tap_columns.size(); ++j) {
+    for (size_t j = 0; j < (work.region.joined ? 1 : plan.tap_columns.size()); ++j) {
       const int64_t row = plan.tap_rows[i] - plan.tap_rows[0], column = plan.tap_columns[j] - plan.tap_columns[0];
       const int64_t tap_steps = first_step + static_cast<int64_t>(i) * step_h + static_cast<int64_t>(j) * step_w;
-      add((row * work.region.width + column) * work.region.pixel, tap_steps, work.region.tap_steps);
+      add(row * work.region.row + column * work.region.pixel, tap_steps, work.region.tap_steps);
     }
   }
   plan.blocks.push_back(static_cast<int64_t>(plan.pieces.size()));
@@ -59,7 +59,7 @@ int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int6
   const int64_t all_rows = work.lattice.all_rows();
   int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.items.columns));
   int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.items.columns));
-  const int64_t row_bytes = work.region.staged ? work.region.width * work.region.pixel * sizeof(T) : 0;
+  const int64_t row_bytes = work.region.staged ? work.region.row * sizeof(T) : 0;
   while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
   // Large strides: mostly rows that no tap reads.
   if (region_rows(work, rows) * row_bytes > 64 * kRegionBytes) rows = few_rows = 1;
@@ -75,18 +75,18 @@ template <typename T>
 void measure_items(Accumulation<T>& work) {
   work.items.max_points = round_up(work.items.rows * work.items.columns, kPanel);  // what lies behind is aligned
   work.items.max_region_rows = region_rows(work, work.items.rows);
-  const int64_t num_steps = work.lattice.taps() * work.region.tap_steps;
   // For the choice of a grain, which large ones are beyond.
   work.items.steps =
-      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * num_steps + kPanel, kManySteps);
-  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals and of inputs (of bytes,
-  // two of totals of four bytes), and two sums for each point; the region; two for each point of its rows; two for each
-  // pixel of one.
-  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T);
+      std::min(work.items.max_points, kManySteps) * std::min(work.items.panels * work.steps() + kPanel, kManySteps);
+  // For what `divide_scratch` makes of it: three numbers of eight bytes, four panels of totals (of bytes, these have
+  // four bytes) and of inputs (bytes have none), and two sums for each point; the region; two for each point of its
+  // rows; two for each pixel of one; a row whose taps are not joined yet, and of which whole lanes are read.
+  constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T), kEach = sizeof(T) == 1 ? sizeof(int32_t) : 2;
   work.items.scratch_size =
-      work.items.max_points * (kNumbers + 2 * kMostPanelsOfTile * kPanel + 2) +
-      (work.region.staged ? work.items.max_region_rows * work.region.width * work.region.pixel : 0) +
-      2 * (work.items.max_region_rows * work.items.columns + work.lattice.span_w(work.items.columns));
+      work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
+      (work.region.staged ? work.items.max_region_rows * work.region.row : 0) +
+      2 * (work.items.max_region_rows * work.items.columns + work.lattice.span_w(work.items.columns)) +
+      (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
 }
 
 // Cuts the work into items.
@@ -99,9 +99,15 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                          : groups > 1 && work.output.group_channels % kPanel != 0
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
-  work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, kMaxOwnChannels / kPanel));
-  if (!work.region.shared) work.region.step = work.items.panels * kPanel;
-  if (work.region.staged) work.region.pixel = work.region.tap_steps * work.region.step;
+  const int64_t most_panels = kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1);
+  work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, most_panels));
+  if (!work.region.shared) {
+    work.region.step = work.region.staged ? work.items.panels * kPanel * work.region.lane : work.region.pixel;
+  }
+  const int64_t tap = work.region.tap_steps * work.region.step;
+  if (work.region.staged) work.region.pixel = work.region.joined ? work.source.channels : tap;
+  work.region.point = work.region.joined ? tap : work.lattice.step_w * work.region.pixel;
+  work.region.row = work.region.joined ? work.items.columns * tap : work.region.width * work.region.pixel;
   if (all_rows == 0 || work.lattice.columns == 0) {
     work.items.count = 0;
     return;
@@ -122,6 +128,15 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
   measure_items(work);
 }
 
+// Whether the lanes of the taps of a row would be so empty that joining them saves a quarter of the steps.
+template <typename T>
+bool joins_taps(const Accumulation<T>& work) {
+  const Lattice& lattice = work.lattice;
+  const int64_t columns = lattice.num_tap_columns, channels = work.source.channels, lane = work.region.lane;
+  if (sizeof(T) != 1 || !work.region.shared || columns == 0 || lattice.reach_w() != columns) return false;
+  return 4 * divide_up(columns * channels, lane) <= 3 * columns * divide_up(channels, lane);
+}
+
 template <typename T>
 void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t height, int64_t width,
                  int64_t channels) {
@@ -132,8 +147,9 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   work.source.width = width;
   work.source.channels = channels;
   work.region.shared = shares_source(g.groups, work.output.group_channels);
-  work.region.step = sizeof(T) == 1 && work.region.shared ? kByteStep : 1;
-  work.region.tap_steps = divide_up(channels, work.region.step);
+  work.region.lane = sizeof(T) == 1 && (work.region.shared || channels > 1) ? kByteStep : 1;
+  work.region.step = work.region.lane;
+  work.region.tap_steps = divide_up(channels, work.region.lane);
   work.output.groups = g.groups;
   work.lattice.tap_rows = plan.tap_rows.data();
   work.lattice.tap_columns = plan.tap_columns.data();
@@ -155,16 +171,60 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
   };
   bring_near(plan.tap_rows, (work.lattice.rows - 1) * work.lattice.step_h, height);
   bring_near(plan.tap_columns, (work.lattice.columns - 1) * work.lattice.step_w, width);
+  work.region.joined = joins_taps(work);
+  if (work.region.joined) work.region.tap_steps = divide_up(work.lattice.num_tap_columns * channels, work.region.lane);
   const bool dense = source.strides.channel == 1 && source.strides.column == g.groups * channels &&
                      source.strides.row == width * source.strides.column &&
                      source.strides.image == height * source.strides.row;
-  work.region.staged = !(work.region.shared && inside && dense && channels % work.region.step == 0);
+  const bool whole = work.region.shared ? channels % work.region.lane == 0
+                                        : sizeof(T) == 1 && channels == 1 && work.output.group_channels == 1 &&
+                                              work.output.channels % kPanel == 0;
+  work.region.staged = !(whole && inside && dense);
   work.region.pixel = source.strides.column;
   // Long rows are cut into parts of equal length, or nearly so.
   work.items.columns =
       divide_up(work.lattice.columns, std::max<int64_t>(1, divide_up(work.lattice.columns, kMostColumns)));
   work.items.column_chunks = work.items.columns == 0 ? 1 : divide_up(work.lattice.columns, work.items.columns);
   work.region.width = work.region.staged ? work.lattice.span_w(work.items.columns) : width;
+}
+
+// Filters of bytes as the items read them: with other lanes than those they are packed in, or with taps that are
+// joined.
+template <int64_t kLane, int64_t kPackedLane>
+void arrange_filters(Plan<uint8_t>& plan) {
+  const Accumulation<uint8_t>& work = plan.work;
+  const int64_t panels = divide_up<int64_t>(work.output.channels, kPanel), channels = work.source.channels;
+  const int64_t joined = work.region.joined ? work.lattice.num_tap_columns : 1;
+  // Lanes of single bytes lie beside those of the item's other panels.
+  const int64_t side_by_side = kLane == 1 ? work.items.panels : 1, step_size = side_by_side * kPanel * kLane;
+  plan.filters.assign(divide_up(panels, side_by_side) * work.filters.steps * step_size, 0);
+  const uint8_t* packed = work.filters.packed;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    uint8_t* tap = plan.filters.data() + panel / side_by_side * work.filters.steps * step_size +
+                   panel % side_by_side * kPanel * kLane;
+    for (int64_t i = 0; i < work.taps(); ++i, tap += work.region.tap_steps * step_size) {
+      for (int64_t j = 0; j < joined; ++j, packed += round_up(channels, kPackedLane) * kPanel) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const uint8_t* const from = packed + c / kPackedLane * kPanel * kPackedLane + c % kPackedLane;
+          const int64_t place = j * channels + c;
+          uint8_t* const to = tap + place / kLane * step_size + place % kLane;
+          for (int64_t lane = 0; lane < kPanel; ++lane) to[lane * kLane] = from[lane * kPackedLane];
+        }
+      }
+    }
+  }
+  plan.work.filters.packed = plan.filters.data();
+}
+
+// Of a layer whose channels share their source, lanes have kByteStep source channels, else one.
+void arrange_filters(Plan<uint8_t>& plan) {
+  const Region& region = plan.work.region;
+  if (plan.work.items.count == 0) return;
+  if (!region.shared) {
+    region.lane == 1 ? arrange_filters<1, 1>(plan) : arrange_filters<kByteStep, 1>(plan);
+  } else if (region.joined) {
+    arrange_filters<kByteStep, kByteStep>(plan);
+  }
 }
 
 // The places in the gradient of the taps that reach a phase, from that of the point, ascending: from the last tap to
@@ -220,11 +280,12 @@ void plan_forward(Plan<T>& plan, const Geometry& g, View<const T> input, View<T>
   for (int64_t i = 0; i < g.kernel_h; ++i) plan.tap_rows.push_back(i * g.dilation_h - g.padding_h);
   for (int64_t j = 0; j < g.kernel_w; ++j) plan.tap_columns.push_back(j * g.dilation_w - g.padding_w);
   plan_source(plan, g, input, g.height, g.width, g.channels);
-  work.filters.steps = g.taps() * work.region.tap_steps;
+  work.filters.steps = work.steps();
   work.output.data = output.data;
   work.output.strides = output.strides;
   plan_items(work, threads);
-  plan_pieces(plan, 0, g.kernel_w * work.region.tap_steps, work.region.tap_steps);
+  plan_pieces(plan, 0, work.steps() / g.kernel_h, work.region.tap_steps);
+  if constexpr (sizeof(T) == 1) arrange_filters(plan);
   check_plan(plan);
 }
 

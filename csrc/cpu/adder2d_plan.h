@@ -21,6 +21,7 @@ struct Plan {
   Accumulation<T> work{};
   std::vector<int64_t> tap_rows, tap_columns, blocks;
   std::vector<Piece> pieces;
+  std::vector<uint8_t> filters;  // of bytes, where they are not read as they are packed
 
   Plan() = default;
   Plan(const Plan&) = delete;

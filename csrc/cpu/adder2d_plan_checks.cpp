@@ -23,15 +23,23 @@ void check_region(const Accumulation<T>& work) {
   const Lattice& lattice = work.lattice;
   const Source<T>& source = work.source;
   const Region& region = work.region;
-  ADDERZOO_REQUIRE(source.channels >= 1 && region.tap_steps >= 1 && region.step >= 1);
+  ADDERZOO_REQUIRE(source.channels >= 1 && region.lane >= 1 && region.step >= 1);
   ADDERZOO_REQUIRE(region.shared == shares_source(work.output.groups, work.output.group_channels));
-  ADDERZOO_REQUIRE(region.tap_steps == (region.shared ? divide_up(source.channels, region.step) : source.channels));
+  const int64_t joined = region.joined ? lattice.num_tap_columns : 1;
+  ADDERZOO_REQUIRE(region.tap_steps == divide_up(joined * source.channels, region.lane));
+  ADDERZOO_REQUIRE(!region.joined || (sizeof(T) == 1 && region.shared && region.staged && lattice.reach_w() == joined));
+  const int64_t tap = region.tap_steps * region.step;
+  ADDERZOO_REQUIRE(region.row == (region.joined ? work.items.columns * tap : region.width * region.pixel));
+  ADDERZOO_REQUIRE(region.point == (region.joined ? tap : lattice.step_w * region.pixel));
+  ADDERZOO_REQUIRE(region.lane == (sizeof(T) == 1 && (region.shared || source.channels > 1) ? kByteStep : 1));
   if (region.staged) {
-    ADDERZOO_REQUIRE(region.pixel == region.tap_steps * region.step);
+    ADDERZOO_REQUIRE(region.pixel == (region.joined ? source.channels : tap));
     ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == lattice.span_w(work.items.columns));
     return;
   }
-  ADDERZOO_REQUIRE(region.shared && source.strides.channel == 1);
+  ADDERZOO_REQUIRE(source.strides.channel == 1);
+  ADDERZOO_REQUIRE(region.shared || (sizeof(T) == 1 && source.channels == 1 && work.output.group_channels == 1 &&
+                                     work.output.channels % kPanel == 0));
   ADDERZOO_REQUIRE(region.pixel == source.strides.column && region.width == source.width);
   if (lattice.taps() == 0) return;
   const int64_t top = lattice.tap_rows[0], left = lattice.tap_columns[0];
@@ -45,8 +53,8 @@ void check_blocks(const Accumulation<T>& work, int64_t num_pieces) {
   const Region& region = work.region;
   ADDERZOO_REQUIRE(region.num_blocks >= 1 && region.blocks[0] == 0 && region.blocks[region.num_blocks] == num_pieces);
   // Behind the last tap of the point whose first tap is the region's first pixel.
-  const int64_t end =
-      lattice.taps() == 0 ? 0 : ((lattice.reach_h() - 1) * region.width + lattice.reach_w()) * region.pixel;
+  const int64_t tap_row = region.joined ? region.point : lattice.reach_w() * region.pixel;
+  const int64_t end = lattice.taps() == 0 ? 0 : (lattice.reach_h() - 1) * region.row + tap_row;
   int64_t steps = 0;
   for (int64_t block = 0; block < region.num_blocks; ++block) {
     const int64_t before = steps;
@@ -59,7 +67,7 @@ void check_blocks(const Accumulation<T>& work, int64_t num_pieces) {
     const bool last = block == region.num_blocks - 1;
     ADDERZOO_REQUIRE(last ? steps - before <= kBlockSteps : steps - before == kBlockSteps);
   }
-  ADDERZOO_REQUIRE(steps == lattice.taps() * region.tap_steps);
+  ADDERZOO_REQUIRE(steps == work.steps());
 }
 
 template <typename T>
@@ -86,7 +94,7 @@ void check_operands(const Accumulation<T>& work) {
   const FilterPanels<T>& filters = work.filters;
   const Outputs<T>& output = work.output;
   ADDERZOO_REQUIRE(work.source.data != nullptr && filters.packed != nullptr);
-  if (work.function == Function::kMaxDistance) ADDERZOO_REQUIRE(filters.sums != nullptr && filters.limits != nullptr);
+  if (sums_maxima(work.function)) ADDERZOO_REQUIRE(filters.sums != nullptr && filters.limits != nullptr);
   ADDERZOO_REQUIRE(output.channels == output.groups * output.group_channels);
   ADDERZOO_REQUIRE((output.input != nullptr) == has_input(work.function));
   check_epilogue(work);
@@ -104,8 +112,10 @@ void check_items(const Accumulation<T>& work) {
   const int64_t channels = work.output.channels / groups, begin = groups > 1 ? channels % kPanel : 0;
   ADDERZOO_REQUIRE(items.panels * items.panel_chunks * kPanel >= channels);
   ADDERZOO_REQUIRE(begin == 0 || items.panels * items.panel_chunks >= channels / kPanel + 2);
-  ADDERZOO_REQUIRE(work.region.shared ||
-                   (items.panels * kPanel <= kMaxOwnChannels && work.region.step == items.panels * kPanel));
+  ADDERZOO_REQUIRE(
+      work.region.shared ||
+      (items.panels * kPanel <= kMaxOwnChannels &&
+       work.region.step == (work.region.staged ? items.panels * kPanel * work.region.lane : work.region.pixel)));
   ADDERZOO_REQUIRE(items.max_points >= items.rows * items.columns && items.max_points % kPanel == 0);
   ADDERZOO_REQUIRE(items.max_region_rows >= region_rows(work, items.rows));
   ADDERZOO_REQUIRE(items.steps >= 1 && items.scratch_size >= 1);

@@ -40,4 +40,12 @@ Capability capability() {
   return chosen;
 }
 
+bool adds_beside_maxima() {
+#ifdef __x86_64__
+  return __builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h");  // Zen 1 to 4
+#else
+  return false;
+#endif
+}
+
 }  // namespace adderzoo::cpu

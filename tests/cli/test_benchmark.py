@@ -10,8 +10,11 @@ from PIL import Image
 
 import adderzoo as package
 from adderzoo.engine import benchmark
+from adderzoo.engine.benchmark import layers
 
 Command = Callable[..., Done]
+
+OF_LAYERS = "G elements |x - w|/s, share of the ceiling, speed beside a float32 convolution"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,8 +28,8 @@ def test_everything_of_a_small_network(adderzoo: Command, device: torch.device, 
     assert done.status == 0, done
     assert "rror" not in done.out + done.err
     titles = [
-        "adder layers of adder_lenet5, batch 1: elements |x - w|, share of the ceiling",
-        "adder layers of adder_lenet5, batch 4: elements |x - w|, share of the ceiling",
+        f"adder layers of adder_lenet5, batch 1: {OF_LAYERS}",
+        f"adder layers of adder_lenet5, batch 4: {OF_LAYERS}",
         "adder_lenet5, inference, batch 1",
         "adder_lenet5, inference, batch 4",
         "adder_lenet5, training, batch 4",  # not 1: BatchNorm on the logits
@@ -74,7 +77,7 @@ def test_byte_networks(adderzoo: Command, device: torch.device, tmp_path: Path) 
     assert done.status == 0, done
     _, *tables = done.out.split("\n\n")
     assert [table.splitlines()[0] for table in tables] == [
-        "adder layers of adder_lenet5 in u8, batch 2: elements |x - w|, share of the ceiling",
+        f"adder layers of adder_lenet5 in u8, batch 2: {OF_LAYERS}",
         "adder_lenet5 in u8, inference, batch 2",
         *(["adder_lenet5 in u8, threads, batch 2"] if device.type == "cpu" else []),
     ]
@@ -86,13 +89,31 @@ def test_byte_networks(adderzoo: Command, device: torch.device, tmp_path: Path) 
         assert "u8" in {row["contender"]["form"] for row in section["rows"]}
 
 
+def test_layers_of_many_kinds_are_beside_those_of_the_default_network(
+    adderzoo: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adderzoo.cli.benchmark._OPERATOR_MODEL", "adder_lenet5")
+    monkeypatch.setattr(layers, "KINDS", [layer for layer in layers.KINDS if layer.elements < 10_000_000])
+    options = ("--parts", "operator", "--batch-size", 1, "--seconds", 0.01, "--precision", "float32", "u8")
+    done = adderzoo("benchmark", *options)
+    assert done.status == 0, done
+    _, *tables = done.out.split("\n\n")
+    names = ("adder_lenet5", "adder_lenet5 in u8", "many kinds", "many kinds in u8")
+    assert [table.splitlines()[0] for table in tables] == [
+        f"adder layers of {name}, batch 1: {OF_LAYERS}" for name in names
+    ]
+    for layer in layers.KINDS:
+        lines = [line for line in done.out.splitlines() if line.startswith(f"{layer}  ")]
+        assert len(lines) == (2 if layer.offset else 3)  # two formats in float32, one in bytes
+
+
 def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[tuple[object, ...]] = []
     precisions: list[object] = []
     devices: set[object] = set()
 
     def operator(
-        model: str, batch: int, seconds: float, note: object, precisions: tuple[str, ...], device: str
+        model: str | None, batch: int, seconds: float, note: object, precisions: tuple[str, ...], device: str
     ) -> list[benchmark.OperatorResult]:
         jobs.append(("operator", model, batch, seconds, *precisions))
         devices.add(device)
@@ -110,6 +131,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     assert adderzoo("benchmark").status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 8, 0.25, "float32"),
+        ("operator", None, 8, 0.25, "float32"),
         ("inference", "adder_resnet20", 1, 1.0, True, True),
         ("inference", "adder_resnet20", 8, 1.0, False, True),
         ("inference", "adder_resnet20", 128, 1.0, False, True),
@@ -131,6 +153,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     assert adderzoo("benchmark", "--precision", "u8", "--batch-size", 4).status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 4, 0.25, "u8"),
+        ("operator", None, 4, 0.25, "u8"),
         ("inference", "adder_resnet20", 4, 1.0, True, True),
         ("threads", "adder_resnet20", 4, 1.0, True, True),
     ]
@@ -141,6 +164,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     assert adderzoo("benchmark", *options).status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 4, 0.25, "float32", "u8"),  # in turns
+        ("operator", None, 4, 0.25, "float32", "u8"),
         ("inference", "adder_resnet20", 4, 1.0, True, True),
         ("inference", "adder_resnet20", 4, 1.0, True, True),
         ("training", "adder_resnet20", 4, 1.0, True, True),
@@ -156,6 +180,7 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
     assert adderzoo("benchmark", "--device", "cuda:1").status == 0
     assert jobs == [
         ("operator", "adder_resnet50", 64, 0.25, "float32"),
+        ("operator", None, 64, 0.25, "float32"),
         ("inference", "adder_resnet20", 1, 1.0, False, True),
         ("inference", "adder_resnet20", 8, 1.0, False, True),
         ("inference", "adder_resnet20", 128, 1.0, True, True),
@@ -167,10 +192,10 @@ def test_parts_have_networks_and_batches_of_their_own(adderzoo: Command, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--models", "resnet50"), "models must be adder networks for classification (adder_lenet5, "),
+        (("--models", "resnet50"), "models must be adder networks (adder_edsr_baseline_x2, "),
         (
             ("--models", "adder_resnet20", "cnn_resnet20"),
-            "models must be adder networks for classification (adder_lenet5, ",
+            "models must be adder networks (adder_edsr_baseline_x2, ",
         ),
         (("--batch-size", 0), "batch-size must be at least 1, got 0"),
         (("--batch-size", 8, -1), "batch-size must be at least 1, got -1"),

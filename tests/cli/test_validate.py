@@ -36,6 +36,7 @@ from torch import nn
 
 from adderzoo import engine
 from adderzoo.files.weights import save_weights
+from adderzoo.layers import AdderAffine2d
 
 Command = Callable[..., Done]
 
@@ -200,6 +201,7 @@ class Run:
     channels_last: list[bool]
     autocast: list[torch.dtype | None]
     weights_channels_last: bool = False
+    fused: bool = False
 
 
 @pytest.fixture
@@ -213,6 +215,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def evaluate_observed(model: nn.Module, *args: Any, **kwargs: Any) -> engine.Result:
         model.register_forward_pre_hook(observe)
+        run.fused = any(isinstance(module, AdderAffine2d) for module in model.modules())
         filters = [value for value in model.state_dict().values() if value.dim() == 4 and value.shape[2] > 1]
         run.weights_channels_last = all(value.is_contiguous(memory_format=torch.channels_last) for value in filters)
         return evaluate(model, *args, **kwargs)
@@ -239,12 +242,15 @@ def test_amp_gives_nearly_the_same_answers(
     assert set(observed.autocast) == {torch.float16 if dtype == "float16" else torch.bfloat16}
     assert got["loss"] == pytest.approx(resnet.expected["loss"], rel=0.05)
     assert abs(got["top1"] - resnet.expected["top1"]) <= 100 / 12 + 1e-9
+    assert not observed.fused  # whose adder layers autocast would leave in float32
 
 
-def test_without_amp_the_network_runs_in_float32(
+def test_without_amp_the_network_runs_fused_in_float32(
     result: Callable[..., dict[str, Any]], resnet: Scene, observed: Run
 ) -> None:
-    result(*resnet.arguments, "--data-dir", resnet.folder)
+    got = result(*resnet.arguments, "--data-dir", resnet.folder)
+    assert observed.fused
+    assert_found(got, resnet.expected, loss=1e-4)
     assert set(observed.autocast) == {None}
     assert set(observed.channels_last) == {False}
 

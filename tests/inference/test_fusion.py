@@ -22,6 +22,7 @@ from torchvision.ops import StochasticDepth
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import adderzoo
+from adderzoo.inference.fusion import fuse_if_possible
 from adderzoo.layers import Adder2d, AdderAffine2d, AdderAffineLinear, AdderLinear, BatchNorm2d, replace_conv
 from adderzoo.layers.affine import AdderAffine2dSame
 from adderzoo.layers.replace import Adder2dSame
@@ -503,6 +504,23 @@ def test_fused_network_stays_what_it_is(network: nn.Module) -> None:
     assert calls(again) == calls(fused)
     assert again.num_classes == 5
     assert again(images()).equal(fused(images()))
+
+
+class _Untraceable(nn.Module):
+    """Its path depends on what it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_where_it_is_refused_the_network_can_stay_as_it_is(network: nn.Module) -> None:
+    fused = fuse_if_possible(network)
+    assert isinstance(fused, torch.fx.GraphModule)
+    assert any(isinstance(module, AdderAffine2d) for module in fused.modules())
+    hooked, untraceable = copy.deepcopy(network), _Untraceable()
+    hooked.register_forward_hook(lambda module, inputs, output: output + 1)
+    for same in (fused, hooked, untraceable):
+        assert fuse_if_possible(same) is same
 
 
 def test_convolutional_twin_and_networks_without_anything_to_fuse() -> None:

@@ -12,6 +12,7 @@ from adderzoo.layers.quantized import (
     QuantizedAdderLinear,
     QuantizedConv2d,
     QuantizedLinear,
+    QuantizedMaxPool2d,
     Quantizer,
 )
 
@@ -31,6 +32,30 @@ def layer_of_bytes(output: Quantizer | None = None, **kwargs: object) -> tuple[Q
         layer.weight.copy_(integers(3, 5, 3, 3))
     ones, zeros = torch.ones(3), torch.zeros(3)
     return QuantizedAdder2d(layer, ones, zeros, False, UNIT, output, **kwargs), layer  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------------------------------- poolings
+
+POOLS = {
+    "2x2": nn.MaxPool2d(2),
+    "3x3, stride 2": nn.MaxPool2d(3, 2, 1),
+    "overlapping": nn.MaxPool2d((3, 2), 1),
+    "dilated": nn.MaxPool2d((2, 3), (3, 2), (1, 0), (2, 3)),
+    "rows": nn.MaxPool2d((1, 4), (1, 3), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("shape", [(2, 5, 11, 13), (1, 3, 18, 17), (5, 11, 12)])
+def test_max_pooling_of_bytes_is_that_of_their_numbers(name: str, shape: tuple[int, ...]) -> None:
+    pool, x = POOLS[name], integers(*shape)
+    scale = torch.tensor([1.0, -0.5, 0.0, 2.0, -3.0])[: shape[-3]]
+    signs = torch.where(scale < 0, -1, 1)[:, None, None]
+    for y in (x, x.contiguous(memory_format=torch.channels_last)) if x.dim() == 4 else (x,):
+        result = QuantizedMaxPool2d(pool)(y)
+        assert result.dtype == torch.uint8
+        assert result.equal(pool(x.float()).byte())
+        assert QuantizedMaxPool2d(pool, scale)(y).equal((pool(x.float() * signs) * signs).byte())
 
 
 # --------------------------------------------------------------------------------------------------------- quantizers

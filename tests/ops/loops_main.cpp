@@ -696,6 +696,10 @@ std::vector<Geometry> geometries() {
       geometry(1, {1, 2, 3}, 3, 2, 1, 3),  // rows that see only padding
       geometry(1, {1, 16, 16}, 2, 5, 1, 2),
       geometry(2, {1, 5, 16}, {3, 2}, {1, 3}, 2, {2, 4}, {1, 3}),
+      // Taps of a row that share the lanes of bytes
+      geometry(2, {1, 1, 6}, {10, 11}, 5, 1, 2),
+      geometry(1, {1, 4, 20}, {7, 9}, {1, 2}, 1, {0, 1}),
+      geometry(1, {2, 3, 20}, {8, 9}, 3, {1, 2}, 1),
       // Pixels without taps
       geometry(2, {1, 16, 17}, {8, 7}, 1, 3),
       geometry(1, {1, 40, 20}, {6, 7}, 1, 2),
@@ -742,6 +746,7 @@ std::vector<Geometry> geometries() {
       geometry(1, {80, 1, 1}, {9, 8}, 5, 2, 2),
       geometry(1, {130, 1, 1}, 7, 3, 1, 2, 2),
       geometry(2, {64, 1, 1}, {5, 6}, {2, 3}, {1, 2}),
+      geometry(1, {144, 1, 1}, {6, 5}, 3),  // of no copies in bytes, in two items
       geometry(1, {10, 1, 3}, {7, 6}, 3, 1, 1),
       geometry(2, {33, 1, 2}, {5, 6}, 3, 2, 1),
       geometry(1, {6, 1, 17}, {6, 5}, 3, 1, 1),
@@ -840,6 +845,10 @@ void check_invariants() {
       [](Plan<float>& plan) { plan.work.region.shared = false; },
       [](Plan<float>& plan) { --plan.work.region.width; },
       [](Plan<float>& plan) { ++plan.work.region.pixel; },
+      [](Plan<float>& plan) { ++plan.work.region.row; },
+      [](Plan<float>& plan) { ++plan.work.region.point; },
+      [](Plan<float>& plan) { plan.work.region.joined = true; },
+      [](Plan<float>& plan) { plan.work.region.lane = kByteStep; },
       [](Plan<float>& plan) { ++plan.blocks.back(); },
       [](Plan<float>& plan) { plan.blocks[1] = 4; },
       [](Plan<float>& plan) { plan.pieces[1].source = 1000; },

@@ -6,7 +6,7 @@ another; both measure in turns with :mod:`.timing`.
 
 from .layers import OperatorResult, measure_operator
 from .networks import PARTS, Section, default_batches, measure_networks, twin_of
-from .report import Report, describe_machine, draw, import_matplotlib, operator_table, section_table
+from .report import Report, describe_machine, draw, import_matplotlib, kinds_table, operator_table, section_table
 
 __all__ = [
     "PARTS",
@@ -17,6 +17,7 @@ __all__ = [
     "describe_machine",
     "draw",
     "import_matplotlib",
+    "kinds_table",
     "measure_networks",
     "measure_operator",
     "operator_table",

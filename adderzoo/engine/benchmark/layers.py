@@ -1,4 +1,4 @@
-"""The adder layers of a network as the operator sees them, and how fast it runs on them."""
+"""Adder layers, those of a network or of many kinds, and how fast the operator runs on them beside a convolution."""
 
 import math
 from collections import Counter
@@ -10,8 +10,11 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
+from adderzoo import models as models  # timm knows networks by them
 from adderzoo import ops
 from adderzoo.ops import pack_byte_filters
 from adderzoo.ops._library import load_ceilings
@@ -39,7 +42,7 @@ _CEILING_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of `adder2d`: shapes of its input and filters, and its geometry."""
+    """One call of `adder2d`: shapes of its input and filters, its geometry, and what all numbers are offset by."""
 
     input: tuple[int, ...]
     weight: tuple[int, ...]
@@ -47,6 +50,7 @@ class Layer:
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    offset: float = 0.0
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int], int]:
@@ -67,7 +71,57 @@ class Layer:
         text = f"{channels * self.groups} to {filters}, {height}x{width}, on {self.input[2]}x{self.input[3]}"
         if max(self.stride) > 1:
             text += f", stride {self.stride[0]}"
-        return text + (f", {self.groups} groups" if self.groups > 1 else "")
+        text += f", {self.groups} groups" if self.groups > 1 else ""
+        return text + (f", numbers near {self.offset:g}" if self.offset else "")
+
+
+def _layer(
+    channels: int, filters: int, kernel: int, height: int, width: int | None = None, groups: int = 1, **others: Any
+) -> Layer:
+    """Of one image, padded as to keep its size but for the stride."""
+    shapes = (1, channels, height, width or height), (filters, channels // groups, kernel, kernel)
+    return Layer(*shapes, padding=(kernel // 2, kernel // 2), groups=groups, **others)
+
+
+# Every kind of layer that networks have, those among them that kernels find hard. Bytes have no offset.
+KINDS = (
+    _layer(16, 16, 3, 32),
+    _layer(64, 64, 3, 28),
+    _layer(512, 512, 3, 7),
+    _layer(16, 16, 3, 3, 20_000),  # long rows
+    _layer(16, 64, 1, 56),
+    _layer(64, 256, 1, 28),
+    _layer(128, 256, 1, 28, stride=(2, 2)),
+    _layer(3, 64, 7, 112, stride=(2, 2)),  # ImageNet's first layer, on a quarter of the pixels
+    _layer(1, 6, 5, 128),
+    _layer(6, 16, 5, 64),
+    _layer(128, 128, 3, 28, groups=16),
+    _layer(96, 96, 3, 56, groups=96),
+    _layer(96, 96, 5, 28, groups=96),
+    # Sums of float32 that are differences of large numbers, which the operator guards against.
+    _layer(16, 64, 1, 56, offset=30.0),
+    _layer(64, 64, 3, 28, offset=1000.0),
+)
+
+
+# Height and width of the patches that `adderzoo train` cuts for super-resolution.
+_PATCH = 48
+
+
+def is_super_resolution(name: str) -> bool:
+    """By the network's name: those have no classes."""
+    return get_pretrained_cfg(name).num_classes == 0
+
+
+def image_size(name: str, training: bool = False) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a network for super-resolution is measured on; None for others: their own size.
+
+    That is a quarter of the height and the width of what becomes 1280x720, or in training a patch of a usual size.
+    """
+    if not is_super_resolution(name):
+        return None
+    channels, height, width = get_pretrained_cfg(name).input_size
+    return (channels, _PATCH, _PATCH) if training else (channels, height // 4, width // 4)
 
 
 class _Recorder(TorchDispatchMode):
@@ -87,13 +141,13 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def adder_layers(name: str, batch: int) -> Counter[Layer]:
-    """The distinct adder layers of a network for a batch of images of its own size, and how often it has each."""
+def adder_layers(name: str, batch: int, size: tuple[int, int, int] | None = None) -> Counter[Layer]:
+    """The distinct adder layers of a network for a batch of images, of its own size or (C, H, W), and how many."""
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     recorder = _Recorder()
     with torch.no_grad(), recorder:
-        model(torch.empty(batch, *model.pretrained_cfg["input_size"], device="meta"))
+        model(torch.empty(batch, *(size or model.pretrained_cfg["input_size"]), device="meta"))
     return recorder.layers
 
 
@@ -121,6 +175,7 @@ class LayerResult:
         seconds: Of one call, median of the rounds.
         spread: Half the distance between quartiles, as a share of the median.
         share: Of the ceiling; None where there is none.
+        convolution: Speed as a multiple of that of PyTorch's convolution, compared in each round.
     """
 
     layer: Layer
@@ -129,14 +184,15 @@ class LayerResult:
     seconds: float
     spread: float
     share: float | None
+    convolution: float
 
 
 @dataclass(frozen=True)
 class OperatorResult:
-    """All adder layers of a network, in one direction and one memory format.
+    """All adder layers of a network, or layers of many kinds, in one direction and one memory format.
 
     Attributes:
-        model: The network.
+        model: The network; None for `KINDS`.
         batch: Images of a batch.
         direction: "forward", "input gradient" or "weight gradient".
         memory_format: Of input and gradient.
@@ -145,11 +201,13 @@ class OperatorResult:
         no_ceiling: Why there is none; empty where there is one.
         rate: Elements a second over all layers of the network, each as often as it has it.
         share: `rate` by `ceiling`, compared in each round: the mean over the layers, weighted by their time.
+        convolution: Speed over all layers as a multiple of that of PyTorch's convolutions of the same geometry, in
+            float32.
         layers: Each distinct layer.
         precision: "float32", or "u8" for bytes in and out.
     """
 
-    model: str
+    model: str | None
     batch: int
     direction: str
     memory_format: str
@@ -157,6 +215,7 @@ class OperatorResult:
     ceiling: float | None
     rate: float
     share: float | None
+    convolution: float
     layers: tuple[LayerResult, ...]
     precision: str = "float32"
     no_ceiling: str = ""
@@ -164,7 +223,7 @@ class OperatorResult:
     @property
     def title(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"
-        return f"adder layers of {self.model}{precision}, batch {self.batch}"
+        return f"adder layers of {self.model or 'many kinds'}{precision}, batch {self.batch}"
 
     @property
     def worst(self) -> LayerResult:
@@ -191,6 +250,8 @@ class _Data:
     def get(self, layer: Layer, kind: str, memory_format: str = "contiguous") -> Tensor:
         shape = getattr(layer, kind)
         values = self.pools[kind][: math.prod(shape)]
+        if layer.offset and kind != "output":
+            values = values + layer.offset
         if memory_format == "contiguous":
             return values.view(shape)
         n, c, h, w = shape
@@ -213,6 +274,20 @@ class _Data:
             return lambda: torch.ops.adderzoo._adder2d_backward_input(g, x, w, *layer.geometry, "hardtanh")
         return lambda: full_weight_gradient(g, x, w, *layer.geometry)
 
+    def convolution(self, layer: Layer, memory_format: str, direction: str) -> Callable[[], Tensor]:
+        """PyTorch's, of the same geometry, on the same numbers, with its filters in the format that suits it."""
+        x, w = self.get(layer, "input", memory_format), self.get(layer, "weight")
+        w = w.contiguous(memory_format=FORMATS[memory_format])
+        if direction == "forward":
+            return lambda: F.conv2d(x, w, None, *layer.geometry)
+        g = self.get(layer, "output", memory_format)
+        stride, padding, dilation, groups = layer.geometry
+        which = ["input gradient", "weight gradient"].index(direction)
+        wanted = [which == 0, which == 1, False]
+        return lambda: torch.ops.aten.convolution_backward(
+            g, x, w, None, stride, padding, dilation, False, [0, 0], groups, wanted
+        )[which]
+
 
 def _why_no_ceiling(device: str) -> str:
     """Loads the loops that bound the operators, or compiles them; says why they are not there, if they are not."""
@@ -221,66 +296,84 @@ def _why_no_ceiling(device: str) -> str:
     return load_ceilings(device) or ""
 
 
+def _layers(name: str | None, batch: int, precision: str) -> Counter[Layer]:
+    if name is not None:
+        return adder_layers(name, batch, image_size(name))
+    kinds = [layer for layer in KINDS if precision == "float32" or not layer.offset]
+    return Counter(replace(layer, input=(batch, *layer.input[1:])) for layer in kinds)
+
+
 def measure_operator(
-    name: str,
+    name: str | None,
     batch: int,
     seconds: float,
     note: Callable[[str], object] = lambda text: None,
     precisions: Sequence[str] = ("float32",),
     device: str = "cpu",
 ) -> list[OperatorResult]:
-    """Time the operator on the adder layers of a network, in this process and with PyTorch's threads.
+    """Time the operator on adder layers, in this process and with PyTorch's threads, each beside a convolution.
 
     Args:
-        name: The network.
+        name: The network whose layers they are; None for `KINDS`.
         batch: Images of a batch.
-        seconds: Time for each layer, direction and memory format.
+        seconds: Time for each layer, direction and memory format, and for each convolution.
         note: Called with what is being done, now and then.
         precisions: "float32"; "u8" for `adder2d_u8`, bytes in and out. Several are measured in turns as well.
         device: "cpu", "cuda" or one of several GPUs.
     """
-    layers = adder_layers(name, batch)
+    layers = {precision: _layers(name, batch, precision) for precision in precisions}
     no_ceiling = _why_no_ceiling(torch.device(device).type)
     kinds = [(precision, *kind) for precision in precisions for kind in CEILINGS[precision]]
-    all_data = {precision: _Data(layers, precision, device) for precision in precisions}
+    all_data = {precision: _Data(layers[precision], precision, device) for precision in precisions}
+    numbers = all_data.get("float32") or _Data(layers[precisions[0]], "float32", device)
     runners: dict[Any, Local] = {}
     ceiling_elements = {}
     for kind in kinds:
         precision, memory_format, direction = kind
         if not no_ceiling:
             runners[kind], ceiling_elements[kind] = _ceiling(CEILINGS[precision][memory_format, direction], device)
-        for layer in layers:
+        for layer in layers[precision]:
             runners[*kind, layer] = runner(all_data[precision].call(layer, memory_format, direction), device)
+            convolution = runner(numbers.convolution(layer, memory_format, direction), device)
+            runners.setdefault(("convolution", *kind[1:], layer), convolution)
+    title = f"{name or 'layers of many kinds'}, batch {batch}"
     with torch.inference_mode():
-        timings, _ = interleave(runners, seconds, lambda key: note(f"{name}, batch {batch}: {key[2]}, {key[1]}"))
+        timings, _ = interleave(runners, seconds, lambda key: note(f"{title}: {key[2]}, {key[1]}"))
     results = []
     for kind in kinds:
         ceiling = None if no_ceiling else timings[kind] / ceiling_elements[kind]
-        of_layers = {layer: timings[*kind, layer] for layer in layers}
-        result = _summary(name, batch, kind[1:], kind[0], layers, of_layers, ceiling)
+        of_layers, convolutions = (
+            {layer: timings[*key, layer] for layer in layers[kind[0]]} for key in (kind, ("convolution", *kind[1:]))
+        )
+        result = _summary(name, batch, kind[1:], kind[0], layers[kind[0]], of_layers, convolutions, ceiling)
         results.append(replace(result, no_ceiling=no_ceiling))
     runners.clear()  # and with them the tensors, whose memory networks may need next
     all_data.clear()
+    del numbers
     leave(device)
     return results
 
 
 def _summary(
-    name: str,
+    name: str | None,
     batch: int,
     kind: tuple[str, str],
     precision: str,
     layers: Counter[Layer],
     timings: dict[Layer, Timing],
+    convolutions: dict[Layer, Timing],
     ceiling: Timing | None,
 ) -> OperatorResult:
-    """Of the timings of the layers and that of an element at the ceiling."""
+    """Of the timings of the layers, of their convolutions, and that of an element at the ceiling."""
 
     def share(timing: Timing, elements: int) -> float | None:
         return (timing / elements).speedup_over(ceiling) if ceiling else None
 
-    rounds = zip(*(timings[layer].visits for layer in layers), strict=False)
-    whole = Timing(tuple(sum(map(mul, layers.values(), seconds)) for seconds in rounds), 0)
+    def of_all(timings: dict[Layer, Timing]) -> Timing:
+        rounds = zip(*(timings[layer].visits for layer in layers), strict=False)
+        return Timing(tuple(sum(map(mul, layers.values(), seconds)) for seconds in rounds), 0)
+
+    whole = of_all(timings)
     elements = sum(count * layer.elements for layer, count in layers.items())
     results = [
         LayerResult(
@@ -290,6 +383,7 @@ def _summary(
             seconds=timings[layer].median,
             spread=timings[layer].spread,
             share=share(timings[layer], layer.elements),
+            convolution=timings[layer].speedup_over(convolutions[layer]),
         )
         for layer, count in layers.items()
     ]
@@ -302,6 +396,7 @@ def _summary(
         ceiling=1 / ceiling.median if ceiling else None,
         rate=elements / whole.median,
         share=share(whole, elements),
+        convolution=whole.speedup_over(of_all(convolutions)),
         layers=tuple(results),
         precision=precision,
     )

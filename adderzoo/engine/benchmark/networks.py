@@ -27,7 +27,7 @@ from adderzoo.ops._pytorch import has_vnni, inductor_cache, inductor_config
 
 from .devices import is_gpu, leave, peak_rise, runner
 from .expressions import EXPRESSIONS, replace_operator
-from .layers import FORMATS
+from .layers import FORMATS, image_size, is_super_resolution
 from .timing import Local, RunError, Timing, interleave
 
 # The parts of a network's benchmark.
@@ -44,6 +44,9 @@ _MODES = {"default": "default", "freezing": "default", "reduce-overhead": "reduc
 
 # Runs before a compiled network is at its speed: with CUDA graphs, one that compiles, one that records, one that plays.
 _COMPILED_RUNS = {"default": 1, "freezing": 1, "reduce-overhead": 3}
+
+# Patches of a batch that `adderzoo train` takes for super-resolution.
+_PATCHES = 16
 
 # Of images beyond 64x64, what adder layers in PyTorch's own operations fill a GPU with and still fit into its memory.
 _NAIVE_IMAGES = 8
@@ -107,25 +110,32 @@ def twin_of(name: str) -> str:
     """The CNN of the same architecture.
 
     Raises:
-        ValueError: if `name` is no adder network of this package that classifies, or has no such twin.
+        ValueError: if `name` is no adder network of this package, or has no such twin.
     """
-    from adderzoo.catalogue import network_names, task
+    from adderzoo.catalogue import network_names
 
-    names = [known for known in network_names() if task(known) == "image-classification"]
+    names = network_names()
     adders = [known for known in names if known.startswith("adder_")]
     if name not in adders:
-        raise ValueError(f"models must be adder networks for classification ({', '.join(adders)}), got {name!r}")
+        raise ValueError(f"models must be adder networks ({', '.join(adders)}), got {name!r}")
     twin = name.replace("adder_", "cnn_", 1)
     if twin not in names:
         raise ValueError(f"models must have a CNN twin to be compared with, but for {name!r} there is no {twin!r}")
     return twin
 
 
-def default_batches(name: str, part: str, device: str = "cpu") -> list[int]:
-    """Batch sizes that a part, or "operator", is run with if the user names none."""
+def default_batches(name: str | None, part: str, device: str = "cpu") -> list[int]:
+    """Batch sizes that a part, or "operator", is run with if the user names none.
+
+    For super-resolution one image, or in training a usual number of patches. Layers of many kinds have no name.
+    """
+    if name and is_super_resolution(name):
+        return [_PATCHES if part == "training" else 1]
     large = 64 if is_gpu(device) else 8  # so that a run takes long enough to be timed, but not for minutes
-    if part in ("operator", "inference"):
-        return [large] if part == "operator" else [1, 8, 128]
+    if part == "operator" or name is None:
+        return [large]
+    if part == "inference":
+        return [1, 8, 128]
     return [large if _has_large_images(name) else 128]
 
 
@@ -147,17 +157,18 @@ def contenders(
         batch: Images of a batch.
         naive: Whether to compare with the layers in PyTorch's own operations too. On a CPU they run on the smallest
             batch, which is the best for them: their memory grows with it, and soon leaves caches and machine behind.
-            A GPU has to be filled first.
+            A GPU has to be filled first. Networks for super-resolution are not: an image is gigabytes of |x - w|.
         compiled: Whether to compare with what torch.compile makes of the networks too.
         precision: "float32"; "u8" for the adder network in bytes, which is not trained, and on a CPU the CNN in int8.
         device: "cpu", "cuda" or one of several GPUs.
     """
     twin, threads, training = twin_of(name), torch.get_num_threads(), part == "training"
+    naive = naive and not is_super_resolution(name)
 
     def make(model: str, form: str = "plain", compiled: str = "", dtype: str = "float32", **others: Any) -> Contender:
         return Contender(**{
             "model": model, "batch": batch, "training": training, "form": form, "compiled": compiled, "dtype": dtype,
-            "threads": threads, "device": device, **others,
+            "threads": threads, "device": device, "input_size": image_size(name, training), **others,
         })  # fmt: skip
 
     def both(model: str, form: str = "plain", dtype: str = "float32") -> list[Contender]:
@@ -281,12 +292,17 @@ def build(contender: Contender) -> _Built:
 
         return _Built(infer, lambda: _bytes(images, *model.parameters(), *model.buffers()))
 
-    optimizer = create_optimizer(model, lr=1e-3)
-    labels = torch.randint(model.num_classes, (contender.batch,)).to(device)
+    loss_of: Callable[[Tensor, Tensor], Tensor]
+    if model.num_classes:
+        optimizer, loss_of = create_optimizer(model, lr=1e-3), F.cross_entropy
+        targets = torch.randint(model.num_classes, (contender.batch,)).to(device)
+    else:
+        optimizer, loss_of = create_optimizer(model, "adam", lr=1e-3), F.l1_loss
+        targets = torch.rand(contender.batch, size[0], *(model.scale * length for length in size[1:])).to(device)
 
     def step() -> Tensor:
         with context:
-            loss = F.cross_entropy(called(images), labels)
+            loss = loss_of(called(images), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -480,7 +496,9 @@ class Section:
     @property
     def title(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"
-        return f"{self.model}{precision}, {self.part}, batch {self.batch}"
+        size = next((row.contender.input_size for row in self.rows), None)
+        images = f" of {size[1]}x{size[2]}" if size else ""
+        return f"{self.model}{precision}, {self.part}, batch {self.batch}{images}"
 
 
 def measure_networks(

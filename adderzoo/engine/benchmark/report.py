@@ -121,7 +121,9 @@ class Report:
 
 def operator_table(results: Sequence[OperatorResult]) -> list[tuple[str, ...]]:
     """Of one network, one line a direction and memory format."""
-    rows: list[tuple[str, ...]] = [("direction", "format", "G elements/s", "ceiling", "share", "worst", "in the layer")]
+    rows: list[tuple[str, ...]] = [
+        ("direction", "format", "G elements/s", "ceiling", "share", "convolution", "worst", "in the layer")
+    ]
     for result in results:
         worst = result.worst
         rows.append(
@@ -131,10 +133,31 @@ def operator_table(results: Sequence[OperatorResult]) -> list[tuple[str, ...]]:
                 f"{result.rate / 1e9:.1f}",
                 f"{result.ceiling / 1e9:.1f}" if result.ceiling else "",
                 _percent(result.share),
+                _ratio(result.convolution),
                 _percent(worst.share),
                 str(worst.layer),
             )
         )
+    return rows
+
+
+def kinds_table(results: Sequence[OperatorResult]) -> list[tuple[str, ...]]:
+    """Of layers of many kinds, one line a layer and memory format, with three numbers a direction."""
+    formats = dict.fromkeys(result.memory_format for result in results)
+    rows = [("layer", "format", *dict.fromkeys(result.direction for result in results))]
+    for memory_format in formats:
+        ceilings = [result.ceiling for result in results if result.memory_format == memory_format]
+        if all(ceilings):
+            cells = [f"{ceiling / 1e9:.1f}  100 %      " for ceiling in ceilings if ceiling]
+            rows.append(("ceiling", memory_format, *cells))
+    for same in zip(*(result.layers for result in results), strict=True):
+        for memory_format in formats:
+            cells = [
+                f"{row.elements / row.seconds / 1e9:.1f}  {_percent(row.share):>5}  {_ratio(row.convolution):>4}"
+                for row, result in zip(same, results, strict=True)
+                if result.memory_format == memory_format
+            ]
+            rows.append((str(same[0].layer), memory_format, *cells))
     return rows
 
 
@@ -202,11 +225,8 @@ def draw(report: Report, path: Path) -> None:
 
     panels: list[tuple[str, list[tuple[str, float, str, str]]]] = []
     for title in dict.fromkeys(result.title for result in report.operator):
-        bars = [
-            (f"{result.direction}, {result.memory_format}", result.share, _percent(result.share), _ADDER)
-            for result in report.operator
-            if result.title == title and result.share is not None
-        ]
+        shares = [share for result in report.operator if result.title == title for share in _shares(result)]
+        bars = [(label, share, _percent(share), _ADDER) for label, share in shares if share is not None]
         panels.append((f"{title[0].upper()}{title[1:]}: share of the ceiling of their loops", bars))
     for section in report.networks:
         base = "one thread" if section.part == "threads" else "the CNN"
@@ -242,6 +262,14 @@ def draw(report: Report, path: Path) -> None:
         else:
             axes.set_xlim(0, 1.15 * max(*values, 1))
     figure.savefig(path, dpi=120)
+
+
+def _shares(result: OperatorResult) -> list[tuple[str, float | None]]:
+    """Of a network as a whole; of layers of many kinds each, in one of the memory formats."""
+    if result.model:
+        return [(f"{result.direction}, {result.memory_format}", result.share)]
+    rows = result.layers if result.memory_format == "channels_last" else ()
+    return [(f"{result.direction}, {row.layer}", row.share) for row in rows]
 
 
 _TOO_SHORT = 0.1  # a bar that a linear axis hardly shows

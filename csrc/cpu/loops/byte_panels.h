@@ -2,7 +2,7 @@
 #pragma once
 
 #include "byte_outputs.h"
-#include "byte_tile_1x16.h"
+#include "byte_tile_points_x_lanes.h"
 #include "byte_tile_points_x_vectors.h"
 
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
@@ -21,15 +21,22 @@ void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* pl
   }
 }
 
+// Of a region of bytes: whether it is shared, and if not, whether its lanes have kByteStep bytes or one.
+enum class Copies { kShared, kOwnLanes, kOwnBytes };
+
 // All points of an item, for kPanels panels from `panel` on.
-template <int kPanels, typename Addend, typename Output>
+template <Copies kCopies, int kPanels, typename Addend, typename Output>
 void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
                      Output* output) {
+  constexpr bool kShared = kCopies == Copies::kShared, kBytes = kCopies == Copies::kOwnBytes;
   constexpr int kVecs = kPanels * kVectors<uint8_t>;
-  constexpr int64_t kWidth = kPanels * kPanel;
-  constexpr int kMost = points_of_byte_tile(kVecs);
-  const uint8_t* filters =
-      work.filters.packed + panel * work.filters.steps * kPanel * (work.region.shared ? kByteStep : 1);
+  constexpr int64_t kWidth = kPanels * kPanel, kPanelBytes = kPanel * (kBytes ? 1 : kByteStep);
+  constexpr int kMost = kBytes ? kPointsOfOwnBytes : points_of_byte_tile(kVecs);
+  const int64_t in_item = panel - item.first_panel;
+  const uint8_t* source = item.region + (kShared ? 0 : in_item * kPanelBytes);
+  const uint8_t* filters = work.filters.packed +
+                           (kBytes ? item.first_panel : panel) * work.filters.steps * kPanelBytes +
+                           (kBytes ? in_item * kPanelBytes : 0);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
     int64_t point = 0;
@@ -41,13 +48,10 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
         if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);
         fetch(item, point + kFetchAhead, points, output);
       }
-      if (work.region.shared) {
-        add_bytes<kVecs>(work, item.region, item.offsets + point, filters, block, totals, points);
+      if constexpr (kBytes) {
+        add_own_bytes<kPanels>(work, source, item.offsets + point, filters, block, totals, points);
       } else {
-        const uint8_t* source = item.region + (panel - item.first_panel) * kPanel;
-        for (int p = 0; p < points; ++p) {
-          add_own_bytes(work, source + item.offsets[point + p], filters, block, totals + p * kWidth);
-        }
+        add_bytes<kShared, kVecs>(work, source, item.offsets + point, filters, block, totals, points);
       }
       point += points;
     }
@@ -55,14 +59,25 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
   finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
 }
 
+template <Copies kCopies, typename Addend, typename Output>
+void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
+  constexpr int kMost = kCopies == Copies::kOwnBytes ? kPanelsOfOwnBytes : kMaxPanels<uint8_t>;
+  int64_t panel = item.first_panel;
+  for (; panel + kMost <= item.last_panel; panel += kMost) {
+    run_byte_panels<kCopies, kMost>(work, item, panel, addend, output);
+  }
+  for (; panel < item.last_panel; ++panel) run_byte_panels<kCopies, 1>(work, item, panel, addend, output);
+}
+
 template <typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
-  constexpr int kMost = kMaxPanels<uint8_t>;
-  int64_t panel = item.first_panel;
-  for (; work.region.shared && panel + kMost <= item.last_panel; panel += kMost) {
-    run_byte_panels<kMost>(work, item, panel, addend, output);
+  if (work.region.shared) {
+    run_bytes<Copies::kShared>(work, item, addend, output);
+  } else if (work.region.lane > 1) {
+    run_bytes<Copies::kOwnLanes>(work, item, addend, output);
+  } else {
+    run_bytes<Copies::kOwnBytes>(work, item, addend, output);
   }
-  for (; panel < item.last_panel; ++panel) run_byte_panels<1>(work, item, panel, addend, output);
 }
 
 template <typename Output>

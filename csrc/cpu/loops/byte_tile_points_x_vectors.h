@@ -1,7 +1,8 @@
 // The inner kernel of bytes: some points times some vectors of filters.
 //
 // A lane of eight bytes holds successive channels of one filter, and so one broadcast of eight source bytes serves all
-// filters of a vector. The sum of eight absolute differences is one instruction on x86. All sums are exact.
+// filters of a vector that share their source; the others' region has the lanes of such vectors. The sum of eight
+// absolute differences is one instruction on x86. All sums are exact.
 #pragma once
 
 #include "tile_shapes.h"
@@ -10,7 +11,7 @@ namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
 // Adds the distances of a block to the totals, or begins with them.
-template <int kPoints, int kVecs>
+template <bool kShared, int kPoints, int kVecs>
 void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const int64_t* offsets, const uint8_t* filters,
                int64_t block, int32_t* totals) {
   using Vector = Bytes::Vector;
@@ -19,12 +20,12 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
   Bytes::Sum sum[kPoints][kVecs] = {};
 #pragma GCC unroll 8
   for (int p = 0; p < kPoints; ++p) source[p] = region + offsets[p];
-  const int64_t panel_size = work.filters.steps * kStep;
+  const int64_t panel_size = work.filters.steps * kStep, source_step = kShared ? kByteStep : work.region.step;
   for (int64_t i = work.region.blocks[block]; i < work.region.blocks[block + 1]; ++i) {
     const Piece piece = work.region.pieces[i];
     const uint8_t* filter = filters + piece.step * kStep;
     const uint8_t* const last = filter + piece.length * kStep;
-    for (int64_t at = piece.source; filter != last; at += kByteStep, filter += kStep) {
+    for (int64_t at = piece.source; filter != last; at += source_step, filter += kStep) {
       Vector w[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
@@ -33,9 +34,13 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
       }
 #pragma GCC unroll 8
       for (int p = 0; p < kPoints; ++p) {
-        const Vector x = Bytes::broadcast(source[p] + at);
+        Vector x = {};
+        if constexpr (kShared) x = Bytes::broadcast(source[p] + at);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) sum[p][v] = Bytes::add(sum[p][v], x, w[v]);
+        for (int v = 0; v < kVecs; ++v) {
+          if constexpr (!kShared) x = load_as<Vector>(source[p] + at + v * ADDERZOO_VECTOR_BYTES);
+          sum[p][v] = Bytes::add(sum[p][v], x, w[v]);
+        }
       }
     }
   }
@@ -51,13 +56,13 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
   }
 }
 
-template <int kVecs>
+template <bool kShared, int kVecs>
 void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const int64_t* offsets, const uint8_t* filters,
                int64_t block, int32_t* totals, int points) {
   constexpr int kMost = points_of_byte_tile(kVecs);
 #define ADDERZOO_CASE(n) \
   case n:                \
-    if constexpr (n <= kMost) return add_bytes<n, kVecs>(work, region, offsets, filters, block, totals);
+    if constexpr (n <= kMost) return add_bytes<kShared, n, kVecs>(work, region, offsets, filters, block, totals);
   switch (points) { ADDERZOO_POINTS(ADDERZOO_CASE) }
 #undef ADDERZOO_CASE
 }

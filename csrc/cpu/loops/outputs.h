@@ -78,7 +78,7 @@ bool writes_output(const Accumulation<T>& work, const Item<T>& item, int64_t fir
 template <Function F, typename T>
 inline __attribute__((always_inline)) Mask<T> odd_lanes(Vector<T> y, Vector<T> limit, Vector<T> input) {
   if constexpr (has_input(F)) return input != input;
-  return ~(y <= -(F == Function::kMaxDistance ? limit : limit * T(63) / T(64)));  // true of a NaN as well
+  return ~(y <= -(sums_maxima(F) ? limit : limit * T(63) / T(64)));  // true of a NaN as well
 }
 
 // Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them, or may not; an
@@ -92,7 +92,7 @@ bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int
   const bool checked = exact(F) != F || marks != nullptr, limited = !has_input(F) && checked;
   Vector<T> filter_sums[kVecs], limits[kVecs] = {}, scale[kVecs], shift[kVecs];
   for (int v = 0; v < kVecs; ++v) {
-    if constexpr (F == Function::kMaxDistance) filter_sums[v] = load(work.filters.sums + first_channel + v * kLanes<T>);
+    if constexpr (sums_maxima(F)) filter_sums[v] = load(work.filters.sums + first_channel + v * kLanes<T>);
     if (limited) limits[v] = load(work.filters.limits + first_channel + v * kLanes<T>);
     if constexpr (kAffine) {
       scale[v] = load_channels(epilogue.scale, first_channel + v * kLanes<T>, work.output.channels);
@@ -106,11 +106,11 @@ bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int
     T* totals = item.totals + (point + p) * width;
     T* output = direct ? work.output.data + item.output_offsets[point + p] + first_channel : totals;
     Vector<T> sum = {}, limit = {};
-    if constexpr (F == Function::kMaxDistance) sum = Simd<T>::broadcast(item.sums[point + p]);
+    if constexpr (sums_maxima(F)) sum = Simd<T>::broadcast(item.sums[point + p]);
     if (limited) limit = Simd<T>::broadcast(item.limits[point + p]);
     for (int v = 0; v < kVecs; ++v) {
       Vector<T> y = load(totals + v * kLanes<T>);
-      if constexpr (F == Function::kMaxDistance) {
+      if constexpr (sums_maxima(F)) {
         y = (sum + filter_sums[v]) - (y + y);
       } else if constexpr (F == Function::kDistance) {
         y = -y;

@@ -147,7 +147,7 @@ void run_item(const Accumulation<T>& work, const Item<T>& item) {
 // one of each channel, and would cost as much as it saves.
 template <Function F, bool kAffine, typename T>
 void run_shared(const Accumulation<T>& work, const Item<T>& item) {
-  constexpr Function kUnshared = F == Function::kMaxDistance ? Function::kDistance : F;
+  constexpr Function kUnshared = sums_maxima(F) ? Function::kDistance : F;
   work.region.shared ? run_item<F, true, kAffine>(work, item) : run_item<kUnshared, false, kAffine>(work, item);
 }
 
@@ -162,6 +162,13 @@ void run_function(const Accumulation<T>& work, const Item<T>& item) {
       affine ? run_shared<Function::kMaxDistance, true>(work, item)
              : run_shared<Function::kMaxDistance, false>(work, item);
       break;
+    case Function::kMaxFmaDistance: {
+      // No loops are made for what their instruction set is not asked for.
+      constexpr Function f =
+          Simd<T>::kDistance == Function::kMaxFmaDistance ? Function::kMaxFmaDistance : Function::kMaxDistance;
+      affine ? run_shared<f, true>(work, item) : run_shared<f, false>(work, item);
+      break;
+    }
     case Function::kClippedSlope:
       run_shared<Function::kClippedSlope, false>(work, item);
       break;

@@ -22,11 +22,18 @@ void find_region(const Accumulation<T>& work, const Item<T>& item, Stretch& stre
   if (!work.region.staged) {
     const Strides& strides = work.source.strides;
     stretch.region = stretch.image * strides.image + stretch.top * strides.row + stretch.left * strides.column +
-                     item.group * work.source.channels;
+                     (work.region.shared ? item.group * work.source.channels : item.first_panel * kPanel);
     return;
   }
   stretch.region = staged - item.region_copy;
-  for (int64_t row = 0; row < stretch.region_rows; ++row, staged += work.region.width * work.region.pixel) {
+  for (int64_t row = 0; row < stretch.region_rows; ++row, staged += work.region.row) {
+    if constexpr (sizeof(T) == 1) {
+      if (work.region.joined) {
+        stage_row(work, item, stretch.image, stretch.top + row, stretch.left, item.separate_taps);
+        join_taps(work, item.columns, item.separate_taps, staged);
+        continue;
+      }
+    }
     stage_row(work, item, stretch.image, stretch.top + row, stretch.left, staged);
   }
 }
@@ -37,9 +44,9 @@ template <typename T>
 void sum_sources(const Accumulation<T>& work, const Item<T>& item, const Stretch& stretch) {
   const Lattice& lattice = work.lattice;
   const int64_t columns = item.columns, first_tap = stretch.region_rows > 0 ? lattice.tap_rows[0] : 0;
-  if constexpr (Simd<T>::kMaxDistance) {
+  if constexpr (sums_maxima(Simd<T>::kDistance)) {
     const T* pixels = item.region + stretch.region;
-    for (int64_t row = 0; row < stretch.region_rows; ++row, pixels += work.region.width * work.region.pixel) {
+    for (int64_t row = 0; row < stretch.region_rows; ++row, pixels += work.region.row) {
       bool needed = false;
       for (int64_t i = 0; i < lattice.num_tap_rows; ++i) {
         needed |= (row - (lattice.tap_rows[i] - first_tap)) % lattice.step_h == 0;
@@ -69,11 +76,11 @@ template <typename T>
 void find_points(const Accumulation<T>& work, const Item<T>& item, const Stretch& stretch) {
   const Lattice& lattice = work.lattice;
   const Strides &output = work.output.strides, &input = work.output.input_strides;
-  const int64_t step = lattice.step_h * work.region.width * work.region.pixel;
+  const int64_t step = lattice.step_h * work.region.row;
   int64_t point = stretch.first_point;
   for (int64_t y = 0; y < stretch.rows; ++y, point += item.columns) {
     const int64_t row = stretch.first_row + y;
-    write_offsets(item.offsets + point, stretch.region + y * step, lattice.step_w * work.region.pixel, item.columns);
+    write_offsets(item.offsets + point, stretch.region + y * step, work.region.point, item.columns);
     write_offsets(item.output_offsets + point,
                   stretch.image * output.image + row * output.row + item.first_column * output.column, output.column,
                   item.columns);
@@ -116,7 +123,7 @@ void prepare_item(const Accumulation<T>& work, Item<T>& item, int64_t begin, int
                     .region = 0,
                     .first_point = item.points};
     find_region(work, item, stretch, staged);
-    if (work.function == Function::kMaxDistance && work.region.shared) sum_sources(work, item, stretch);
+    if (sums_maxima(work.function) && work.region.shared) sum_sources(work, item, stretch);
     find_points(work, item, stretch);
     look_ahead(work, item, stretch);
     item.points += rows * item.columns;

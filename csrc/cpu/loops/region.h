@@ -6,6 +6,45 @@
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
+// The channels [first, first + number) of a lane, zeros beyond the last.
+inline __attribute__((always_inline)) uint64_t load_lane(const uint8_t* from, int64_t first, int64_t channels) {
+  uint64_t lane = 0;
+  const int64_t number = smaller(kByteStep, channels - first);
+  if (number == kByteStep) {
+    std::memcpy(&lane, from + first, kByteStep);
+  } else {
+    for (int64_t i = 0; i < number; ++i) lane |= uint64_t{from[first + i]} << (8 * i);
+  }
+  return lane;
+}
+
+// Writes the same lane several times.
+inline __attribute__((always_inline)) void store_lanes(uint8_t* to, uint64_t lane, int64_t count) {
+  constexpr int64_t kLanes = ADDERZOO_VECTOR_BYTES / kByteStep;
+  const Bytes::Vector all = Bytes::broadcast(reinterpret_cast<const uint8_t*>(&lane));
+  for (; count >= kLanes; count -= kLanes, to += ADDERZOO_VECTOR_BYTES) std::memcpy(to, &all, sizeof(all));
+  for (; count > 0; --count, to += kByteStep) std::memcpy(to, &lane, kByteStep);
+}
+
+// Each channel's own copy of neighboring pixels, in lanes.
+inline void stage_lanes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const uint8_t* from,
+                        int64_t pixels, uint8_t* to) {
+  const int64_t group_channels = work.output.group_channels, channels = work.source.channels;
+  const int64_t first = item.first_panel * kPanel, last = smaller(work.output.channels, item.last_panel * kPanel);
+  for (int64_t x = 0; x < pixels; ++x, from += work.source.strides.column) {
+    for (int64_t c = 0; c < channels; c += kByteStep, to += work.region.step) {
+      const uint8_t* source = from + first / group_channels * channels;
+      int64_t lane = first;
+      for (int64_t end = (first / group_channels + 1) * group_channels; lane < last; end += group_channels) {
+        const int64_t until = smaller(end, last);
+        store_lanes(to + (lane - first) * kByteStep, load_lane(source, c, channels), until - lane);
+        source += channels;
+        lane = until;
+      }
+    }
+  }
+}
+
 // Writes padded pixels into the region. Bytes beyond the last channel are zero, as in the filters. Where the source is
 // a gradient, padding is not zero but nothing: zeros with a minus sign, which the gradient's own have not
 // (`stage_row`).
@@ -16,6 +55,16 @@ void pad(const Accumulation<T>& work, T* to, int64_t pixels) {
     return;
   }
   std::memset(to, work.region.padding, pixels * work.region.pixel * sizeof(T));
+  if constexpr (sizeof(T) == 1) {
+    if (!work.region.shared && work.region.lane > 1 && work.source.channels % kByteStep != 0) {
+      const uint64_t all = work.region.padding * (~uint64_t{0} / 255);
+      const uint64_t last = load_lane(reinterpret_cast<const uint8_t*>(&all), 0, work.source.channels % kByteStep);
+      for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel) {
+        store_lanes(to + work.region.pixel - work.region.step, last, work.region.step / kByteStep);
+      }
+      return;
+    }
+  }
   if (work.region.padding == 0 || !work.region.shared || work.region.pixel == work.source.channels) return;
   for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel) {
     std::memset(to + work.source.channels, 0, (work.region.pixel - work.source.channels) * sizeof(T));
@@ -44,14 +93,21 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
     transpose(from, s.channel, work.source.channels, pixels, [&](int64_t x) { return to + x * work.region.pixel; });
     return;
   }
+  if constexpr (sizeof(T) == 1) {
+    if (work.region.lane > 1) return stage_lanes(work, item, from, pixels, to);
+  }
   // Each channel's own copy: (source channel, channel), zeros beyond the last channel.
   const int64_t first = item.first_panel * kPanel, channels = smaller(work.region.step, work.output.channels - first);
   if (work.source.channels == 1 && work.output.group_channels == 1 && s.channel == 1) {
+    if (channels == work.region.pixel && channels == s.column) {
+      std::memcpy(to, from, pixels * channels * sizeof(T));
+      return;
+    }
+    const int64_t whole = channels / kPanel * kPanel, rest = channels - whole;
     for (int64_t x = 0; x < pixels; ++x, to += work.region.pixel, from += s.column) {
-      int64_t l = 0;
-      for (; l + kLanes<T> <= channels; l += kLanes<T>) store(to + l, load(from + first + l));
-      for (; l < channels; ++l) to[l] = from[first + l];
-      for (; l < work.region.step; ++l) to[l] = T(0);
+      for (int64_t c = 0; c < whole; c += kPanel) std::memcpy(to + c, from + first + c, kPanel * sizeof(T));
+      if (rest > 0) std::memcpy(to + whole, from + first + whole, rest * sizeof(T));
+      if (channels < work.region.step) std::memset(to + channels, 0, (work.region.step - channels) * sizeof(T));
     }
     return;
   }
@@ -99,6 +155,20 @@ void stage_row(const Accumulation<T>& work, const Item<T>& item, int64_t image, 
   stage_pixels(work, item, work.source.data + image * s.image + row * s.row + (column + left) * s.column, pixels, to);
   if (work.output.input == nullptr) return;
   for (int64_t i = 0; i < pixels * work.region.pixel; ++i) to[i] += T(0);  // which takes the sign off a zero
+}
+
+// Lays the channels of each point's taps in a row side by side, with zeros beyond the last.
+inline void join_taps(const Accumulation<uint8_t>& work, int64_t columns, const uint8_t* row, uint8_t* to) {
+  const int64_t point = work.lattice.step_w * work.source.channels, lanes = work.region.tap_steps;
+  const int64_t beyond = lanes * kByteStep - work.lattice.num_tap_columns * work.source.channels;
+  const uint64_t mask = ~uint64_t{0} >> (8 * beyond);
+  for (int64_t x = 0; x < columns; ++x, row += point) {
+    for (int64_t i = 0; i < lanes; ++i, to += kByteStep) {
+      uint64_t lane = load_as<uint64_t>(row + i * kByteStep);
+      if (i == lanes - 1) lane &= mask;
+      std::memcpy(to, &lane, kByteStep);
+    }
+  }
 }
 
 }  // namespace

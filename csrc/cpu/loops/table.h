@@ -47,7 +47,7 @@ void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
 template <typename T>
 constexpr Loops<T> kLoops = {
     .capability = ADDERZOO_CAPABILITY_NAME,
-    .max_distance = Simd<T>::kMaxDistance,
+    .distance = Simd<T>::kDistance,
     .run = run<T>,
     .pack = pack<T>,
     .sum_filters = sum_filters<T>,

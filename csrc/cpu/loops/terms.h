@@ -8,18 +8,17 @@ namespace {
 
 // What recomputes a tile for which the fast form does not hold.
 constexpr Function exact(Function f) {
-  return f == Function::kMaxDistance    ? Function::kDistance
-         : f == Function::kClippedSlope ? Function::kExactClippedSlope
-                                        : f;
+  return sums_maxima(f) ? Function::kDistance : f == Function::kClippedSlope ? Function::kExactClippedSlope : f;
 }
 
 // The sum with one more term.
 //
-// kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. Where
-// multiply-adds and comparisons run on different ports, the addition as a multiply-add by one is for nothing (AMD Zen
-// 5: the speed of a convolution). Like the plain form's, its rounding error is within 1e-6 of sum(|x| + |w|). It is not
-// relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where either matters, and `redo`
-// replaces those values by the plain form's.
+// kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. One of them is for
+// nothing, and the speed that of a convolution, where the two run on different ports: comparisons run beside additions
+// on AMD's Zen 1 to 4, and beside multiply-adds on Zen 5, where kMaxFmaDistance adds by a multiply-add by one, which is
+// the same to the last bit (`adds_beside_maxima` tells which). Like the plain form's, its rounding error is within 1e-6
+// of sum(|x| + |w|). It is not relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where
+// either matters, and `redo` replaces those values by the plain form's.
 //
 // Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient because the
 // source ends, a slope counts for nothing, and 0 * NaN would: the exact ones leave out what has the bits of `outside`.
@@ -29,7 +28,10 @@ inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T
   if constexpr (F == Function::kDistance) {
     return sum + Simd<T>::distance(source, filter);
   } else if constexpr (F == Function::kMaxDistance) {
-    return Simd<T>::add(sum, Simd<T>::max(source, filter), one);
+    return sum + Simd<T>::max(source, filter);
+  } else if constexpr (F == Function::kMaxFmaDistance) {
+    // `one` is opaque, or else this would become an addition.
+    return Simd<T>::multiply_add(Simd<T>::max(source, filter), one, sum);
   } else if constexpr (F == Function::kClippedSlope) {
     return Simd<T>::multiply_add(source, Simd<T>::clip(filter - input, one), sum);
   } else {

@@ -32,9 +32,12 @@ constexpr int points_of_byte_tile(int vectors) {
   return points < 1 ? 1 : points > 8 ? 8 : points;
 }
 
+// A tile of bytes whose channels have their own copies is one vector; each point has two sums.
+constexpr int kPanelsOfOwnBytes = ADDERZOO_VECTOR_BYTES / kPanel;
+constexpr int kPointsOfOwnBytes = ADDERZOO_REGISTERS >= 32 ? 8 : (ADDERZOO_REGISTERS - 4) / 2;
+
 // The tiles of the example in adder2d_accumulation.h.
-constexpr int kPointsOfExample =
-    points_of_tile(Simd<float>::kMaxDistance ? Function::kMaxDistance : Function::kDistance, kVectors<float>);
+constexpr int kPointsOfExample = points_of_tile(Simd<float>::kDistance, kVectors<float>);
 #if ADDERZOO_VECTOR_BYTES == 64
 static_assert(kVectors<float> == 1 && kPointsOfExample == 8);
 #elif ADDERZOO_VECTOR_BYTES == 32

@@ -9,11 +9,8 @@ namespace {
 template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
-  static constexpr bool kMaxDistance = true;
+  static constexpr Function kDistance = Function::kMaxFmaDistance;
   static Vector broadcast(float x) { return (Vector)_mm256_set1_ps(x); }
-  static Vector add(Vector sum, Vector x, Vector one) {
-    return (Vector)_mm256_fmadd_ps((__m256)x, (__m256)one, (__m256)sum);
-  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
   }

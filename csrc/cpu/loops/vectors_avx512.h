@@ -9,12 +9,8 @@ namespace {
 template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
-  static constexpr bool kMaxDistance = true;
+  static constexpr Function kDistance = Function::kMaxFmaDistance;
   static Vector broadcast(float x) { return (Vector)_mm512_set1_ps(x); }
-  // `one` is opaque, or else this would become an addition.
-  static Vector add(Vector sum, Vector x, Vector one) {
-    return (Vector)_mm512_fmadd_ps((__m512)x, (__m512)one, (__m512)sum);
-  }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
   }

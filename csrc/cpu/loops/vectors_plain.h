@@ -12,7 +12,7 @@ struct PlainSimd {
   typedef T Vector __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   using Mask = decltype(Vector{} != Vector{});
   static constexpr int kLanes = ADDERZOO_VECTOR_BYTES / sizeof(T);
-  static constexpr bool kMaxDistance = false;
+  static constexpr Function kDistance = Function::kDistance;  // its fastest form
 
   static Vector broadcast(T x) { return x - Vector{}; }
   // The compiler no longer knows what is in it.
@@ -26,7 +26,6 @@ struct PlainSimd {
 #endif
     return x;
   }
-  static Vector add(Vector sum, Vector x, Vector) { return sum + x; }
   static Vector multiply_add(Vector a, Vector b, Vector sum) { return sum + a * b; }
   // Of two, if one is NaN, the second.
   static Vector max(Vector a, Vector b) { return a > b ? a : b; }

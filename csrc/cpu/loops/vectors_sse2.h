@@ -9,7 +9,7 @@ namespace {
 template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
-  static constexpr bool kMaxDistance = true;
+  static constexpr Function kDistance = Function::kMaxDistance;
   static Vector broadcast(float x) { return (Vector)_mm_set1_ps(x); }
   static Vector max(Vector a, Vector b) { return (Vector)_mm_max_ps((__m128)a, (__m128)b); }
   static Vector min(Vector a, Vector b) { return (Vector)_mm_min_ps((__m128)a, (__m128)b); }

@@ -1,7 +1,9 @@
-"""The adder layers of networks, and what is made of their times."""
+"""Adder layers, of networks and of many kinds, and what is made of their times."""
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,17 @@ from hypothesis import strategies as st
 
 import adderzoo
 from adderzoo import ops
-from adderzoo.engine.benchmark.layers import CEILINGS, FORMATS, Layer, _Data, _summary, adder_layers, measure_operator
+from adderzoo.engine.benchmark.layers import (
+    CEILINGS,
+    FORMATS,
+    KINDS,
+    Layer,
+    _Data,
+    _summary,
+    adder_layers,
+    image_size,
+    measure_operator,
+)
 from adderzoo.engine.benchmark.timing import Timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,6 +71,40 @@ def test_a_layer_says_what_it_is() -> None:
     assert layers["16 to 16, 3x3, on 32x32"] == 6
     assert layers["32 to 64, 1x1, on 16x16, stride 2"] == 1
     assert str(Layer((1, 8, 5, 5), (8, 1, 3, 3), groups=8)) == "8 to 8, 3x3, on 5x5, 8 groups"
+    assert str(Layer((1, 3, 5, 5), (2, 3, 1, 1), offset=30.0)) == "3 to 2, 1x1, on 5x5, numbers near 30"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # Those of which issue 25 has a table: what a kernel for 3x3 layers of many channels does not serve.
+        lambda layer: layer.groups == layer.weight[0] and layer.weight[2:] == (3, 3),
+        lambda layer: layer.groups == layer.weight[0] and layer.weight[2:] == (5, 5),
+        lambda layer: layer.groups > 1 and layer.weight[1] == 8,
+        lambda layer: layer.weight[1:] == (3, 7, 7) and layer.stride == (2, 2),
+        lambda layer: layer.weight == (6, 1, 5, 5),
+        lambda layer: layer.weight[2:] == (1, 1) and layer.stride == (1, 1),
+        lambda layer: layer.weight[2:] == (1, 1) and layer.stride == (2, 2),
+        lambda layer: layer.input[3] > 1000 * layer.input[2],
+        lambda layer: layer.offset == 30 and layer.weight[1:] == (16, 1, 1),
+        lambda layer: layer.offset == 1000 and layer.weight[2:] == (3, 3),
+    ],
+)
+def test_there_is_a_layer_of_every_kind_which_a_convolution_takes(kind: Callable[[Layer], bool]) -> None:
+    found = [layer for layer in KINDS if kind(layer)]
+    assert found
+    for layer in found:
+        x, w = torch.empty(layer.input, device="meta"), torch.empty(layer.weight, device="meta")
+        assert F.conv2d(x, w, None, *layer.geometry).shape == layer.output
+        same = replace(layer, offset=0.0)
+        assert same in KINDS  # what an offset costs shows beside the same layer without one
+
+
+def test_images_of_super_resolution_are_parts_of_those_that_operations_are_counted_on() -> None:
+    assert image_size("adder_resnet20") is None
+    assert image_size("adder_edsr_small_x2") == (3, 90, 160)  # 360x640 becomes 1280x720
+    config = adderzoo.TrainConfig(model="adder_edsr_small_x2").for_task(super_resolution=True)
+    assert image_size("adder_edsr_small_x2", training=True) == (3, config.img_size, config.img_size)
 
 
 @given(
@@ -101,6 +147,31 @@ def test_what_is_timed_is_the_operator(device: torch.device, layer: Layer, memor
         )
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("layer", [*LAYERS, Layer((1, 4, 5, 5), (6, 2, 3, 3), groups=2)], ids=str)
+def test_what_it_is_timed_beside_is_the_convolution(device: torch.device, layer: Layer, memory_format: str) -> None:
+    data = _Data(Counter([layer]), "float32", str(device))
+    x = data.get(layer, "input", memory_format).double().requires_grad_()
+    w = data.get(layer, "weight").double().requires_grad_()
+    g = data.get(layer, "output", memory_format)
+    output = F.conv2d(x, w, None, *layer.geometry)
+    expected = [output, *torch.autograd.grad(output, (x, w), g.double())]
+    for direction, values in zip(DIRECTIONS, expected, strict=True):
+        found = data.convolution(layer, memory_format, direction)().double()
+        torch.testing.assert_close(found, values.detach(), rtol=1e-2, atol=1e-2, msg=direction)  # TF32 on a GPU
+
+
+def test_offset_numbers_lie_around_the_offset() -> None:
+    layer = Layer((1, 4, 9, 9), (5, 4, 1, 1), offset=1000.0)
+    data = _Data(Counter([layer]), "float32")
+    for kind in ("input", "weight"):
+        numbers = data.get(layer, kind, "channels_last")
+        assert numbers.shape == getattr(layer, kind)
+        assert numbers.std() == pytest.approx(1, rel=0.5)
+        assert numbers.mean() == pytest.approx(1000, abs=1)
+    assert data.get(layer, "output").mean() == pytest.approx(0, abs=1)  # the gradient
+
+
 @pytest.mark.parametrize("layer", [*LAYERS, Layer((1, 4, 5, 5), (6, 2, 3, 3), groups=2)], ids=str)
 def test_what_is_timed_in_bytes_is_the_operator_and_its_bytes_are_mean_distances(
     device: torch.device, layer: Layer
@@ -121,7 +192,8 @@ def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -
     clock = (1.0, 1.5, 0.8)  # which the machine runs at in three rounds
     timings = {layer: Timing(tuple(seconds[layer] * c for c in clock), 3) for layer in layers}
     ceiling = Timing(tuple(1e-9 * c for c in clock), 3)
-    result = _summary("net", 2, ("contiguous", "forward"), "float32", layers, timings, ceiling)
+    convolutions = {LAYERS[0]: timings[LAYERS[0]] / 2, LAYERS[1]: timings[LAYERS[1]] / 4}
+    result = _summary("net", 2, ("contiguous", "forward"), "float32", layers, timings, convolutions, ceiling)
     assert (result.form, result.ceiling) == ("distance", pytest.approx(1e9))
     shares = {layer: layer.elements / seconds[layer] / 1e9 for layer in layers}
     assert {row.layer: row.share for row in result.layers} == pytest.approx(shares)
@@ -130,11 +202,14 @@ def test_the_share_of_the_whole_is_the_mean_over_the_layers_weighted_by_time() -
     assert result.share == pytest.approx(mean)
     assert result.rate == pytest.approx(mean * 1e9)
     assert result.worst.layer == min(shares, key=lambda layer: shares[layer])
+    assert {row.layer: row.convolution for row in result.layers} == pytest.approx({LAYERS[0]: 1 / 2, LAYERS[1]: 1 / 4})
+    assert result.convolution == pytest.approx((3 * 4 / 2 + 2 / 4) / (3 * 4 + 2))
 
 
 def test_without_compiled_loops_there_is_no_share() -> None:
     timings = {LAYERS[0]: Timing((1e-6,), 1)}
-    result = _summary("net", 2, ("contiguous", "forward"), "float32", Counter(timings.keys()), timings, None)
+    layers = Counter(timings.keys())
+    result = _summary("net", 2, ("contiguous", "forward"), "float32", layers, timings, timings, None)
     assert (result.ceiling, result.share, result.layers[0].share) == (None, None, None)
 
 
@@ -161,7 +236,8 @@ def test_measurement_has_every_layer_direction_and_format(device: torch.device, 
     layers = adder_layers("adder_lenet5", 2)
     for result in results:
         assert {row.layer: row.count for row in result.layers} == layers
-        numbers = [result.rate, result.ceiling, result.share, *(row.share for row in result.layers)]
+        numbers = [result.rate, result.ceiling, result.share, result.convolution]
+        numbers += [number for row in result.layers for number in (row.share, row.convolution)]
         assert all(number is not None and 0 < number < math.inf for number in numbers)
     assert notes[0] == "adder_lenet5, batch 2: forward, channels_last"
 
@@ -170,7 +246,30 @@ def test_precisions_are_measured_in_turns() -> None:
     notes: list[str] = []
     results = measure_operator("adder_lenet5", 2, 0.001, notes.append, ["float32", "u8"])
     assert [result.precision for result in results] == ["float32"] * 6 + ["u8"]
-    turn = 1 + len(adder_layers("adder_lenet5", 2))  # the ceiling, and every layer
-    first_round = notes[: 7 * turn]
-    assert first_round.count("adder_lenet5, batch 2: forward, channels_last") == 2 * turn
+    layers = len(adder_layers("adder_lenet5", 2))
+    turn = 1 + 2 * layers  # the ceiling, and every layer beside its convolution
+    first_round = notes[: 7 * turn - layers]
+    assert first_round.count("adder_lenet5, batch 2: forward, channels_last") == 2 * turn - layers  # one for both
     assert first_round.count("adder_lenet5, batch 2: weight gradient, contiguous") == turn
+
+
+def test_layers_of_many_kinds_are_measured_without_a_network(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = (Layer((1, 4, 9, 9), (5, 4, 1, 1)), Layer((1, 4, 9, 9), (5, 4, 1, 1), offset=30.0))
+    monkeypatch.setattr("adderzoo.engine.benchmark.layers.KINDS", kinds)
+    results = measure_operator(None, 3, 0.001, precisions=["float32", "u8"], device=str(device))
+    assert [result.precision for result in results] == ["float32"] * 6 + ["u8"]
+    assert results[0].title == "adder layers of many kinds, batch 3"
+    for result in results:
+        layers = [row.layer for row in result.layers]
+        # Bytes have no offset, and every layer is there once.
+        assert layers == [
+            replace(kind, input=(3, 4, 9, 9)) for kind in kinds[: 2 if result.precision == "float32" else 1]
+        ]
+        assert {row.count for row in result.layers} == {1}
+
+
+def test_layers_of_super_resolution_are_those_on_a_part_of_the_image() -> None:
+    (result, *_) = measure_operator("adder_edsr_small_x2", 1, 0.001)
+    assert {row.layer.input for row in result.layers} == {(1, 32, 90, 160)}

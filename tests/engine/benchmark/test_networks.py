@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
@@ -35,16 +36,16 @@ def inference(
 
 
 def test_every_adder_network_has_its_twin() -> None:
-    classifiers = [name for name in catalogue.network_names() if catalogue.task(name) == "image-classification"]
-    for name in (name for name in classifiers if name.startswith("adder_")):
+    for name in (name for name in catalogue.network_names() if name.startswith("adder_")):
         assert timm.is_model(twin_of(name))
     assert twin_of("adder_resnet20") == "cnn_resnet20"
+    assert twin_of("adder_edsr_small_x2") == "cnn_edsr_small_x2"
 
 
-@pytest.mark.parametrize("name", ["resnet50", "cnn_resnet20", "adder_resnet20.huawei_cifar10", "adder_vdsr", ""])
+@pytest.mark.parametrize("name", ["resnet50", "cnn_resnet20", "adder_resnet20.huawei_cifar10", "bicubic", ""])
 def test_what_is_no_adder_network_is_refused(name: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"models must be adder networks for classification \(adder_lenet5, .*\), got '{name}'"
+        ValueError, match=rf"models must be adder networks \(adder_edsr_baseline_x2, .*, adder_vdsr.*\), got '{name}'"
     ):
         twin_of(name)
 
@@ -59,6 +60,11 @@ def test_default_batches() -> None:
     assert default_batches("adder_resnet20", "inference") == [1, 8, 128]
     assert default_batches("adder_resnet20", "training") == default_batches("adder_lenet5", "threads") == [128]
     assert default_batches("adder_resnet18", "training") == default_batches("adder_lenet5", "operator") == [8]
+    assert default_batches(None, "operator") == [8]
+    assert {part: default_batches("adder_vdsr", part) for part in ("operator", "inference", "threads")} == {
+        "operator": [1], "inference": [1], "threads": [1]
+    }  # fmt: skip
+    assert default_batches("adder_vdsr", "training") == [16]
 
 
 def test_default_batches_of_a_gpu() -> None:
@@ -131,6 +137,61 @@ def test_contenders_of_byte_networks() -> None:
     found = contenders("adder_resnet20", "threads", 8, True, True, "u8")
     assert {contender.label for contender in found} == {"adder network, uint8"}
     assert [contender.threads for contender in found] == [1, 2][: networks.usable_cores()]
+
+
+SUPER_RESOLUTION = "adder_edsr_small_x2"
+
+
+@pytest.mark.parametrize(("part", "side"), [("inference", (90, 160)), ("training", (48, 48)), ("threads", (90, 160))])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_contenders_of_super_resolution_have_images_of_a_size_and_no_authors_expression(
+    part: str, side: tuple[int, int], device: str
+) -> None:
+    found = contenders(SUPER_RESOLUTION, part, 1, True, True, device=device)
+    assert {contender.input_size for contender in found} == {(3, *side)}
+    assert not {"authors", "cdist"} & {contender.form for contender in found}
+    classifiers = contenders("adder_resnet20", part, 1, False, True, device=device)
+    assert [contender.label for contender in found] == [contender.label for contender in classifiers]
+
+
+def test_networks_for_super_resolution_make_the_same_images_larger(device: torch.device) -> None:
+    found = [
+        replace(contender, input_size=(3, 8, 12))
+        for precision in ("float32", "u8")
+        for contender in contenders(SUPER_RESOLUTION, "inference", 1, True, False, precision, str(device))
+    ]
+    plain = {
+        model: build(Contender(model, 1, memory_format="contiguous", device=str(device), input_size=(3, 8, 12))).run()
+        for model in (SUPER_RESOLUTION, twin_of(SUPER_RESOLUTION))
+    }
+    for contender in found:
+        larger, expected = build(contender).run(), plain[contender.model]
+        assert larger.shape == (1, 3, 16, 24)
+        rounding = 0.3 if contender.form == "u8" else {"bfloat16": 0.1, "tf32": 0.02}.get(contender.dtype, 1e-4)
+        assert (larger - expected).abs().mean() < rounding * expected.std(), contender.label
+
+
+def test_training_steps_of_super_resolution_lower_the_mean_absolute_error(device: torch.device) -> None:
+    for contender in contenders(SUPER_RESOLUTION, "training", 2, True, False, device=str(device)):
+        built = build(replace(contender, input_size=(3, 8, 8)))
+        losses = [float(built.run()) for _ in range(30)]
+        assert losses[-1] < losses[0], contender.label
+
+
+def test_a_section_of_super_resolution_says_the_size_of_its_images() -> None:
+    section = measure_networks(SUPER_RESOLUTION, "threads", 1, True, False, 0.001)
+    assert section.title == f"{SUPER_RESOLUTION}, threads, batch 1 of 90x160"
+    assert not any(row.error for row in section.rows)
+
+
+def test_what_the_command_measures_by_default_is_known_to_it() -> None:
+    """The command imports this package without its networks, for `--help` to be quick."""
+    code = (
+        "import sys; sys.argv[0] = 'adderzoo'; from adderzoo.engine.benchmark import default_batches; "
+        "print(default_batches('adder_resnet18', 'training'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[8]\n", done.stderr
 
 
 def of_gpu(

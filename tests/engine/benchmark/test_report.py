@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adderzoo.engine.benchmark import Report, describe_machine, draw, operator_table, section_table
+from adderzoo.engine.benchmark import Report, describe_machine, draw, kinds_table, operator_table, section_table
 from adderzoo.engine.benchmark.devices import Gpu
 from adderzoo.engine.benchmark.layers import Layer, LayerResult, OperatorResult
 from adderzoo.engine.benchmark.networks import Contender, Row, Section
@@ -17,10 +17,22 @@ SLOW, FAST = Layer((8, 3, 9, 9), (4, 3, 1, 1), (2, 2)), Layer((8, 3, 9, 9), (4, 
 
 
 def operator(share: float | None = 0.5) -> OperatorResult:
-    layers = (LayerResult(FAST, 1, 4000, 1e-7, 0.1, share), LayerResult(SLOW, 2, 1000, 1e-7, 0.1, share and share / 4))
-    return OperatorResult(
-        "adder_net", 8, "forward", "contiguous", "distance", 6e10 if share else None, 3e10, share, layers
+    layers = (
+        LayerResult(FAST, 1, 4000, 1e-7, 0.1, share, 0.8),
+        LayerResult(SLOW, 2, 1000, 1e-7, 0.1, share and share / 4, 0.05),
     )
+    return OperatorResult(
+        "adder_net", 8, "forward", "contiguous", "distance", 6e10 if share else None, 3e10, share, 0.4, layers
+    )
+
+
+def kinds(share: float | None = 0.5) -> list[OperatorResult]:
+    """Of no network, in two directions and formats."""
+    return [
+        replace(operator(share), model=None, memory_format=memory_format, direction=direction)
+        for memory_format in ("channels_last", "contiguous")
+        for direction in ("forward", "weight gradient")
+    ]
 
 
 def row(seconds: float, speed: float, model: str = "cnn_net", memory: float | None = 1.0, **contender: object) -> Row:
@@ -47,9 +59,22 @@ def report() -> Report:
 
 def test_the_operators_table() -> None:
     assert operator_table([operator(), operator(None)])[1:] == [
-        ("forward", "contiguous", "30.0", "60.0", "50 %", "12 %", "3 to 4, 1x1, on 9x9, stride 2"),
-        ("forward", "contiguous", "30.0", "", "", "", "3 to 4, 1x1, on 9x9, stride 2"),
+        ("forward", "contiguous", "30.0", "60.0", "50 %", "0.40", "12 %", "3 to 4, 1x1, on 9x9, stride 2"),
+        ("forward", "contiguous", "30.0", "", "", "0.40", "", "3 to 4, 1x1, on 9x9, stride 2"),
     ]
+
+
+def test_the_table_of_many_kinds_has_a_line_for_each_layer_and_format() -> None:
+    head, *ceilings, one, two, three, four = [
+        tuple(" ".join(cell.split()) for cell in line) for line in kinds_table(kinds())
+    ]
+    assert head == ("layer", "format", "forward", "weight gradient")
+    assert ceilings == [("ceiling", name, *["60.0 100 %"] * 2) for name in ("channels_last", "contiguous")]
+    assert one == ("3 to 4, 3x3, on 9x9", "channels_last", *["40.0 50 % 0.80"] * 2)
+    assert two == ("3 to 4, 3x3, on 9x9", "contiguous", *["40.0 50 % 0.80"] * 2)
+    assert three == ("3 to 4, 1x1, on 9x9, stride 2", "channels_last", *["10.0 12 % 1/20"] * 2)
+    assert four[1] == "contiguous"
+    assert [line[0] for line in kinds_table(kinds(None))] == ["layer", *[str(FAST)] * 2, *[str(SLOW)] * 2]
 
 
 def test_a_sections_table_has_the_faster_format_of_each() -> None:
@@ -68,6 +93,7 @@ def test_a_sections_table_has_the_faster_format_of_each() -> None:
 def test_titles_have_the_precision() -> None:
     assert operator().title == "adder layers of adder_net, batch 8"
     assert replace(operator(), precision="u8").title == "adder layers of adder_net in u8, batch 8"
+    assert kinds()[0].title == "adder layers of many kinds, batch 8"
     assert section().title == "adder_net, inference, batch 8"
     assert replace(section("threads"), precision="u8").title == "adder_net in u8, threads, batch 8"
 
@@ -96,7 +122,7 @@ def test_json_holds_everything_that_was_measured() -> None:
     assert [layer["share"] for layer in layers] == [0.5, 0.125]
     assert layers[1]["layer"] == {
         "input": [8, 3, 9, 9], "weight": [4, 3, 1, 1], "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1],
-        "groups": 1,
+        "groups": 1, "offset": 0.0,
     }  # fmt: skip
 
 
@@ -125,6 +151,14 @@ def test_the_chart(tmp_path: Path) -> None:
     assert {(0x00, 0x72, 0xB2), (0x8C, 0x8C, 0x8C), (0xD5, 0x5E, 0x00)} <= colors
     draw(report(), tmp_path / "chart.svg")
     assert (tmp_path / "chart.svg").read_text().count("authors' expression (batch 1)") == 1
+
+
+def test_the_chart_has_every_layer_of_many_kinds_in_one_format(tmp_path: Path) -> None:
+    draw(replace(report(), operator=kinds()), tmp_path / "chart.svg")
+    drawn = (tmp_path / "chart.svg").read_text()
+    for label in ("forward, 3 to 4, 3x3, on 9x9", "weight gradient, 3 to 4, 1x1, on 9x9, stride 2"):
+        assert drawn.count(label) == 1
+    assert "contiguous: 3 to" not in drawn
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
