@@ -23,7 +23,7 @@ constexpr int64_t kMostElements = int64_t{1} << 48;
 constexpr int kPanel = 16;
 
 // Bytes of successive source channels that are one step, and lie side by side in a lane of a panel. Where channels have
-// their own copies of the source, a step is one channel.
+// their own copies of the source, filters are packed by single channels.
 constexpr int64_t kByteStep = 8;
 
 // Elements of a filter of bytes, whose differences of at most 255 add up to a signed integer of 32 bits.
@@ -49,8 +49,7 @@ ADDERZOO_INLINE constexpr int64_t output_size(int64_t padded, int64_t kernel, in
   return span < 0 ? 0 : span / stride + 1;
 }
 
-// Whether all filters of a group read one copy of its source; else each has its own, and a step of bytes is one
-// channel.
+// Whether all filters of a group read one copy of its source; else each has its own.
 ADDERZOO_INLINE constexpr bool shares_source(int64_t groups, int64_t group_filters) {
   return groups == 1 || group_filters >= kPanel;
 }

@@ -299,7 +299,7 @@ def test_a_folder_around_trainings_names_them(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         adderzoo.save(timm.create_model("adder_lenet5"), tmp_path / name / "model.safetensors")
     (tmp_path / "third").mkdir()
-    with pytest.raises(ValueError, match=f"folders in it: {tmp_path}/first, {tmp_path}/second$"):
+    with pytest.raises(ValueError, match=f"these in it do, pass one: {tmp_path}/first, {tmp_path}/second$"):
         adderzoo.load(tmp_path)
     adderzoo.load(tmp_path / "first")
 

@@ -62,7 +62,7 @@ def weights_in(path: Path | str) -> Path:
     weights = path / "model.safetensors"
     inside = [] if weights.exists() else sorted(str(file.parent) for file in path.glob("*/model.safetensors"))
     if inside:
-        raise ValueError(f"{path} has no model.safetensors itself; it takes one of the folders in it: {some_of(inside)}")
+        raise ValueError(f"{path} has no model.safetensors, but these in it do, pass one: {some_of(inside)}")
     return weights
 
 

@@ -83,7 +83,8 @@ def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
     return result.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-@torch.fx.wrap  # the same: on sizes
+@torch.fx.wrap  # the same: on sizes,
+@torch.jit.script_if_tracing  # which a trace is to look at again when it runs
 def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """Axis by axis, the greatest of shifted views. 0, the least byte, is what is in the padding."""
     size = output_size(list(x.shape[-2:]), kernel_size, stride, padding, dilation)
@@ -101,8 +102,8 @@ def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: lis
     return x
 
 
-@torch.fx.wrap  # the same: on dtypes and sizes,
-@torch.jit.script_if_tracing  # which a trace is to look at again when it runs
+@torch.fx.wrap  # the same: on dtypes and sizes
+@torch.jit.script_if_tracing
 def _adder(
     input: Tensor,
     weight: Tensor,

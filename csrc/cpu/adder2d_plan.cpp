@@ -99,6 +99,7 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                          : groups > 1 && work.output.group_channels % kPanel != 0
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
+  // Lanes of a byte take the least memory.
   const int64_t most_panels = kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1);
   work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, most_panels));
   if (!work.region.shared) {

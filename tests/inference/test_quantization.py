@@ -1069,6 +1069,12 @@ def test_every_copy_pools_the_same_bytes(way: str) -> None:
 
 
 @torch.no_grad()
+def test_trace_takes_images_of_other_sizes() -> None:
+    integer, larger = quantized(settled(pooled())), images(2, CHANNELS, 13, 10)
+    assert torch.jit.trace(integer, images())(larger).equal(integer(larger))
+
+
+@torch.no_grad()
 def test_vmap_pools_the_same_bytes() -> None:
     integer, batches = quantized(settled(pooled())), images(6).unflatten(0, (3, 2))
     assert torch.vmap(integer)(batches).equal(torch.stack([integer(batch) for batch in batches]))

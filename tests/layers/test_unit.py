@@ -44,7 +44,7 @@ def test_power_is_the_function_of_the_paper(exponent: float, way: Callable[[nn.M
 
 
 def test_a_new_power_activation_is_the_identity_to_the_bit() -> None:
-    x = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1e-38, -1e-6, 1e30])])
+    x = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1e-38, -1e-6, 1e30, torch.inf, -torch.inf])])
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         assert torch.equal(PowerActivation(dtype=dtype)(x.to(dtype)), x.to(dtype))
 
