@@ -134,7 +134,11 @@ template <typename T>
 bool joins_taps(const Accumulation<T>& work) {
   const Lattice& lattice = work.lattice;
   const int64_t columns = lattice.num_tap_columns, channels = work.source.channels, lane = work.region.lane;
-  if (sizeof(T) != 1 || !work.region.shared || columns == 0 || lattice.reach_w() != columns) return false;
+  if (sizeof(T) != 1 || !work.region.shared || columns == 0) return false;
+  // Their reach does not tell: taps that are outside at every point may have been brought to the same place.
+  for (int64_t j = 0; j < columns; ++j) {
+    if (lattice.tap_columns[j] != lattice.tap_columns[0] + j) return false;
+  }
   return 4 * divide_up(columns * channels, lane) <= 3 * columns * divide_up(channels, lane);
 }
 

@@ -693,7 +693,8 @@ std::vector<Geometry> geometries() {
       geometry(1, {1, 17, 6}, {11, 12}, 3, 1, 2, 2),
       geometry(1, {1, 4, 5}, {12, 11}, {2, 3}, {3, 2}, {1, 2}, {2, 3}),
       geometry(1, {1, 16, 18}, {8, 9}, 3, 3, 1),
-      geometry(1, {1, 2, 3}, 3, 2, 1, 3),  // rows that see only padding
+      geometry(1, {1, 2, 3}, 3, 2, 1, 3),                               // rows that see only padding
+      geometry(3, {1, 1, 17}, {5, 3}, {4, 5}, {2, 1}, {1, 3}, {1, 2}),  // taps that see only padding
       geometry(1, {1, 16, 16}, 2, 5, 1, 2),
       geometry(2, {1, 5, 16}, {3, 2}, {1, 3}, 2, {2, 4}, {1, 3}),
       // Taps of a row that share the lanes of bytes
