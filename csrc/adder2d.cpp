@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(adderzoo, m) {
       "SymInt[2] dilation, SymInt groups, str input_grad) -> Tensor");
   m.def(
       "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups) -> Tensor");
+      "SymInt[2] dilation, SymInt groups, str weight_grad=\"sign\") -> Tensor");
   m.def(
       "adder2d_affine(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, "
       "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False) -> Tensor");

@@ -29,7 +29,7 @@ SCHEMAS = (
     "_adder2d_backward_input(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
     "SymInt[2] dilation, SymInt groups, str input_grad) -> Tensor",
     "_adder2d_backward_weight(Tensor grad, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "
-    "SymInt[2] dilation, SymInt groups) -> Tensor",
+    'SymInt[2] dilation, SymInt groups, str weight_grad="sign") -> Tensor',
     "adder2d_affine(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, "
     "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, bool relu=False) -> Tensor",
     "adder2d_u8(Tensor input, Tensor weight, Tensor scale, Tensor shift, Tensor? addend=None, SymInt[2] stride=1, "

@@ -213,6 +213,7 @@ def backward_input(
     return torch.empty_like(input, memory_format=memory_format_like(input)).copy_(inner)
 
 
+@takes_arguments_of("_adder2d_backward_weight")
 def backward_weight(
     grad: Tensor,
     input: Tensor,
@@ -221,12 +222,15 @@ def backward_weight(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    weight_grad: str,
 ) -> Tensor:
-    """Eq. 4: sum of g * sign(X - F)."""
+    """Eq. 4: sum of g * sign(X - F); or eq. 5, without the sign."""
+    check_modes(weight_grad=weight_grad)
     patches = _Patches(input, weight, stride, padding, dilation, groups)
     check_grad(grad, input, weight, stride, padding, dilation)
     sums = torch.empty_like(patches.filters, memory_format=torch.contiguous_format)  # (taps, G, O / G, C / G)
     for tap, some, x, w, g in patches.pieces(grad):
-        sums[tap, :, some] = (g * _sign(x - w)).sum((0, 4, 5))
+        slope = _sign(x - w) if weight_grad == "sign" else x - w
+        sums[tap, :, some] = (g * slope).sum((0, 4, 5))
     gradient = sums.flatten(1, 2).movedim(0, -1).unflatten(-1, patches.kernel)
     return gradient.to(weight.dtype, memory_format=torch.contiguous_format)

@@ -4,7 +4,8 @@
 // filter, fetch one pixel of `source` and add a function of its channels and the filter's to the channels of the point.
 // `Accumulation` describes that walk, `Function` what is added.
 //
-// It is done like a matrix product, and without im2col. The points are cut into items of some rows. The part of the
+// It is done like a matrix product, and without im2col. The points are cut into items of some rows, or of a part of a
+// long one. The part of the
 // source that an item reads, its region, is copied into scratch memory with its padding, channels last, so that a tap
 // is one constant offset for all points; where the source is channels_last and has no padding, it is the region itself.
 // All steps (one source channel of one tap) are taken in blocks of kBlockSteps: the filters of a block and some
@@ -78,6 +79,8 @@ struct Lattice {
   ADDERZOO_INLINE int64_t reach_w() const {
     return taps() > 0 ? tap_columns[num_tap_columns - 1] - tap_columns[0] + 1 : 0;
   }
+  // Source columns of so many successive points.
+  ADDERZOO_INLINE int64_t span_w(int64_t points) const { return taps() > 0 ? (points - 1) * step_w + reach_w() : 0; }
 };
 
 // The image tensor whose pixels the taps read.
@@ -140,10 +143,11 @@ struct Outputs {
   Epilogue<T> epilogue;
 };
 
-// The items: some rows of all images' and some panels of one group each.
+// The items: some rows of all images', some columns of these and some panels of one group each.
 struct Items {
-  int64_t rows, panels;  // of an item
-  int64_t panel_chunks;  // items of the same rows and group
+  int64_t rows, columns, panels;  // of an item
+  int64_t column_chunks;          // items of the same rows, group and panels
+  int64_t panel_chunks;           // items of the same rows and group
   int64_t count;
   int64_t steps;         // of an item, about
   int64_t scratch_size;  // in elements

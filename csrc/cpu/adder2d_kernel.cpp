@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -130,18 +131,33 @@ void backward_input(Function function, const Geometry& g, View<const T> grad, Vi
 }
 
 template <typename T>
-void backward_weight(const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& weight,
+bool all_finite(const Tensor& tensor) {
+  std::atomic<bool> finite = true;
+  const T* const numbers = tensor.const_data_ptr<T>();
+  torch::stable::parallel_for(0, tensor.numel(), kGrainSteps, [&](int64_t begin, int64_t end) {
+    if (!loops<T>().all_finite(numbers + begin, end - begin)) finite = false;
+  });
+  return finite;
+}
+
+template <typename T>
+void backward_weight(const Geometry& g, bool full, const Tensor& grad, const Tensor& input, const Tensor& weight,
                      Tensor& grad_weight) {
-  const FilterSignGradient<T> work{
+  const auto finite = [&] { return all_finite<T>(grad) && all_finite<T>(input) && all_finite<T>(weight); };
+  const FilterGradient<T> work{
+      .slope = full       ? FilterSlope::kFull
+               : finite() ? FilterSlope::kFiniteSign
+                          : FilterSlope::kSign,
       .geometry = g,
       .input = input.const_data_ptr<T>(),
       .grad = grad.const_data_ptr<T>(),
       .weight = weight.const_data_ptr<T>(),
       .grad_weight = grad_weight.mutable_data_ptr<T>(),
   };
-  const double item_steps = static_cast<double>(g.batch * g.out_height * g.out_width) * (work.lanes() + kStepsOfPixel);
+  const int64_t others = std::min<int64_t>(kPanel, std::min(g.channels, g.filters));
+  const double item_steps = static_cast<double>(g.batch * g.out_height * g.out_width) * (others + kStepsOfPixel);
   torch::stable::parallel_for(0, work.items(), grain(item_steps),
-                              [&](int64_t begin, int64_t end) { loops<T>().filter_sign_gradient(work, begin, end); });
+                              [&](int64_t begin, int64_t end) { loops<T>().filter_gradient(work, begin, end); });
 }
 
 Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padding, Pair dilation, int64_t groups,
@@ -249,20 +265,20 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
 }
 
 Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
-                               Pair dilation, int64_t groups) {
+                               Pair dilation, int64_t groups, std::string weight_grad) {
+  check_mode("weight_grad", weight_grad, "full", "sign");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, g);
   const ScalarType type = accumulation_type(input);
   Tensor grad_weight =
       new_empty(weight, {weight.size(0), g.channels, g.kernel_h, g.kernel_w}, type, MemoryFormat::Contiguous);
-  const bool narrow = FilterSignGradient<float>{.geometry = g}.narrow();
-  const MemoryFormat format = narrow ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
-  const Tensor dy = dense(grad, type, format), x = dense(input, type, format);
+  const bool full = weight_grad == "full";
+  const Tensor dy = dense(grad, type, MemoryFormat::ChannelsLast), x = dense(input, type, MemoryFormat::ChannelsLast);
   const Tensor w = dense(weight, type);
   if (type == ScalarType::Double) {
-    backward_weight<double>(g, dy, x, w, grad_weight);
+    backward_weight<double>(g, full, dy, x, w, grad_weight);
   } else {
-    backward_weight<float>(g, dy, x, w, grad_weight);
+    backward_weight<float>(g, full, dy, x, w, grad_weight);
   }
   return of_type(grad_weight, weight.scalar_type());
 }

@@ -16,23 +16,28 @@ struct FilterShape {
   ADDERZOO_INLINE int64_t steps() const { return source_channels * taps; }
 };
 
-// Gradient of the filters from the sign of X - F (eq. 4).
+enum class FilterSlope {
+  kFull,        // X - F (eq. 5)
+  kSign,        // sign(X - F) (eq. 4)
+  kFiniteSign,  // the same where input, gradient and filters are finite
+};
+
+// Gradient of the filters. An item is one tap of at most kPanel filters and channels of a group; of a depthwise layer,
+// of at most kPanel groups.
 template <typename T>
-struct FilterSignGradient {
+struct FilterGradient {
+  FilterSlope slope;
   Geometry geometry;
-  const T* input;   // dense NHWC, or NCHW where it is narrow
-  const T* grad;    // likewise
+  const T* input;   // dense NHWC
+  const T* grad;    // dense NHWC
   const T* weight;  // dense OIHW
   T* grad_weight;   // dense OIHW
 
-  // Filters or channels, whichever are more, are taken side by side: they are the lanes of an item, which is one tap of
-  // one of the others. Where both are few, pixels are taken side by side, and an item is one element.
-  ADDERZOO_INLINE bool narrow() const { return lanes() < 8 && geometry.stride_w == 1; }
-  ADDERZOO_INLINE bool filters_are_lanes() const { return geometry.filters > geometry.channels; }
-  ADDERZOO_INLINE int64_t lanes() const { return filters_are_lanes() ? geometry.filters : geometry.channels; }
+  ADDERZOO_INLINE bool depthwise() const { return geometry.channels == 1 && geometry.filters == 1; }
   ADDERZOO_INLINE int64_t items() const {
-    const int64_t others = filters_are_lanes() ? geometry.channels : geometry.filters;
-    return geometry.groups * others * geometry.taps() * (narrow() ? lanes() : 1);
+    const Geometry& g = geometry;
+    if (depthwise()) return divide_up<int64_t>(g.groups, kPanel) * g.taps();
+    return g.groups * divide_up<int64_t>(g.filters, kPanel) * divide_up<int64_t>(g.channels, kPanel) * g.taps();
   }
 };
 
@@ -46,7 +51,8 @@ struct Loops {
   // Packs some panels; `sums` and `limits` get those of each channel.
   void (*pack)(const T* weight, T* packed, T* sums, T* limits, const FilterShape&, int64_t begin, int64_t end);
   void (*sum_filters)(const T* packed, T* sums, T* limits, int64_t steps, int64_t begin, int64_t end);
-  void (*filter_sign_gradient)(const FilterSignGradient<T>&, int64_t begin, int64_t end);
+  void (*filter_gradient)(const FilterGradient<T>&, int64_t begin, int64_t end);
+  bool (*all_finite)(const T* numbers, int64_t count);
 };
 
 template <>

@@ -9,6 +9,7 @@ namespace {
 // sums to stay in the second.
 constexpr int64_t kPoints = 192;
 constexpr int64_t kFewPoints = 48;
+constexpr int64_t kMostColumns = 2 * kPoints;
 constexpr int64_t kRegionBytes = 1 << 18;
 constexpr int64_t kManySteps = 1 << 24;
 
@@ -56,8 +57,8 @@ void plan_pieces(Plan<T>& plan, int64_t first_step, int64_t step_h, int64_t step
 template <typename T>
 int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int64_t threads) {
   const int64_t all_rows = work.lattice.all_rows();
-  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.lattice.columns));
-  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.lattice.columns));
+  int64_t rows = std::max<int64_t>(1, std::min(all_rows, kPoints / work.items.columns));
+  int64_t few_rows = std::max<int64_t>(1, std::min(rows, kFewPoints / work.items.columns));
   const int64_t row_bytes = work.region.staged ? work.region.row * sizeof(T) : 0;
   while (rows > few_rows && region_rows(work, rows) * row_bytes > kRegionBytes) --rows;
   // Large strides: mostly rows that no tap reads.
@@ -72,7 +73,7 @@ int64_t rows_of_item(const Accumulation<T>& work, int64_t columns_of_items, int6
 // What an item takes, in memory and time.
 template <typename T>
 void measure_items(Accumulation<T>& work) {
-  work.items.max_points = round_up(work.items.rows * work.lattice.columns, kPanel);  // what lies behind is aligned
+  work.items.max_points = round_up(work.items.rows * work.items.columns, kPanel);  // what lies behind is aligned
   work.items.max_region_rows = region_rows(work, work.items.rows);
   // For the choice of a grain, which large ones are beyond.
   work.items.steps =
@@ -81,10 +82,11 @@ void measure_items(Accumulation<T>& work) {
   // four bytes) and of inputs (bytes have none), and two sums for each point; the region; two for each point of its
   // rows; two for each pixel of one; a row whose taps are not joined yet, and of which whole lanes are read.
   constexpr int64_t kNumbers = 3 * sizeof(int64_t) / sizeof(T), kEach = sizeof(T) == 1 ? sizeof(int32_t) : 2;
-  work.items.scratch_size = work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
-                            (work.region.staged ? work.items.max_region_rows * work.region.row : 0) +
-                            2 * (work.items.max_region_rows * work.lattice.columns + work.region.width) +
-                            (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
+  work.items.scratch_size =
+      work.items.max_points * (kNumbers + kEach * kMostPanelsOfTile * kPanel + 2) +
+      (work.region.staged ? work.items.max_region_rows * work.region.row : 0) +
+      2 * (work.items.max_region_rows * work.items.columns + work.lattice.span_w(work.items.columns)) +
+      (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
 }
 
 // Cuts the work into items.
@@ -99,22 +101,22 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                              : divide_up(work.output.group_channels, kPanel);
   // Lanes of a byte take the least memory.
   const int64_t most_panels = kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1);
-  work.items.panels = work.region.shared ? panels : std::min(panels, most_panels);
+  work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, most_panels));
   if (!work.region.shared) {
     work.region.step = work.region.staged ? work.items.panels * kPanel * work.region.lane : work.region.pixel;
   }
   const int64_t tap = work.region.tap_steps * work.region.step;
   if (work.region.staged) work.region.pixel = work.region.joined ? work.source.channels : tap;
   work.region.point = work.region.joined ? tap : work.lattice.step_w * work.region.pixel;
-  work.region.row = work.region.joined ? work.lattice.columns * tap : work.region.width * work.region.pixel;
+  work.region.row = work.region.joined ? work.items.columns * tap : work.region.width * work.region.pixel;
   if (all_rows == 0 || work.lattice.columns == 0) {
     work.items.count = 0;
     return;
   }
 
-  const int64_t columns_of_items = groups * divide_up(panels, work.items.panels);
+  const int64_t columns_of_items = work.items.column_chunks * groups * divide_up(panels, work.items.panels);
   work.items.rows = rows_of_item(work, columns_of_items, threads);
-  const int64_t chunks = divide_up(all_rows, work.items.rows);
+  const int64_t chunks = divide_up(all_rows, work.items.rows) * work.items.column_chunks;
 
   // Panels, where there are too few rows for all threads.
   if (work.region.shared && chunks * groups < 2 * threads) {
@@ -132,7 +134,11 @@ template <typename T>
 bool joins_taps(const Accumulation<T>& work) {
   const Lattice& lattice = work.lattice;
   const int64_t columns = lattice.num_tap_columns, channels = work.source.channels, lane = work.region.lane;
-  if (sizeof(T) != 1 || !work.region.shared || columns == 0 || lattice.reach_w() != columns) return false;
+  if (sizeof(T) != 1 || !work.region.shared || columns == 0) return false;
+  // Their reach does not tell: taps that are outside at every point may have been brought to the same place.
+  for (int64_t j = 0; j < columns; ++j) {
+    if (lattice.tap_columns[j] != lattice.tap_columns[0] + j) return false;
+  }
   return 4 * divide_up(columns * channels, lane) <= 3 * columns * divide_up(channels, lane);
 }
 
@@ -180,10 +186,11 @@ void plan_source(Plan<T>& plan, const Geometry& g, View<const T> source, int64_t
                                               work.output.channels % kPanel == 0;
   work.region.staged = !(whole && inside && dense);
   work.region.pixel = source.strides.column;
-  work.region.width =
-      !work.region.staged ? width
-      : taps ? (work.lattice.columns - 1) * work.lattice.step_w + plan.tap_columns.back() - plan.tap_columns.front() + 1
-             : 0;
+  // Long rows are cut into parts of equal length, or nearly so.
+  work.items.columns =
+      divide_up(work.lattice.columns, std::max<int64_t>(1, divide_up(work.lattice.columns, kMostColumns)));
+  work.items.column_chunks = work.items.columns == 0 ? 1 : divide_up(work.lattice.columns, work.items.columns);
+  work.region.width = work.region.staged ? work.lattice.span_w(work.items.columns) : width;
 }
 
 // Filters of bytes as the items read them: with other lanes than those they are packed in, or with taps that are

@@ -29,12 +29,12 @@ void check_region(const Accumulation<T>& work) {
   ADDERZOO_REQUIRE(region.tap_steps == divide_up(joined * source.channels, region.lane));
   ADDERZOO_REQUIRE(!region.joined || (sizeof(T) == 1 && region.shared && region.staged && lattice.reach_w() == joined));
   const int64_t tap = region.tap_steps * region.step;
-  ADDERZOO_REQUIRE(region.row == (region.joined ? lattice.columns * tap : region.width * region.pixel));
+  ADDERZOO_REQUIRE(region.row == (region.joined ? work.items.columns * tap : region.width * region.pixel));
   ADDERZOO_REQUIRE(region.point == (region.joined ? tap : lattice.step_w * region.pixel));
   ADDERZOO_REQUIRE(region.lane == (sizeof(T) == 1 && (region.shared || source.channels > 1) ? kByteStep : 1));
   if (region.staged) {
     ADDERZOO_REQUIRE(region.pixel == (region.joined ? source.channels : tap));
-    ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == (lattice.columns - 1) * lattice.step_w + lattice.reach_w());
+    ADDERZOO_REQUIRE(lattice.taps() == 0 || region.width == lattice.span_w(work.items.columns));
     return;
   }
   ADDERZOO_REQUIRE(source.strides.channel == 1);
@@ -105,7 +105,9 @@ void check_items(const Accumulation<T>& work) {
   const Items& items = work.items;
   const int64_t groups = work.region.shared ? work.output.groups : 1;
   ADDERZOO_REQUIRE(items.rows >= 1 && items.panels >= 1 && items.panel_chunks >= 1);
-  ADDERZOO_REQUIRE(items.count == divide_up(work.lattice.all_rows(), items.rows) * groups * items.panel_chunks);
+  ADDERZOO_REQUIRE(items.columns >= 1 && divide_up(work.lattice.columns, items.columns) == items.column_chunks);
+  ADDERZOO_REQUIRE(items.count ==
+                   divide_up(work.lattice.all_rows(), items.rows) * items.column_chunks * groups * items.panel_chunks);
   // Of each group, wherever in a panel it begins.
   const int64_t channels = work.output.channels / groups, begin = groups > 1 ? channels % kPanel : 0;
   ADDERZOO_REQUIRE(items.panels * items.panel_chunks * kPanel >= channels);
@@ -114,7 +116,7 @@ void check_items(const Accumulation<T>& work) {
       work.region.shared ||
       (items.panels * kPanel <= kMaxOwnChannels &&
        work.region.step == (work.region.staged ? items.panels * kPanel * work.region.lane : work.region.pixel)));
-  ADDERZOO_REQUIRE(items.max_points >= items.rows * work.lattice.columns && items.max_points % kPanel == 0);
+  ADDERZOO_REQUIRE(items.max_points >= items.rows * items.columns && items.max_points % kPanel == 0);
   ADDERZOO_REQUIRE(items.max_region_rows >= region_rows(work, items.rows));
   ADDERZOO_REQUIRE(items.steps >= 1 && items.scratch_size >= 1);
 }

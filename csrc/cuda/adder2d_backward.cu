@@ -101,7 +101,8 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
 }
 
 Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
-                               Pair dilation, int64_t groups) {
+                               Pair dilation, int64_t groups, std::string weight_grad) {
+  if (weight_grad != "sign") fail("adder2d", "weight_grad must be 'sign' here, got '", weight_grad, "'");
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, g);
   check_devices("adder2d", input, {{"weight", &weight}, {"grad", &grad}});

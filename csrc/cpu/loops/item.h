@@ -22,6 +22,7 @@ using Total = typename TotalOf<T>::Type;
 template <typename T>
 struct Item {
   int64_t points;
+  int64_t first_column, columns;  // of each row
   int64_t group, first_panel, last_panel;
   int64_t first_channel, last_channel;  // of the group
   const T* region;
@@ -33,6 +34,7 @@ struct Item {
   T* inputs;
   const char* ahead;  // where the source of the next item begins that this one does not read
   int64_t ahead_bytes;
+  mutable bool begin_exactly = false;  // since the fast form held for nothing that was done last
 };
 
 // Gives an item its arrays, of as many points as the largest has, and returns where they end.
@@ -53,8 +55,8 @@ T* divide_scratch(const Accumulation<T>& work, Item<T>& item, T* scratch) {
   item.region = work.region.staged ? item.region_copy : work.source.data;
   const int64_t region_row = work.region.staged ? work.region.row : 0;
   item.row_sums = item.region_copy + items.max_region_rows * region_row;
-  item.pixel_sums = item.row_sums + 2 * items.max_region_rows * work.lattice.columns;
-  item.separate_taps = item.pixel_sums + 2 * work.region.width;
+  item.pixel_sums = item.row_sums + 2 * items.max_region_rows * items.columns;
+  item.separate_taps = item.pixel_sums + 2 * work.lattice.span_w(items.columns);
   return item.separate_taps + (work.region.joined ? work.region.width * work.region.pixel + kByteStep : 0);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "item.h"
+#include "terms.h"
 
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
@@ -72,20 +73,27 @@ bool writes_output(const Accumulation<T>& work, const Item<T>& item, int64_t fir
          first_channel + width <= item.last_channel;
 }
 
-// Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them; those of a single
-// point are marked, if asked for.
+// Where the fast form does not hold: `y` is the sum in one form or the other. It is the exact form's that decides, and
+// the fast form's is asked whether there can be any doubt: it is right within 6e-5 of the limit.
+template <Function F, typename T>
+inline __attribute__((always_inline)) Mask<T> odd_lanes(Vector<T> y, Vector<T> limit, Vector<T> input) {
+  if constexpr (has_input(F)) return input != input;
+  return ~(y <= -(sums_maxima(F) ? limit : limit * T(63) / T(64)));  // true of a NaN as well
+}
+
+// Turns a tile's totals into outputs. Returns false if the fast form does not hold for one of them, or may not; an
+// exact form marks those, if asked for.
 template <Function F, bool kAffine, int kVecs, typename T>
 bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int points, int64_t first_channel,
-            typename Simd<T>::Mask* marks = nullptr) {
+            Mask<T>* marks = nullptr) {
   constexpr int64_t width = kVecs * kLanes<T>;
   const Vector<T> zero = {};
   const Epilogue<T>& epilogue = work.output.epilogue;
-  Vector<T> filter_sums[kVecs], limits[kVecs], scale[kVecs], shift[kVecs];
+  const bool checked = exact(F) != F || marks != nullptr, limited = !has_input(F) && checked;
+  Vector<T> filter_sums[kVecs], limits[kVecs] = {}, scale[kVecs], shift[kVecs];
   for (int v = 0; v < kVecs; ++v) {
-    if constexpr (sums_maxima(F)) {
-      filter_sums[v] = load(work.filters.sums + first_channel + v * kLanes<T>);
-      limits[v] = load(work.filters.limits + first_channel + v * kLanes<T>);
-    }
+    if constexpr (sums_maxima(F)) filter_sums[v] = load(work.filters.sums + first_channel + v * kLanes<T>);
+    if (limited) limits[v] = load(work.filters.limits + first_channel + v * kLanes<T>);
     if constexpr (kAffine) {
       scale[v] = load_channels(epilogue.scale, first_channel + v * kLanes<T>, work.output.channels);
       shift[v] = load_channels(epilogue.shift, first_channel + v * kLanes<T>, work.output.channels);
@@ -93,28 +101,26 @@ bool finish(const Accumulation<T>& work, const Item<T>& item, int64_t point, int
   }
 
   const bool direct = writes_output(work, item, first_channel, width);
-  typename Simd<T>::Mask odd = {};
+  Mask<T> odd = {};
   for (int p = 0; p < points; ++p) {
     T* totals = item.totals + (point + p) * width;
     T* output = direct ? work.output.data + item.output_offsets[point + p] + first_channel : totals;
     Vector<T> sum = {}, limit = {};
-    if constexpr (sums_maxima(F)) {
-      sum = Simd<T>::broadcast(item.sums[point + p]);
-      limit = Simd<T>::broadcast(item.limits[point + p]);
-    }
+    if constexpr (sums_maxima(F)) sum = Simd<T>::broadcast(item.sums[point + p]);
+    if (limited) limit = Simd<T>::broadcast(item.limits[point + p]);
     for (int v = 0; v < kVecs; ++v) {
       Vector<T> y = load(totals + v * kLanes<T>);
       if constexpr (sums_maxima(F)) {
         y = (sum + filter_sums[v]) - (y + y);
-        const typename Simd<T>::Mask odd_here = ~(y <= -(limit + limits[v]));  // true of a NaN as well
-        odd |= odd_here;
-        if (marks != nullptr) marks[v] = odd_here;
       } else if constexpr (F == Function::kDistance) {
         y = -y;
-      } else if constexpr (F == Function::kClippedSlope) {
-        const Vector<T> x = load(item.inputs + (point + p) * width + v * kLanes<T>);
-        odd |= x != x;
-        if (marks != nullptr) marks[v] = x != x;
+      }
+      if (checked) {
+        Vector<T> input = {};
+        if constexpr (has_input(F)) input = load(item.inputs + (point + p) * width + v * kLanes<T>);
+        const Mask<T> odd_here = odd_lanes<F, T>(y, limit + limits[v], input);
+        odd |= odd_here;
+        if (marks != nullptr) marks[p * kVecs + v] = odd_here;
       }
       if constexpr (kAffine) {
         y = Simd<T>::multiply_add(y, scale[v], shift[v]);

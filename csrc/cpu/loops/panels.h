@@ -7,40 +7,58 @@
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
-// Takes the exact form's results where the fast form does not hold. The others stay as they are: else they would depend
-// on the tile that they happen to lie in, and so on the number of threads.
+// The lanes of a tile that are the item's own.
+template <int kVecs, typename T>
+struct OwnLanes {
+  Mask<T> lanes[kVecs];
+
+  OwnLanes(const Item<T>& item, int64_t first_channel) {
+    for (int v = 0; v < kVecs; ++v) {
+      for (int i = 0; i < kLanes<T>; ++i) {
+        const int64_t channel = first_channel + v * kLanes<T> + i;
+        lanes[v][i] = channel >= item.first_channel && channel < item.last_channel ? -1 : 0;
+      }
+    }
+  }
+  bool all_of(const Mask<T>* marks, int points) const {
+    Mask<T> unmarked = {};
+    for (int p = 0; p < points; ++p) {
+      for (int v = 0; v < kVecs; ++v) unmarked |= lanes[v] & ~marks[p * kVecs + v];
+    }
+    return !Simd<T>::any(unmarked);
+  }
+};
+
+// Takes the exact form's results where the fast form does not hold, and marks them. The others stay as they are: else
+// they would depend on the tile that they happen to lie in, and so on the number of threads.
 template <Function F, bool kShared, bool kAffine, int kVecs, typename T>
-__attribute__((noinline)) void redo(const Accumulation<T>& work, const Item<T>& item, Tile<T> tile, int64_t point,
-                                    int points, int64_t first_channel) {
+__attribute__((noinline)) void redo(const Accumulation<T>& work, const Item<T>& item, const Tile<T>& tile,
+                                    int64_t point, int points, int64_t first_channel, Mask<T>* marks) {
   constexpr int64_t width = kVecs * kLanes<T>;
   const bool direct = writes_output(work, item, first_channel, width);
-  for (const int64_t end = point + points; point < end; ++point, ++tile.offsets) {
-    tile.inputs = item.inputs + point * width;
-    tile.totals = item.totals + point * width;
-    // finish() may have overwritten the totals.
-    add_blocks<F, kShared, 1, kVecs>(work, tile, 0, work.region.num_blocks);
-    typename Simd<T>::Mask odd[kVecs];
-    if (finish<F, kAffine, kVecs>(work, item, point, 1, first_channel, odd)) continue;
-    T* results = direct ? work.output.data + item.output_offsets[point] + first_channel : tile.totals;
-    T fast[width];
-    std::memcpy(fast, results, sizeof(fast));
-    add_blocks<exact(F), kShared, 1, kVecs>(work, tile, 0, work.region.num_blocks);
-    finish<exact(F), kAffine, kVecs>(work, item, point, 1, first_channel);
-    for (int64_t i = 0; i < width; ++i) {
-      if (odd[i / kLanes<T>][i % kLanes<T>] == 0) results[i] = fast[i];
+  const auto results = [&](int p) {
+    return direct ? work.output.data + item.output_offsets[point + p] + first_channel
+                  : item.totals + (point + p) * width;
+  };
+  T fast[points_of_tile(F, kVecs) * width];
+  for (int p = 0; p < points; ++p) std::memcpy(fast + p * width, results(p), width * sizeof(T));
+  add_blocks<exact(F), kShared, kVecs>(work, tile, 0, work.region.num_blocks, points);
+  finish<exact(F), kAffine, kVecs>(work, item, point, points, first_channel, marks);
+  for (int p = 0; p < points; ++p) {
+    for (int v = 0; v < kVecs; ++v) {
+      const int64_t lane = v * kLanes<T>;
+      store(results(p) + lane, marks[p * kVecs + v] ? load(results(p) + lane) : load(fast + p * width + lane));
     }
   }
 }
 
-// All points of an item, for kPanels panels from `panel` on.
-template <Function F, bool kShared, bool kAffine, int kPanels, typename T>
-void run_panels(const Accumulation<T>& work, const Item<T>& item, int64_t panel) {
+// All points of an item, for kPanels panels from `panel` on. Calls finish_tile(tile, point, points) for each tile.
+template <Function F, bool kShared, int kPanels, typename T, typename FinishTile>
+void run_tiles(const Accumulation<T>& work, const Item<T>& item, int64_t panel, const FinishTile& finish_tile) {
   constexpr int kVecs = kPanels * kVectors<T>;
   constexpr int64_t width = kPanels * kPanel;
   constexpr int kMost = points_of_tile(F, kVecs);
-  const int64_t first_channel = panel * kPanel, panel_size = work.filters.steps * kPanel;
-  if constexpr (has_input(F)) load_inputs(work, item, first_channel, width);
-
+  const int64_t panel_size = work.filters.steps * kPanel;
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   const int64_t steps = work.lattice.taps() * work.source.channels;
   const int64_t ahead_step = panel == item.first_panel ? item.ahead_bytes / (tiles * steps + 1) : 0;
@@ -52,7 +70,7 @@ void run_panels(const Accumulation<T>& work, const Item<T>& item, int64_t panel)
       const int points = static_cast<int>(divide_up(item.points - point, tiles - t));
       const int64_t tile_steps = smaller(kBlockSteps * blocks, steps - block * kBlockSteps);
       const Tile<T> tile{
-          .source = item.region + (kShared ? 0 : first_channel - item.first_panel * kPanel),
+          .source = item.region + (kShared ? 0 : (panel - item.first_panel) * kPanel),
           .offsets = item.offsets + point,
           .filters = work.filters.packed + panel * panel_size,
           .panel_size = panel_size,
@@ -62,16 +80,49 @@ void run_panels(const Accumulation<T>& work, const Item<T>& item, int64_t panel)
           .ahead_step = ahead_step,
       };
       add_blocks<F, kShared, kVecs>(work, tile, block, block + blocks, points);
-      if (block + blocks == work.region.num_blocks) {
-        [[maybe_unused]] const bool holds = finish<F, kAffine, kVecs>(work, item, point, points, first_channel);
-        if constexpr (exact(F) != F) {
-          if (!holds) redo<F, kShared, kAffine, kVecs>(work, item, tile, point, points, first_channel);
-        }
-      }
+      if (block + blocks == work.region.num_blocks) finish_tile(tile, point, points);
       point += points;
     }
   }
+}
 
+// The same in the fast form, and in the exact one where that does not hold; or in the exact one at once, which only
+// costs time where it turns out that the fast one would have held.
+template <Function F, bool kShared, bool kAffine, int kPanels, typename T>
+void run_guarded(const Accumulation<T>& work, const Item<T>& item, int64_t panel) {
+  constexpr int kVecs = kPanels * kVectors<T>;
+  const int64_t first_channel = panel * kPanel;
+  const OwnLanes<kVecs, T> own(item, first_channel);
+  Mask<T> marks[points_of_tile(F, kVecs) * kVecs];
+  bool all_exact = item.begin_exactly;
+  if (all_exact) {
+    run_tiles<exact(F), kShared, kPanels>(work, item, panel, [&](const Tile<T>&, int64_t point, int points) {
+      finish<exact(F), kAffine, kVecs>(work, item, point, points, first_channel, marks);
+      all_exact = all_exact && own.all_of(marks, points);
+    });
+    if (all_exact) return;
+  }
+  all_exact = true;
+  run_tiles<F, kShared, kPanels>(work, item, panel, [&](const Tile<T>& tile, int64_t point, int points) {
+    const bool holds = finish<F, kAffine, kVecs>(work, item, point, points, first_channel);
+    if (!holds) redo<F, kShared, kAffine, kVecs>(work, item, tile, point, points, first_channel, marks);
+    all_exact = all_exact && !holds && own.all_of(marks, points);
+  });
+  item.begin_exactly = all_exact;
+}
+
+template <Function F, bool kShared, bool kAffine, int kPanels, typename T>
+void run_panels(const Accumulation<T>& work, const Item<T>& item, int64_t panel) {
+  constexpr int kVecs = kPanels * kVectors<T>;
+  const int64_t first_channel = panel * kPanel, width = kPanels * kPanel;
+  if constexpr (has_input(F)) load_inputs(work, item, first_channel, width);
+  if constexpr (exact(F) != F) {
+    run_guarded<F, kShared, kAffine, kPanels>(work, item, panel);
+  } else {
+    run_tiles<F, kShared, kPanels>(work, item, panel, [&](const Tile<T>&, int64_t point, int points) {
+      finish<F, kAffine, kVecs>(work, item, point, points, first_channel);
+    });
+  }
   store_totals(work, item, first_channel, width);
 }
 

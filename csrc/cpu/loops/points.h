@@ -30,7 +30,7 @@ void find_region(const Accumulation<T>& work, const Item<T>& item, Stretch& stre
     if constexpr (sizeof(T) == 1) {
       if (work.region.joined) {
         stage_row(work, item, stretch.image, stretch.top + row, stretch.left, item.separate_taps);
-        join_taps(work, item.separate_taps, staged);
+        join_taps(work, item.columns, item.separate_taps, staged);
         continue;
       }
     }
@@ -43,7 +43,7 @@ void find_region(const Accumulation<T>& work, const Item<T>& item, Stretch& stre
 template <typename T>
 void sum_sources(const Accumulation<T>& work, const Item<T>& item, const Stretch& stretch) {
   const Lattice& lattice = work.lattice;
-  const int64_t columns = lattice.columns, first_tap = stretch.region_rows > 0 ? lattice.tap_rows[0] : 0;
+  const int64_t columns = item.columns, first_tap = stretch.region_rows > 0 ? lattice.tap_rows[0] : 0;
   if constexpr (sums_maxima(Simd<T>::kDistance)) {
     const T* pixels = item.region + stretch.region;
     for (int64_t row = 0; row < stretch.region_rows; ++row, pixels += work.region.row) {
@@ -51,7 +51,7 @@ void sum_sources(const Accumulation<T>& work, const Item<T>& item, const Stretch
       for (int64_t i = 0; i < lattice.num_tap_rows; ++i) {
         needed |= (row - (lattice.tap_rows[i] - first_tap)) % lattice.step_h == 0;
       }
-      if (needed) sum_row(work, pixels, item.pixel_sums, item.row_sums + 2 * row * columns);
+      if (needed) sum_row(work, columns, pixels, item.pixel_sums, item.row_sums + 2 * row * columns);
     }
   }
   for (int64_t y = 0; y < stretch.rows; ++y) {
@@ -78,14 +78,16 @@ void find_points(const Accumulation<T>& work, const Item<T>& item, const Stretch
   const Strides &output = work.output.strides, &input = work.output.input_strides;
   const int64_t step = lattice.step_h * work.region.row;
   int64_t point = stretch.first_point;
-  for (int64_t y = 0; y < stretch.rows; ++y, point += lattice.columns) {
+  for (int64_t y = 0; y < stretch.rows; ++y, point += item.columns) {
     const int64_t row = stretch.first_row + y;
-    write_offsets(item.offsets + point, stretch.region + y * step, work.region.point, lattice.columns);
-    write_offsets(item.output_offsets + point, stretch.image * output.image + row * output.row, output.column,
-                  lattice.columns);
+    write_offsets(item.offsets + point, stretch.region + y * step, work.region.point, item.columns);
+    write_offsets(item.output_offsets + point,
+                  stretch.image * output.image + row * output.row + item.first_column * output.column, output.column,
+                  item.columns);
     if (work.output.input != nullptr) {
-      write_offsets(item.input_offsets + point, stretch.image * input.image + row * input.row, input.column,
-                    lattice.columns);
+      write_offsets(item.input_offsets + point,
+                    stretch.image * input.image + row * input.row + item.first_column * input.column, input.column,
+                    item.columns);
     }
   }
 }
@@ -95,7 +97,7 @@ template <typename T>
 void look_ahead(const Accumulation<T>& work, Item<T>& item, const Stretch& stretch) {
   item.ahead = reinterpret_cast<const char*>(work.source.data);
   item.ahead_bytes = 0;
-  if (work.source.strides.channel != 1) return;
+  if (work.source.strides.channel != 1 || work.items.column_chunks > 1) return;
   const int64_t height = work.source.height;
   const int64_t next = stretch.image * height + smaller(height, stretch.top + stretch.region_rows);
   const int64_t last = smaller(work.lattice.batch * height, next + stretch.rows * work.lattice.step_h);
@@ -103,7 +105,7 @@ void look_ahead(const Accumulation<T>& work, Item<T>& item, const Stretch& stret
   item.ahead_bytes = (last - next) * work.source.strides.row * sizeof(T);
 }
 
-// Finds the points of rows [begin, end) of all images, and their region.
+// Finds the points of rows [begin, end) of all images, of which the item has some columns, and their region.
 template <typename T>
 void prepare_item(const Accumulation<T>& work, Item<T>& item, int64_t begin, int64_t end) {
   const Lattice& lattice = work.lattice;
@@ -116,7 +118,7 @@ void prepare_item(const Accumulation<T>& work, Item<T>& item, int64_t begin, int
                     .first_row = first_row,
                     .rows = rows,
                     .top = first_row * lattice.step_h + (taps ? lattice.tap_rows[0] : 0),
-                    .left = taps ? lattice.tap_columns[0] : 0,
+                    .left = item.first_column * lattice.step_w + (taps ? lattice.tap_columns[0] : 0),
                     .region_rows = taps ? (rows - 1) * lattice.step_h + lattice.reach_h() : 0,
                     .region = 0,
                     .first_point = item.points};
@@ -124,7 +126,7 @@ void prepare_item(const Accumulation<T>& work, Item<T>& item, int64_t begin, int
     if (sums_maxima(work.function) && work.region.shared) sum_sources(work, item, stretch);
     find_points(work, item, stretch);
     look_ahead(work, item, stretch);
-    item.points += rows * lattice.columns;
+    item.points += rows * item.columns;
     row += rows;
   }
 }

@@ -111,14 +111,26 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
     }
     return;
   }
-  int64_t places[kMaxOwnChannels];
-  for (int64_t l = 0; l < work.region.step; ++l) {
-    places[l] = l < channels ? (first + l) / work.output.group_channels * work.source.channels * s.channel : 0;
+  // The channels of a group, one run of them after the other, all take the same one of the source.
+  int64_t places[kMaxOwnChannels], ends[kMaxOwnChannels], runs = 0;
+  for (int64_t l = 0; l < channels; l = ends[runs++]) {
+    const int64_t group = (first + l) / work.output.group_channels;
+    places[runs] = group * work.source.channels * s.channel;
+    ends[runs] = smaller(channels, (group + 1) * work.output.group_channels - first);
   }
   for (int64_t x = 0; x < pixels; ++x, from += s.column) {
     for (int64_t c = 0; c < work.source.channels; ++c, to += work.region.step) {
-      const T* channel = from + c * s.channel;
-      for (int64_t l = 0; l < work.region.step; ++l) to[l] = channel[places[l]];
+      const T* const channel = from + c * s.channel;
+      if (runs == channels) {
+        for (int64_t l = 0; l < channels; ++l) to[l] = channel[places[l]];
+      } else {
+        for (int64_t i = 0, l = 0; i < runs; l = ends[i++]) {
+          const Vector<T> values = Vector<T>{} + channel[places[i]];
+          // The last vector may reach into the next run, which is written after it.
+          for (; l < ends[i] && l + kLanes<T> <= work.region.step; l += kLanes<T>) store(to + l, values);
+          for (; l < ends[i]; ++l) to[l] = values[0];
+        }
+      }
       for (int64_t l = channels; l < work.region.step; ++l) to[l] = T(0);
     }
   }
@@ -146,11 +158,11 @@ void stage_row(const Accumulation<T>& work, const Item<T>& item, int64_t image, 
 }
 
 // Lays the channels of each point's taps in a row side by side, with zeros beyond the last.
-inline void join_taps(const Accumulation<uint8_t>& work, const uint8_t* row, uint8_t* to) {
+inline void join_taps(const Accumulation<uint8_t>& work, int64_t columns, const uint8_t* row, uint8_t* to) {
   const int64_t point = work.lattice.step_w * work.source.channels, lanes = work.region.tap_steps;
   const int64_t beyond = lanes * kByteStep - work.lattice.num_tap_columns * work.source.channels;
   const uint64_t mask = ~uint64_t{0} >> (8 * beyond);
-  for (int64_t x = 0; x < work.lattice.columns; ++x, row += point) {
+  for (int64_t x = 0; x < columns; ++x, row += point) {
     for (int64_t i = 0; i < lanes; ++i, to += kByteStep) {
       uint64_t lane = load_as<uint64_t>(row + i * kByteStep);
       if (i == lanes - 1) lane &= mask;

@@ -78,21 +78,20 @@ void add_tap(T* __restrict sums, T* __restrict magnitudes, const T* from, const 
 // Writes to `row_sums` the sums over each point's taps of one region row, where `pixels` begins, and behind them those
 // of the magnitudes.
 template <typename T>
-void sum_row(const Accumulation<T>& work, const T* pixels, T* pixel_sums, T* row_sums) {
-  T* const row_magnitudes = row_sums + work.lattice.columns;
+void sum_row(const Accumulation<T>& work, int64_t columns, const T* pixels, T* pixel_sums, T* row_sums) {
+  T* const row_magnitudes = row_sums + columns;
   if (work.lattice.num_tap_columns == 1) {
-    sum_pixels(pixels, work.lattice.step_w * work.region.pixel, work.source.channels, work.lattice.columns, row_sums,
+    sum_pixels(pixels, work.lattice.step_w * work.region.pixel, work.source.channels, columns, row_sums,
                row_magnitudes);
     return;
   }
-  const int64_t width = (work.lattice.columns - 1) * work.lattice.step_w + work.lattice.reach_w();
+  const int64_t width = work.lattice.span_w(columns);
   T* const pixel_magnitudes = pixel_sums + width;
   sum_pixels(pixels, work.region.pixel, work.source.channels, width, pixel_sums, pixel_magnitudes);
-  std::memset(row_sums, 0, 2 * work.lattice.columns * sizeof(T));
+  std::memset(row_sums, 0, 2 * columns * sizeof(T));
   for (int64_t j = 0; j < work.lattice.num_tap_columns; ++j) {
     const int64_t first = work.lattice.tap_columns[j] - work.lattice.tap_columns[0];
-    add_tap(row_sums, row_magnitudes, pixel_sums + first, pixel_magnitudes + first, work.lattice.step_w,
-            work.lattice.columns);
+    add_tap(row_sums, row_magnitudes, pixel_sums + first, pixel_magnitudes + first, work.lattice.step_w, columns);
   }
 }
 

@@ -6,16 +6,15 @@
 #pragma once
 
 #include "byte_panels.h"
+#include "filter_gradient.h"
 #include "packing.h"
 #include "panels.h"
 #include "points.h"
-#include "sign_gradient_lanes.h"
-#include "sign_gradient_narrow_16.h"
 
 namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
-// Items are numbered by rows, then group, then panels, so that successive ones share a region.
+// Items are numbered by rows, then columns, group and panels, so that successive ones share a region.
 template <typename T>
 void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   Item<T> item;
@@ -26,7 +25,9 @@ void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   const int64_t group_channels = work.region.shared ? output.group_channels : output.channels;
   int64_t prepared = -1;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t rows = i / (groups * items.panel_chunks);
+    const int64_t place = i / (groups * items.panel_chunks), rows = place / items.column_chunks;
+    item.first_column = place % items.column_chunks * items.columns;
+    item.columns = smaller(items.columns, work.lattice.columns - item.first_column);
     item.group = i / items.panel_chunks % groups;
     item.first_channel = item.group * group_channels;
     item.last_channel = item.first_channel + group_channels;
@@ -42,13 +43,6 @@ void run(const Accumulation<T>& work, int64_t begin, int64_t end, T* scratch) {
   }
 }
 
-template <typename T>
-void filter_sign_gradient(const FilterSignGradient<T>& work, int64_t begin, int64_t end) {
-  if (work.narrow()) return sign_gradient_narrow(work, begin, end);
-  work.filters_are_lanes() ? sign_gradient_lanes<T, true>(work, begin, end)
-                           : sign_gradient_lanes<T, false>(work, begin, end);
-}
-
 // Constant initializers: nothing of this instruction set runs while the library is loaded.
 template <typename T>
 constexpr Loops<T> kLoops = {
@@ -57,7 +51,8 @@ constexpr Loops<T> kLoops = {
     .run = run<T>,
     .pack = pack<T>,
     .sum_filters = sum_filters<T>,
-    .filter_sign_gradient = filter_sign_gradient<T>,
+    .filter_gradient = filter_gradient<T>,
+    .all_finite = all_finite<T>,
 };
 
 }  // namespace
