@@ -100,7 +100,8 @@ def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
 
 @torch.library.register_fake("adderzoo::_adder2d_backward_weight", lib=LIBRARY)
 def _(grad: Tensor, input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
-    *geometry, _, _ = fill_defaults("_adder2d_backward_weight", (grad, input, weight, *arguments))[3:]
+    *geometry, _, weight_grad = fill_defaults("_adder2d_backward_weight", (grad, input, weight, *arguments))[3:]
+    check_modes(weight_grad=weight_grad)
     check(input, weight, *arguments[:4])
     check_grad(grad, input, weight, *geometry)
     return torch.empty_like(weight, memory_format=torch.contiguous_format)

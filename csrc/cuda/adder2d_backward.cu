@@ -102,7 +102,8 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
 
 Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Tensor& weight, Pair stride, Pair padding,
                                Pair dilation, int64_t groups, std::string weight_grad) {
-  if (weight_grad != "sign") fail("adder2d", "weight_grad must be 'sign' here, got '", weight_grad, "'");
+  check_mode("weight_grad", weight_grad, "full", "sign");
+  const bool full = weight_grad == "full";
   const Geometry g = check(input, weight, stride, padding, dilation, groups);
   check_grad(grad, g);
   check_devices("adder2d", input, {{"weight", &weight}, {"grad", &grad}});
@@ -115,13 +116,13 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   const Walk walk = forward_walk(g, x.strides, dy.strides);
   const dim3 blocks(static_cast<unsigned>(std::min(kMaxBlocks, filters.numel())));
   if (type == ScalarType::Double) {
-    queue.run(filter_signs<double, double, double, double>, blocks, kSignThreads, walk,
+    queue.run(filter_gradient<double, double, double, double>, blocks, kGradientThreads, walk, full,
               x.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(), dy.strides,
               dy.tensor.const_data_ptr<double>(), grad_weight.mutable_data_ptr<double>());
     return grad_weight;
   }
   with_pointer(x.tensor, [&]<typename S>(const S* source) {
-    queue.run(filter_signs<float, S, S, S>, blocks, kSignThreads, walk, source,
+    queue.run(filter_gradient<float, S, S, S>, blocks, kGradientThreads, walk, full, source,
               static_cast<const S*>(filters.const_data_ptr()), dy.strides, dy.tensor.const_data_ptr<float>(),
               static_cast<S*>(grad_weight.mutable_data_ptr()));
   });

@@ -1,4 +1,4 @@
-// Filters: how they are packed, and their gradient from signs.
+// Filters: how they are packed, and their gradient.
 #pragma once
 
 #include "adder2d_direct.h"
@@ -28,14 +28,14 @@ __global__ void pack(Packing packing, const W* filters, T* packed) {
   }
 }
 
-// The gradient of the filters from signs (eq. 4): a block of threads sums up one element over all points, in an order
-// that does not depend on the device.
-constexpr int kSignThreads = 128;
+// The gradient of the filters, from signs (eq. 4) or in full (eq. 5): a block of threads sums up one element over all
+// points, in an order that does not depend on the device.
+constexpr int kGradientThreads = 128;
 
 template <typename T, typename S, typename W, typename Out>
-__global__ void filter_signs(Walk walk, const S* source, const W* filters, Strides grad_strides, const T* grad,
-                             Out* output) {
-  __shared__ T partial[kSignThreads];
+__global__ void filter_gradient(Walk walk, bool full, const S* source, const W* filters, Strides grad_strides,
+                                const T* grad, Out* output) {
+  __shared__ T partial[kGradientThreads];
   const int64_t elements = static_cast<int64_t>(walk.groups) * walk.outputs * walk.channels * walk.filter_taps;
   for (int64_t e = blockIdx.x; e < elements; e += gridDim.x) {  // dense OIHW
     const int tap = static_cast<int>(e % walk.filter_taps),
@@ -45,13 +45,13 @@ __global__ void filter_signs(Walk walk, const S* source, const W* filters, Strid
     const T f = static_cast<T>(to_number(filters[e]));
     T total = 0, sum = 0;
     int terms = 0;
-    for (int64_t point = threadIdx.x; point < walk.points; point += kSignThreads) {
+    for (int64_t point = threadIdx.x; point < walk.points; point += kGradientThreads) {
       const Reach reach = Reach::of(walk, point, output_channel / walk.outputs);
       const Point p = find_point(walk, point);
       const T x = reach.inside(walk, step) ? static_cast<T>(to_number(source[reach.at(walk, step)])) : T(0);
       const T value = grad[p.image * grad_strides.image + p.row * grad_strides.row + p.column * grad_strides.column +
                            output_channel * grad_strides.channel];
-      sum += SignSlope::term(value, x, f);
+      sum += full ? value * (x - f) : SignSlope::term(value, x, f);
       if (++terms == kBlockSteps) {
         total += sum;
         sum = 0;
@@ -60,7 +60,7 @@ __global__ void filter_signs(Walk walk, const S* source, const W* filters, Strid
     }
     partial[threadIdx.x] = total + sum;
     __syncthreads();
-    for (int half = kSignThreads / 2; half > 0; half /= 2) {
+    for (int half = kGradientThreads / 2; half > 0; half /= 2) {
       if (threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
       __syncthreads();
     }

@@ -582,6 +582,8 @@ def test_backward_operators_refuse_what_does_not_fit(device: torch.device, where
             backward_weight(grad, input, w, *geometry)
     with pytest.raises(RuntimeError, match=r"^adder2d: input_grad must be 'hardtanh' or 'sign', got 'tanh'$"):
         backward_input(g, x, w, *geometry, "tanh")
+    with pytest.raises(RuntimeError, match=r"^adder2d: weight_grad must be 'full' or 'sign', got 'half'$"):
+        backward_weight(g, x, w, *geometry, "half")
     for which, name in enumerate(("stride", "padding", "dilation")):
         for number in (2**31, 2**60, 2**62, 2**63 - 1):
             pairs: list = [[1, 1], [0, 0], [1, 1]]
