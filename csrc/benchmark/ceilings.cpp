@@ -1,6 +1,5 @@
 #include "ceilings.h"
 
-
 namespace adderzoo::cpu {
 
 #define ADDERZOO_DECLARE_CEILING(capability) \
