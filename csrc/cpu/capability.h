@@ -9,8 +9,7 @@ enum class Capability { kDefault, kAvx2, kAvx512 };
 // another; std::runtime_error where this processor or this build lacks it.
 Capability capability();
 
-// Whether this processor has units for additions that compute no maxima, but none for multiply-adds: then a maximum is
-// for free beside an addition, else, if at all, beside a multiply-add.
+// Whether maxima run beside additions on this processor, but not beside multiply-adds.
 bool adds_beside_maxima();
 
 }  // namespace adderzoo::cpu
