@@ -392,8 +392,9 @@ void check_forward(const Problem& p, const Reference& r) {
         const bool gives_way = std::fabs(y) < bound / 70;
         if (std::isfinite(y) && (function == Function::kDistance || gives_way)) bound = std::fabs(y);
         bound *= kTolerance<T>;
-        // Filters all near 100 are like constants, whose roundings have one sign (docs/pages/internals/operator.md).
-        if (p.values == Values::kCanceling && !gives_way) bound *= 5;
+        // Filters all near 100, and numbers of one size, are like constants, whose roundings have one sign
+        // (docs/pages/internals/operator.md).
+        if (p.values == Values::kOpposed || (p.values == Values::kCanceling && !gives_way)) bound *= 5;
         y = T(y);  // infinite where it exceeds what the type holds
         if (!affine.scaled) continue;
         const double a = scale[i % p.out()], b = shift[i % p.out()], c = affine.added ? added[i] : 0;
