@@ -25,6 +25,7 @@ class _State:
     process = os.getpid()
     command = "adderzoo"
     received: int | None = None
+    comes_again = False
     said = False
 
 
@@ -42,6 +43,7 @@ def raised(command: str) -> Iterator[None]:
         yield
         return
     _State.process, _State.command, _State.received, _State.said = os.getpid(), f"adderzoo {command}", None, False
+    _State.comes_again = False
     handlers = {number: signal.getsignal(number) for number in _NAMES}
     hook = sys.unraisablehook
     try:
@@ -94,15 +96,16 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 def _unraisable(hook: Any) -> Any:
     """A hook that sees signals in places that no exception leaves, such as `__del__`: they come once more.
 
-    Behind a signal it is silent: what was being made when it came, such as a data loader, may not know how to end.
+    Behind a signal it is silent, and so it is in a process that is being forked meanwhile: what was being made when the
+    signal came, such as a data loader, may not know how to end.
     """
 
     def end(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, Stopped) and _State.received is not None:
             again = threading.Timer(0.05, os.kill, (os.getpid(), _State.received))
-            again.daemon, _State.received = True, None
+            again.daemon, _State.received, _State.comes_again = True, None, True
             again.start()
-        elif not received():
+        elif not (received() or _State.comes_again):
             hook(unraisable)
 
     return end

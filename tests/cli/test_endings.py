@@ -261,6 +261,32 @@ def test_a_signal_that_a_library_loses_ends_the_command_at_once_or_the_second_ti
     assert (status, lines) == (130, ["adderzoo list: interrupted"])
 
 
+def _fork_at_a_signal() -> None:
+    """Have a signal come while a process is forked whose hooks then fail, as those of libraries with locks do."""
+    import adderzoo.catalogue
+
+    def signal_once() -> None:
+        if not done:
+            done.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def networks(*arguments: object, **options: object) -> None:
+        os.register_at_fork(before=signal_once, after_in_child=lambda: 1 / 0)
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(10)
+
+    done: list[bool] = []
+    adderzoo.catalogue.networks = networks  # type: ignore[assignment]
+
+
+def test_a_signal_while_a_process_is_forked_ends_the_command_in_one_line(folder: Path) -> None:
+    status, lines = ended(start(("list",), folder, _fork_at_a_signal), folder)
+    assert (status, lines) == (143, ["adderzoo list: terminated"])
+
+
 def test_handlers_are_those_of_the_caller_again_behind_a_command(adderzoo: Callable[..., Any]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert adderzoo("list", "adder_lenet5").status == 0
