@@ -154,19 +154,26 @@ def test_readme_is_one_screen() -> None:
 
 
 def test_readme_shows_speeds_of_the_benchmarks() -> None:
-    shown, measured = (
-        cells(DOCUMENTS[document], "adder network in bytes")
-        for document in ("README.md", "docs/pages/results/benchmarks.md")
-    )
+    (shown,) = tables_with(DOCUMENTS["README.md"], "adder network in bytes")
+    measured = tables_with(DOCUMENTS["docs/pages/results/benchmarks.md"], "adder network in bytes")
     assert len(shown) == 15
-    assert shown.items() <= measured.items()
+    assert any(shown.items() <= table.items() for table in measured)
 
 
-def cells(text: str, row: str) -> dict[tuple[str, str], str]:
-    """Of the table that has this row, by row and column."""
-    (table,) = (match for match in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE) if row in match)
-    head, _, *rows = ([cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines())
-    return {(label, column): value for label, *values in rows for column, value in zip(head[1:], values, strict=True)}
+def tables_with(text: str, row: str) -> list[dict[tuple[str, str], str]]:
+    """The tables that have this row: their cells by row and column."""
+    tables = []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = ([cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        if any(label == row for label, *_ in rows):
+            tables.append(
+                {
+                    (label, column): value
+                    for label, *values in rows
+                    for column, value in zip(head[1:], values, strict=True)
+                }
+            )
+    return tables
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
