@@ -216,6 +216,7 @@ default_cfgs = generate_default_cfgs(
         for size in ("edsr_baseline", "edsr")
         for scale in (2, 3, 4)
     }
+    | {f"{kind}_edsr_small_x{scale}.untrained": _cfg(scale) for kind in ("adder", "cnn") for scale in (3, 4)}
     | {
         f"{name}.bsds400": _cfg(
             2, file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
@@ -240,6 +241,18 @@ def _create(
 def adder_edsr_small_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """A smaller adder EDSR than the paper's, 8 blocks of 32, for scale 2."""
     return _create("adder_edsr_small_x2", pretrained, "adder", 8, 32, kwargs)
+
+
+@register_model
+def adder_edsr_small_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
+    """A smaller adder EDSR than the paper's, 8 blocks of 32, for scale 3."""
+    return _create("adder_edsr_small_x3", pretrained, "adder", 8, 32, kwargs)
+
+
+@register_model
+def adder_edsr_small_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
+    """A smaller adder EDSR than the paper's, 8 blocks of 32, for scale 4."""
+    return _create("adder_edsr_small_x4", pretrained, "adder", 8, 32, kwargs)
 
 
 @register_model
@@ -282,6 +295,18 @@ def adder_edsr_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> 
 def cnn_edsr_small_x2(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
     """The CNN twin of `adder_edsr_small_x2`."""
     return _create("cnn_edsr_small_x2", pretrained, "conv", 8, 32, kwargs)
+
+
+@register_model
+def cnn_edsr_small_x3(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
+    """The CNN twin of `adder_edsr_small_x3`."""
+    return _create("cnn_edsr_small_x3", pretrained, "conv", 8, 32, kwargs)
+
+
+@register_model
+def cnn_edsr_small_x4(pretrained: bool = False, **kwargs: Unpack[EDSRArguments]) -> EDSR:
+    """The CNN twin of `adder_edsr_small_x4`."""
+    return _create("cnn_edsr_small_x4", pretrained, "conv", 8, 32, kwargs)
 
 
 @register_model

@@ -1,15 +1,19 @@
-"""Weights to start a CIFAR ResNet from: those of a network of its kind and another depth.
+"""Weights to start a network from: those of a network of its kind and another depth or scale.
 
-    python scripts/reproduce/other_depth.py SOURCE NETWORK OUT.safetensors [--checkpoint FILE]
+    python scripts/reproduce/start_weights.py SOURCE NETWORK OUT.safetensors [--checkpoint FILE]
 
-SOURCE is a network with a tag, such as adder_resnet20.cifar10, or without one the network in FILE. A shallower network
-gets the first blocks of each stage. That is a bad network, but no random one: `adder_resnet20.cifar10` without two of
-three blocks of each stage is right on four of ten images once BatchNorm has seen some. A deeper one gets them all, and
-for those that are missing copies of the stage's last, whose second BatchNorm is 0: it computes just what the source
-does. OUT is for `adderzoo train --model NETWORK --initial-checkpoint OUT`, and says where it comes from.
+SOURCE is a network with a tag, such as adder_resnet20.cifar10, or without one the network in FILE. A shallower CIFAR
+ResNet gets the first blocks of each stage. That is a bad network, but no random one: `adder_resnet20.cifar10` without
+two of three blocks of each stage is right on four of ten images once BatchNorm has seen some. A deeper one gets them
+all, and for those that are missing copies of the stage's last, whose second BatchNorm is 0: it computes just what the
+source does. An EDSR for another scale gets everything but the upsampler as it is ("Enhanced Deep Residual Networks for
+Single Image Super-Resolution", section 3.2, starts so too), and in the upsampler for each of the finer pixels the
+filters of the nearest one. OUT is for `adderzoo train --model NETWORK --initial-checkpoint OUT`, and says where it
+comes from.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,14 @@ from torch import Tensor, nn
 
 from adderzoo.checkpoints import create_model, load, read_origin
 from adderzoo.files.weights import save_weights
+from adderzoo.models.adder_edsr import EDSR
 
 
 def weights(source: nn.Module, network: nn.Module) -> dict[str, Tensor]:
     """The state dict for `network`.
 
     Raises:
-        ValueError: if the two are no CIFAR ResNets, or of other kinds or widths.
+        ValueError: if the two are neither CIFAR ResNets nor EDSRs, or of other kinds or widths.
     """
     known, found = source.state_dict(), {}
     stages: Any = {name: len(stage) for name, stage in source.named_children() if name.startswith("layer")}  # type: ignore[arg-type]
@@ -33,10 +38,20 @@ def weights(source: nn.Module, network: nn.Module) -> dict[str, Tensor]:
         index, _, name = rest.partition(".")
         new = stage in stages and int(index) >= stages[stage]
         value = known.get(f"{stage}.{stages[stage] - 1}.{name}" if new else key)
+        if isinstance(network, EDSR) and stage == "upsample":
+            value = _of_finer_pixels(known[f"upsample.0.{name}"], network.conv2.in_channels, own.shape[0])
         if value is None or value.shape != own.shape:
-            raise ValueError(f"the networks must differ in depth alone, the source has no {key} of {tuple(own.shape)}")
+            raise ValueError(f"only depth or scale may differ, the source has no {key} of {tuple(own.shape)}")
         found[key] = torch.zeros_like(value) if new and name in ("bn2.weight", "bn2.bias") else value
     return found
+
+
+def _of_finer_pixels(value: Tensor, channels: int, filters: int) -> Tensor:
+    """(channels * old^2, ...) to (filters, ...) in front of a PixelShuffle: each pixel has those of the nearest."""
+    old, new = math.isqrt(value.shape[0] // channels), math.isqrt(filters // channels)
+    nearest = ((torch.arange(new) + 0.5) * old / new).long()
+    pixels = value.unflatten(0, (channels, old, old))
+    return pixels[:, nearest][:, :, nearest].flatten(0, 2)
 
 
 def main() -> None:
@@ -62,7 +77,7 @@ def main() -> None:
     said = {
         "architecture": args.network,
         "num_classes": str(source.num_classes),
-        "source": f"{origin['trained_from']}, in another depth",
+        "source": f"{origin['trained_from']}, in another depth or scale",
     }
     save_weights(network, args.out, said | ({"license": origin["license"]} if origin["license"] else {}))
 
