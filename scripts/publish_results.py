@@ -1,4 +1,4 @@
-"""Write everything that shows results: the tables in adderzoo/results, README.md, a guide and the model cards.
+"""Write what networks cost and have reached: networks.json, adderzoo/results, README.md, a guide and the model cards.
 
     python scripts/publish_results.py [--speed] [NETWORK ...]
 
@@ -19,6 +19,7 @@ from adderzoo.catalogue import short
 from adderzoo.cli import main as adderzoo
 from adderzoo.files.output import write_atomically
 from adderzoo.publish.card import write_cards
+from adderzoo.publish.networks import write_networks
 from adderzoo.publish.results import measure_speeds, read_tables, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("networks", metavar="NETWORK", nargs="*", help="adder networks to measure anew")
     parser.add_argument("--speed", action="store_true", help="measure how fast networks are before")
     args = parser.parse_args()
+    write_networks()
     if args.speed or args.networks:
         measure_speeds(args.networks, again=bool(args.networks))
     write_results()

@@ -254,7 +254,7 @@ def test_a_new_family_comes_into_the_table_with_its_default_tag_first() -> None:
 
 
 def test_the_table_of_networks_is_what_they_count_themselves() -> None:
-    """After a change of networks or tags: python -c "from adderzoo.publish.networks import *; write_networks()"."""
+    """After a change of networks or tags: python scripts/publish_results.py."""
     assert json.loads(adderzoo.catalogue.NETWORKS.read_text()) == network_table()
 
 

@@ -75,7 +75,7 @@ def test_networks_are_created_by_name() -> None:
 
 
 def test_the_networks_of_the_paper_are_there() -> None:
-    sizes = {f"edsr{size}_x{scale}" for size in ("", "_baseline") for scale in (2, 3, 4)} | {"edsr_small_x2", "vdsr"}
+    sizes = {f"edsr{size}_x{scale}" for size in ("", "_baseline", "_small") for scale in (2, 3, 4)} | {"vdsr"}
     assert {name.partition("_")[2] for name in ADDERS} == sizes
     assert {twin(name) for name in ADDERS} == set(SUPER_RESOLUTION) - set(ADDERS)
 
