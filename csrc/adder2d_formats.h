@@ -33,9 +33,11 @@ inline Tensor dense(const Tensor& tensor, ScalarType type, MemoryFormat format =
   return is_dense(converted, format) ? converted : torch::stable::contiguous(converted, format);
 }
 
-// Dense in channels_last and in no other format: then, and only then, the result is channels_last too.
+// Then, and only then, the result is channels_last too: of tensors that are dense in both formats (one channel, one
+// pixel), those of bytes, which all that reads them wants so.
 inline bool is_channels_last(const Tensor& tensor) {
-  return !tensor.is_contiguous() && is_dense(tensor, MemoryFormat::ChannelsLast);
+  return is_dense(tensor, MemoryFormat::ChannelsLast) &&
+         (tensor.scalar_type() == ScalarType::Byte || !tensor.is_contiguous());
 }
 
 inline MemoryFormat format_like(const Tensor& input) {

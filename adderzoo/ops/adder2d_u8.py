@@ -63,7 +63,7 @@ def adder2d_u8(
 
     Returns:
         (N, O, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1, in uint8 or float32;
-        channels_last if `input` is, else contiguous.
+        channels_last if `input` is, as is any of one channel or one pixel, else contiguous.
 
     Raises:
         RuntimeError: if a shape, dtype, device or number does not fit (the message names the argument), and in

@@ -19,10 +19,10 @@ _PIECE = 1 << 24
 
 
 def memory_format_like(input: Tensor) -> torch.memory_format:
-    """channels_last for a tensor that is dense in this format alone, else contiguous."""
-    if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+    """channels_last for a tensor that is dense in this format, and of floats in this one alone, else contiguous."""
+    if input.dtype != torch.uint8 and input.is_contiguous():
         return torch.contiguous_format
-    return torch.channels_last
+    return torch.channels_last if input.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _like(input: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:

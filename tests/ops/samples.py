@@ -40,8 +40,10 @@ def in_format(tensor: Tensor, memory_format: str) -> Tensor:
 
 
 def has_format_like(result: Tensor, input: Tensor) -> bool:
-    """channels_last where `input` is, and contiguous where it is both (one channel, one pixel) or neither (a slice)."""
-    is_channels_last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
+    """channels_last where `input` is, contiguous where it is a slice; where it is both (one channel, one pixel) by type."""
+    is_channels_last = input.is_contiguous(memory_format=torch.channels_last)
+    if input.is_floating_point():
+        is_channels_last = is_channels_last and not input.is_contiguous()
     wanted = torch.channels_last if is_channels_last else torch.contiguous_format
     return result.is_contiguous(memory_format=wanted)
 
