@@ -99,8 +99,10 @@ void plan_items(Accumulation<T>& work, int64_t threads) {
                          : groups > 1 && work.output.group_channels % kPanel != 0
                              ? work.output.group_channels / kPanel + 2
                              : divide_up(work.output.group_channels, kPanel);
-  // Lanes of a byte take the least memory.
-  const int64_t most_panels = kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1);
+  // Where every channel has its own copies, few panels of many source channels, for a region to have several rows.
+  const int64_t most_panels =
+      std::max<int64_t>(1, kMaxOwnChannels / kPanel / (work.region.lane * sizeof(T) > 1 ? 2 : 1) /
+                               divide_up(sizeof(T) > 1 ? work.source.channels : 1, 2));
   work.items.panels = work.region.shared ? panels : divide_up(panels, divide_up(panels, most_panels));
   if (!work.region.shared) {
     work.region.step = work.region.staged ? work.items.panels * kPanel * work.region.lane : work.region.pixel;

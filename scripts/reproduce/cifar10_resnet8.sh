@@ -17,7 +17,7 @@ here=$(dirname "$0")
 count() { find "$data/$1/" -name '*.png' | wc -l; }
 
 for kind in adder cnn; do
-    name=${kind}_resnet8.distilled_cifar10
+    name=${kind}_resnet8.cifar10
     rate=$([ $kind = cnn ] || echo ", adaptive learning rate of adder filters (eta 0.2)")
     start=$out/${kind}_start.safetensors
     mkdir -p "$out"

@@ -30,8 +30,8 @@ for network in $networks; do
     case $network in
     adder_edsr_small_x2) rate=0.002 epochs=16 ;;
     cnn_edsr_small_x2) rate=0.0005 epochs=16 ;; # at 0.002 it breaks down in the seventh epoch
-    adder_edsr*) rate=0.001 epochs=6 ;;
-    cnn_edsr*) rate=0.0005 epochs=6 ;;
+    adder_edsr*) rate=0.001 epochs=4 ;;
+    cnn_edsr*) rate=0.0005 epochs=4 ;;
     *vdsr) size=20 batch=8 rate=0.001 eta=100 epochs=6 repeats=20 ;;
     esac
     if [[ $network == *_x[34] ]]; then
