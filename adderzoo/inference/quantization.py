@@ -390,7 +390,7 @@ def _pool_bytes(network: fx.GraphModule, patterns: list[Pattern]) -> None:
 def _remove_relu(network: fx.GraphModule, quantize: fx.Node) -> None:
     """The one in front of a call that makes byte 0 of what is below 0, in place, with max pooling in between or not."""
     relu, behind = quantize.all_input_nodes[0], quantize
-    if tracing.plain_module(network, relu, (nn.MaxPool2d,)) is not None:
+    if tracing.plain_module(network, relu, (nn.MaxPool2d,)) is not None and fusion.only_user(relu) is quantize:
         relu, behind = relu.all_input_nodes[0], relu
     if not fusion.is_relu(network, relu) or fusion.only_user(relu) is not behind:
         return
