@@ -88,6 +88,11 @@ def _quantize(x: Tensor, inverse: float, zero_point: int, top: int) -> Tensor:
 def _max_pool(x: Tensor, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """Axis by axis, the greatest of shifted views. 0, the least byte, is what is in the padding."""
     size = output_size(list(x.shape[-2:]), kernel_size, stride, padding, dilation)
+    if size[0] < 1 or size[1] < 1:
+        raise RuntimeError(
+            f"the dilated kernel must fit into the padded input, got input {list(x.shape)}, kernel_size {kernel_size}, "
+            f"padding {padding} and dilation {dilation}"
+        )
     if padding[0] > 0 or padding[1] > 0:
         x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     for axis in range(2):
