@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from adderzoo.files.foreign import shown, why
 from adderzoo.files.weights import read_metadata, read_model_args, read_num_classes, read_ranges
-from adderzoo.inference.quantization import quantize, simulate
+from adderzoo.inference.quantization import VERSION, quantize, simulate
 
 from ._state_dict import ARGUMENT_ERRORS, check_fits, check_input, take_description
 
@@ -24,7 +24,8 @@ def load_quantized(path: Path, model: nn.Module | None = None) -> fx.GraphModule
         model: A float network of the same architecture, with any weights, if it is none that `timm.create_model` makes.
 
     Raises:
-        ValueError: if the file is damaged, or of another network than `model`.
+        ValueError: if the file is damaged, of another version of this package, whose numbers would answer otherwise
+            here, or of another network than `model`.
     """
     said = read_metadata(path)
     try:
@@ -36,6 +37,11 @@ def load_quantized(path: Path, model: nn.Module | None = None) -> fx.GraphModule
             check_input(path, model)
         quantization = read_ranges(path, "quantization")
         assert quantization is not None
+        if (version := quantization.get("version")) != VERSION:
+            raise ValueError(
+                f"it was quantized by another version of adderzoo (its format is {shown(version)}, not {VERSION}): "
+                "quantize the network again"
+            )
         network = quantize(simulate(model, quantization))
         take_description(network, path)
     except ValueError as error:

@@ -1047,6 +1047,16 @@ def test_damaged_metadata_is_refused(network: nn.Module, tmp_path: Path, text: s
         load(path, Residual())
 
 
+@pytest.mark.parametrize("version", [{}, {"version": 1}, {"version": "2"}], ids=str)
+def test_files_of_other_versions_are_refused(network: nn.Module, tmp_path: Path, version: dict[str, object]) -> None:
+    """Those whose pooling was in float have other scales in the same layers."""
+    integer, path = quantized(network), tmp_path / "network.safetensors"
+    said = {key: value for key, value in integer.quantization.items() if key != "version"} | version
+    save(integer, path, {"quantization": json.dumps(said)})
+    with pytest.raises(ValueError, match=r"cannot be loaded: it was quantized by another version of adderzoo \("):
+        load(path, Residual())
+
+
 # ------------------------------------------------------------------------------------------------------------ copies
 
 
