@@ -5,12 +5,11 @@
 // `Accumulation` describes that walk, `Function` what is added.
 //
 // It is done like a matrix product, and without im2col. The points are cut into items of some rows, or of a part of a
-// long one. The part of the
-// source that an item reads, its region, is copied into scratch memory with its padding, channels last, so that a tap
-// is one constant offset for all points; where the source is channels_last and has no padding, it is the region itself.
-// All steps (one source channel of one tap) are taken in blocks of kBlockSteps: the filters of a block and some
-// channels fit into the first cache and serve all tiles (some points times some vectors of channels, their sums in
-// registers) of the item.
+// long one. The part of the source that an item reads, its region, is copied into scratch memory with its padding,
+// channels last, so that a tap is one constant offset for all points; where the source is channels_last and has no
+// padding, it is the region itself. All steps (one source channel of one tap) are taken in blocks of kBlockSteps: the
+// filters of a block and some channels fit into the first cache and serve all tiles (some points times some vectors of
+// channels, their sums in registers) of the item.
 //
 // An example: an image of 16 channels, 8x8 pixels and NCHW, 16 filters of 3x3, padding 1, float32, one thread.
 //
@@ -23,8 +22,7 @@
 //   blocks   Of 128 steps. The first takes tap rows 0 and 1, and 32 steps of row 2: three pieces (source, step, length)
 //            of (0, 0, 48), (160, 48, 48) and (320, 96, 32). The second takes the fourth piece, (352, 128, 16).
 //   tiles    A panel is one vector of AVX-512, two of AVX2, four of SSE2 or NEON, and a tile at most 8, 5, 2 or 6
-//   points
-//            times those. The 32 points of an item make 4 tiles of 8 points; 7 of 5 or 4; 16 of 2; 6 of 6 or 5.
+//            points times those. The 32 points of an item make 4 tiles of 8 points; 7 of 5 or 4; 16 of 2; 6 of 6 or 5.
 //
 // tests/ops/loops_main.cpp holds the planner to these numbers, loops/tile_shapes.h the tiles.
 #pragma once

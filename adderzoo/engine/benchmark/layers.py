@@ -28,7 +28,8 @@ from .timing import Local, Timing, interleave
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 # What is measured at each precision, in which formats, and the loop whose speed bounds it. The weight gradient is
-# PyTorch's convolution's. Byte networks are kept in channels_last throughout, and are not trained.
+# PyTorch's convolution's, but of depthwise layers on a CPU. Byte networks are kept in channels_last throughout, and are
+# not trained.
 _FLOAT_FORMS = {"forward": "distance", "input gradient": "slope", "weight gradient": "multiply_add"}
 CEILINGS = {
     "float32": {

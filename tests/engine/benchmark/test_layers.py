@@ -77,7 +77,7 @@ def test_a_layer_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        # Those of which issue 25 has a table: what a kernel for 3x3 layers of many channels does not serve.
+        # What a kernel for 3x3 layers of many channels does not serve.
         lambda layer: layer.groups == layer.weight[0] and layer.weight[2:] == (3, 3),
         lambda layer: layer.groups == layer.weight[0] and layer.weight[2:] == (5, 5),
         lambda layer: layer.groups > 1 and layer.weight[1] == 8,
