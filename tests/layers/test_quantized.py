@@ -60,7 +60,7 @@ def test_max_pooling_of_bytes_is_that_of_their_numbers(name: str, shape: tuple[i
 
 def test_images_that_are_smaller_than_the_window_are_refused() -> None:
     for pool, shape in ((nn.MaxPool2d(3, 2), (1, 4, 2, 5)), (nn.MaxPool2d(2, 1, 0, 3), (4, 8, 3))):
-        with pytest.raises(RuntimeError, match="[Oo]utput size is too small"):
+        with pytest.raises(RuntimeError, match=r"[Oo]utput size is too small"):
             pool(torch.zeros(shape))
         with pytest.raises(RuntimeError, match=rf"^the dilated kernel must fit into .*, got input \[{shape[0]}, "):
             QuantizedMaxPool2d(pool)(integers(*shape))

@@ -40,7 +40,7 @@ def in_format(tensor: Tensor, memory_format: str) -> Tensor:
 
 
 def has_format_like(result: Tensor, input: Tensor) -> bool:
-    """channels_last where `input` is, contiguous where it is a slice; where it is both (one channel, one pixel) by type."""
+    """channels_last where `input` is, contiguous for a slice; if it is both (one channel, one pixel) by type."""
     is_channels_last = input.is_contiguous(memory_format=torch.channels_last)
     if input.is_floating_point():
         is_channels_last = is_channels_last and not input.is_contiguous()
