@@ -13,6 +13,8 @@ from .integer import AveragePool, Image, IntegerNetwork, Layer, MaxPool, Plane, 
 
 # A column of numbers in a line of C.
 _WIDTH = 120
+# Words of a tile where four points are in a word, at most: more share the reading of rows, and take more RAM.
+_TILE = 16
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,58 @@ class Arena:
         buffers: Of tensors.
         offsets: Of buffers, in bytes.
         size: Of the arena, in bytes.
+        scratch: Where adder layers, by what they make, have room for a tile's window.
+        swar_size: Of the arena where that room is needed, in bytes.
     """
 
     buffers: dict[Plane, Buffer]
     offsets: dict[Plane, int]
     size: int
+    scratch: dict[Plane, int]
+    swar_size: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a layer is cut where words have four points of one channel each (ADDER_SWAR in `c/kernels.c`).
+
+    Attributes:
+        lanes: Points from one byte of a word to the next, in a row of the output.
+        rows: Of the output.
+        columns: Words of every row.
+        window: Rows, and words of every row, of the input.
+    """
+
+    lanes: int
+    rows: int
+    columns: int
+    window: tuple[int, int]
+
+    @staticmethod
+    def of(layer: Layer) -> "Tile":
+        """Powers of two, of which any number of words that registers have room for is a part."""
+        _, height, width = layer.output.shape
+        lanes = _power_of_two(-(-width // 4))
+        lanes = lanes if lanes < 8 else -(-width // 32) * 8
+        columns = min(lanes, 8)
+        rows = min(max(_TILE // (columns * layer.stride[0]), 1), _power_of_two(height))
+        rows = 1 << (rows.bit_length() - 1)
+        window = tuple(
+            (count - 1) * stride + (taps - 1) * dilation + 1
+            for count, stride, taps, dilation in zip(
+                (rows, columns), layer.stride, layer.weight.shape[2:], layer.dilation, strict=True
+            )
+        )
+        return Tile(lanes, rows, columns, window)  # type: ignore[arg-type]
+
+    def scratch(self, layer: Layer) -> int:
+        """Bytes for the window, and for the sum of every point's channels."""
+        return 4 * self.window[0] * self.window[1] * (-(-layer.weight.shape[1] // 4) * 4 + 4)
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is not less."""
+    return 1 << (number - 1).bit_length()
 
 
 def plan(network: IntegerNetwork) -> Arena:
@@ -95,17 +144,35 @@ def plan(network: IntegerNetwork) -> Arena:
             for other in offsets
             if starts[other] <= ends[owner] and starts[owner] <= ends[other]
         )
-        offset = 0
-        for begin, end in taken:
-            if begin < offset + buffers[owner].size:
-                offset = max(offset, end)
-        offsets[owner] = offset
+        offsets[owner] = _free(taken, buffers[owner].size)
     size = max(offsets[owner] + buffers[owner].size for owner in offsets)
     # Kernels take two points at a time, and read the second even where there is none.
     slack = max(
         (step.stride[1] * buffers[step.inputs[0]].point for step in network.steps if isinstance(step, Layer)), default=0
     )
-    return Arena(buffers, {plane: offsets[owners[plane]] for plane in planes}, size + slack)
+    spans = {owner: (starts[owner], ends[owner], offsets[owner], buffers[owner].size) for owner in offsets}
+    scratch, swar_size = {}, size + slack
+    for index, step in enumerate(network.steps):
+        if not _is_adder(step) or _is_grouped(step):
+            continue
+        tile, buffer = Tile.of(step), buffers[step.inputs[0]]
+        # Bytes for points beyond the image are read behind a row, of the last row behind the tensor.
+        read = (4 * tile.lanes - tile.columns) * step.stride[1] + tile.window[1] + buffer.border[1]
+        beyond = max(read * buffer.point - buffer.row, 0)
+        swar_size = max(swar_size, offsets[owners[step.inputs[0]]] + buffer.size + beyond)
+        taken = sorted((at, at + length) for start, end, at, length in spans.values() if start <= index <= end)
+        scratch[step.output] = _free(taken, tile.scratch(step))
+        swar_size = max(swar_size, scratch[step.output] + tile.scratch(step))
+    return Arena(buffers, {plane: offsets[owners[plane]] for plane in planes}, size + slack, scratch, swar_size)
+
+
+def _free(taken: list[tuple[int, int]], size: int) -> int:
+    """The first place for so many bytes between others."""
+    offset = 0
+    for begin, end in taken:
+        if begin < offset + size:
+            offset = max(offset, end)
+    return offset
 
 
 # --------------------------------------------------------------------------------------------------------- the kernels
@@ -137,6 +204,58 @@ def _padded_affine(step: Layer) -> tuple[Tensor, Tensor]:
         if len(step.inputs) > 1:
             bias -= step.inputs[1].padding[0] * affine.addend_multiplier
     return F.pad(affine.bias, (0, missing), value=bias), F.pad(affine.multiplier, (0, missing))
+
+
+def _lists(layer: Layer) -> tuple[list[list[int]], int]:
+    """Filters of an adder layer for ADDER_SWAR, as lists of what is not 0.
+
+    Returns:
+        Numbers of 16 bits for every group of channels, as many for each; and how many lists a filter has.
+    """
+    rows, columns = Tile.of(layer).window
+    channels, height, width = layer.weight.shape[1:]
+    places = [
+        (channel * rows + i * layer.dilation[0]) * columns + j * layer.dilation[1]
+        for channel in range(channels)
+        for i in range(height)
+        for j in range(width)
+    ]
+    filters = [_parts(places, weights) for weights in layer.weight.flatten(1).tolist()]
+    filters += [[[0]]] * (-len(filters) % 4)
+    count = max(map(len, filters))
+    each = len(filters) // layer.groups
+    groups = [
+        [
+            number
+            for parts in filters[group * each : (group + 1) * each]
+            for part in [*parts, *[[0]] * (count - len(parts))]
+            for number in (*part[:-1], part[-1] | 3)
+        ]
+        for group in range(layer.groups)
+    ]
+    longest = max(map(len, groups))
+    return [group + [0] * (longest - len(group)) for group in groups], count
+
+
+def _parts(places: Sequence[int], weights: Sequence[int]) -> list[list[int]]:
+    """A filter as lists whose weights have sums of 16 bits: words further, weight, whether bytes have been filled."""
+    parts: list[list[int]] = [[]]
+    at = in_bytes = in_part = 0
+    for place, weight in zip(places, weights, strict=True):
+        if weight == 0:
+            continue
+        if in_part + weight > 65_535:
+            parts.append([])
+            in_bytes = in_part = 0
+        elif in_bytes + weight > 255:
+            parts[-1][-1] |= 1
+            in_bytes = 0
+        while place - at > 127:
+            parts[-1].append(127 << 9)
+            at += 127
+        parts[-1].append((place - at) << 9 | weight << 2)
+        at, in_bytes, in_part = place, in_bytes + weight, in_part + weight
+    return parts if parts[-1] else [*parts[:-1], [0]]
 
 
 @dataclass
@@ -185,6 +304,7 @@ class CSource:
     Attributes:
         flash: Bytes of filters and tables.
         ram: Bytes of the arena.
+        least_ram: The same where no adder layer needs room for a tile: of all kernels but those of words.
     """
 
     def __init__(
@@ -202,8 +322,10 @@ class CSource:
         self.calls: list[str] = []
         self.shared = _Shared({})
         self.flash = 0
-        self.ram = -(-self.arena.size // 4) * 4
         self.top = max((step.inputs[0].top for step in network.steps if _is_adder(step)), default=255)
+        self.swar = self.top <= 127
+        self.least_ram = -(-self.arena.size // 4) * 4
+        self.ram = -(-self.arena.swar_size // 4) * 4 if self.swar else self.least_ram
         for index, step in enumerate(network.steps):
             self._step(f"layer{index}", step)
 
@@ -276,7 +398,7 @@ class CSource:
         walk = (step.stride[0] * input.row, step.stride[1] * input.point, output.row, output.point)
         addend_row = self.arena.buffers[addends[0]].row if addends else 0
         top = 255 if affine.top is None else affine.top
-        filters, numbers = self._numbers(name, step, packed, grouped)
+        filters, numbers, of_each, lists = self._numbers(name, step, packed, grouped)
         add = [self._at(addends[0]), self._multiplier(affine.addend_multiplier)] if addends else []
         add_parameters = [("const uint8_t *", "addend"), ("int32_t ", "addend_multiplier")] if addends else []
         passed = ("addend", "addend_multiplier") if addends else ("0", "0")
@@ -285,7 +407,7 @@ class CSource:
         parameters = [
             ("const uint8_t *", "input"),
             target,
-            ("const uint8_t *" if grouped else "const uint32_t *", "filters"),
+            ("const uint8_t *" if grouped else "const uint32_t *" if is_conv else "const filter_t *", "filters"),
             ("const int32_t *", "affine"),
             *add_parameters,
         ]
@@ -320,6 +442,20 @@ class CSource:
             body = (
                 f"adder_layer(input, {out}, {passed[0]}, {log}, filters, affine, {passed[1]}, {_unsigned(constants)});"
             )
+            if self.swar:
+                tile, words = Tile.of(step), -(-step.weight.shape[1] // 4)
+                swar = [rows, columns, padded // step.groups, words, input.row, input.point, output.row, output.point]
+                swar += [addend_row, *step.stride, *step.weight.shape[2:], *step.dilation, tile.lanes, tile.rows]
+                swar += [tile.columns, *tile.window, lists, affine.shift, affine.low, top, outputs]
+                constants += swar
+                body = (
+                    "(void)scratch;\n"
+                    f"    SWAR(swar_layer(input, {out}, {passed[0]}, {log}, filters, affine, {passed[1]}, "
+                    f"memory.words + scratch, {_unsigned(swar)}),\n"
+                    f"         {body.removesuffix(';')});"
+                )
+                parameters.append(("uint32_t ", "scratch"))
+                add.append(f"{self.arena.scratch[step.output] // 4}u")
         function = self.shared.call(step.kind, parameters, constants, body)
         if step.groups == 1:
             self.calls.append(f"{function}({', '.join([*start, filters, numbers, *add])});")
@@ -327,27 +463,40 @@ class CSource:
         if logits:
             raise ValueError(f"{step.output.name} cannot be exported: logits of a grouped layer")
         each = outputs // step.groups
-        of_each = packed.numel() // (2 if is_conv else 4) // step.groups
         group = [f"{start[0]} + {step.weight.shape[1]}u * group", f"{start[1]} + {each}u * group"]
-        group += [f"{filters} + {of_each}u * group", f"{numbers} + {2 * each}u * group"]
-        group += [f"{add[0]} + {each}u * group", add[1]] if add else []
+        group += [f"{filters} + {of_each} * group", f"{numbers} + {2 * each}u * group"]
+        group += [f"{add[0]} + {each}u * group", *add[1:]] if addends else add
         self.calls.append(f"for (uint32_t group = 0; group < {step.groups}u; group++) {{")
         self.calls += [f"    {function}({', '.join(group)});", "}"]
 
-    def _numbers(self, name: str, step: Layer, packed: Tensor, grouped: bool) -> tuple[str, str]:
-        """The tables of a layer: filters, and bias and multiplier of every channel."""
+    def _numbers(self, name: str, step: Layer, packed: Tensor, grouped: bool) -> tuple[str, str, str, int]:
+        """The tables of a layer: filters, and bias and multiplier of every channel.
+
+        Returns:
+            Their names, numbers of the first for a group in C, and lists of a filter for ADDER_SWAR.
+        """
+        of_each, lists = "", 0
         if grouped:
             filters = self._table("uint8_t", f"{name}_filters", _decimals(packed), packed.numel(), 1)
             bias, multiplier = step.affine.bias, step.affine.multiplier
         else:
-            guard = " | G" if step.kind == "adder" and self.top <= 127 else ""
             bytes_ = packed.reshape(-1, 4)
             if step.kind == "conv":  # as numbers of 16 bits, in the order that SMLAD takes two of them in
                 pairs = bytes_[:, (0, 2, 1, 3)].view(torch.int8).to(torch.int16).contiguous()
                 bytes_ = pairs.view(torch.uint8).reshape(-1, 4)
-            words = bytes_.long() @ torch.tensor([1, 2**8, 2**16, 2**24])
-            texts = (f"0x{word:08x}u{guard}" for word in words.tolist())
-            filters = self._table("uint32_t", f"{name}_filters", texts, len(words), 4)
+            words = (bytes_.long() @ torch.tensor([1, 2**8, 2**16, 2**24])).reshape(len(packed), -1)
+            if step.kind == "conv":  # and the sum of their squares, for processors that have no product
+                words = torch.cat([words, packed.view(torch.int8).long().square().sum((1, 3))], 1)
+            words = words.flatten().tolist()
+            of_each = f"{len(words) // step.groups}u"
+            texts = [f"0x{word:08x}u" for word in words]
+            if step.kind == "adder" and self.swar:
+                groups, lists = _lists(step)
+                filters = self._filters(f"{name}_filters", texts, groups)
+                of_each = f"SWAR({len(groups[0])}u, {of_each})"
+            else:
+                type_ = "uint32_t" if step.kind == "conv" else "filter_t"
+                filters = self._table(type_, f"{name}_filters", texts, len(words), 4)
             bias, multiplier = _padded_affine(step)
         swar = bias
         if step.kind == "adder" and not grouped:
@@ -355,23 +504,41 @@ class CSource:
             swar = bias - multiplier * sums
         both_numbers = []
         for plain, wrapped, times in zip(bias.tolist(), swar.tolist(), multiplier.tolist(), strict=True):
-            both = _int32(plain) if plain == wrapped else f"B({_int32(plain)}, {_int32(wrapped)})"
+            both = _int32(plain) if plain == wrapped else f"SWAR({_int32(wrapped)}, {_int32(plain)})"
             both_numbers += [both, self._multiplier(times)]
-        return filters, self._table("int32_t", f"{name}_affine", both_numbers, len(both_numbers), 4)
+        return filters, self._table("int32_t", f"{name}_affine", both_numbers, len(both_numbers), 4), of_each, lists
+
+    def _filters(self, name: str, words: list[str], groups: list[list[int]]) -> str:
+        """Filters of an adder layer, for either kind of kernel."""
+        numbers = [number for group in groups for number in group]
+        self.tables += ["#if ADDER_KERNEL == ADDER_SWAR"]
+        self._table("filter_t", name, map(str, numbers), len(numbers), 0)
+        self.tables += ["#else"]
+        self._table("filter_t", name, words, len(words), 0)
+        self.tables += ["#endif"]
+        self.flash += max(4 * len(words), 2 * len(numbers))
+        return name
 
     def _multiplier(self, number: int) -> str:
         """A multiplier in C; as the code of three powers of two, if it is to be done by shifts."""
         if not self.shifts:
             return _int32(number)
-        code, left, exponent, terms = 0x202020, number, 0, 0
+        terms, left, exponent = [], number, 0
         while left:  # the non-adjacent form, which has the fewest terms
             if left % 2:
                 digit = 2 - left % 4
-                code += ((exponent | (128 if digit < 0 else 0)) - 32) << (8 * terms)
-                left, terms = left - digit, terms + 1
+                terms.append((exponent, digit))
+                left -= digit
             left, exponent = left // 2, exponent + 1
-        assert terms <= 3, number
-        return _int32(code)
+        assert len(terms) <= 3, number
+        if not terms:
+            terms = [(0, 1), (0, 1), (1, -1)]
+        while len(terms) < 3:  # a power of two is a half and a half, or twice as much less itself
+            power, digit = terms.pop()
+            terms += [(power - 1, digit), (power - 1, digit)] if power else [(1, digit), (0, -digit)]
+        return _int32(
+            sum((power | (128 if digit < 0 else 0)) << 8 * index for index, (power, digit) in enumerate(terms))
+        )
 
     def _max_pool(self, name: str, step: MaxPool) -> None:
         input, output = self.arena.buffers[step.inputs[0]], self.arena.buffers[step.output]
@@ -448,7 +615,8 @@ class CSource:
 #define {upper}_WIDTH {width}
 #define {upper}_CHANNELS {channels}
 #define {upper}_CLASSES {classes}
-/* Bytes of RAM: one static array. The stack takes less than 500 more. */
+/* Bytes of RAM: one static array, {self.ram - self.least_ram:,} less where there is USADA8. The stack takes less than
+   700 more. */
 #define {upper}_ARENA_BYTES {self.ram}
 /* What a logit of 1 stands for. */
 #define {upper}_LOGIT_SCALE {self.network.logit_scale!r}
@@ -498,12 +666,12 @@ const char *const {self.name}_class_names[{self.network.num_classes}] = {{
 
 /* Bias and multiplier of every channel; filters in the order of the kernels. */
 {tables}
-{functions}
 static union {{
-    uint32_t words[{self.ram // 4}];
-    uint8_t bytes[{self.ram}];
+    uint32_t words[SWAR({self.ram}u, {self.least_ram}u) / 4u];
+    uint8_t bytes[SWAR({self.ram}u, {self.least_ram}u)];
 }} memory;
 
+{functions}
 int {self.name}_run(const uint8_t *image, int32_t *logits)
 {{
     uint8_t *const arena = memory.bytes;

@@ -72,13 +72,14 @@ def _norm(channels: int, choose: random.Random) -> nn.BatchNorm2d:
 
 
 class RandomNetwork(nn.Module):
-    """A classifier of a few layers, with trained BatchNorm statistics."""
+    """A classifier of a few layers, with trained BatchNorm statistics; of a small image, or one of this size."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, size: tuple[int, int] | None = None) -> None:
         super().__init__()
         choose = random.Random(seed)
         torch.manual_seed(seed)
-        channels, size = choose.choice([1, 3]), (choose.randint(7, 14), choose.randint(7, 14))
+        channels, small = choose.choice([1, 3]), (choose.randint(7, 14), choose.randint(7, 14))
+        size = small if size is None else size
         mean, std = ([choose.uniform(0.2, 0.6) for _ in range(channels)] for _ in range(2))
         self.pretrained_cfg = {"input_size": (channels, *size), "mean": mean, "std": std}
         self.num_classes = choose.randint(2, 11)
@@ -126,11 +127,11 @@ def normalized(network: Any, images: Tensor) -> Tensor:
     return (images / 255 - mean) / std
 
 
-def random_quantized(seed: int) -> tuple[Any, dict[str, Any], Tensor]:
+def random_quantized(seed: int, size: tuple[int, int] | None = None) -> tuple[Any, dict[str, Any], Tensor]:
     """A quantized network, its statistics, and the images that they and its ranges come from."""
     while True:
         try:
-            model = RandomNetwork(seed)
+            model = RandomNetwork(seed, size)
             break
         except (RuntimeError, ValueError):  # no pixel is left
             seed += 100_000
@@ -141,13 +142,13 @@ def random_quantized(seed: int) -> tuple[Any, dict[str, Any], Tensor]:
     return network, observe(network, batches), images
 
 
-def check(seed: int, folder: Path, compiler: str = "gcc") -> None:
+def check(seed: int, folder: Path, compiler: str = "gcc", size: tuple[int, int] | None = None) -> None:
     """Export, compile with sanitizers, run: the C's logits are Python's.
 
     Raises:
         AssertionError: if they are not, with what was printed.
     """
-    network, statistics, _ = random_quantized(seed)
+    network, statistics, _ = random_quantized(seed, size)
     write_c(network, statistics, folder, "net", multiply=seed % 3 != 0)
     kernel = ("-DADDER_KERNEL=0",) if seed % 5 == 0 else ()
     command = [compiler, *STRICT, *SANITIZERS, *kernel, "-O1", "net.c", "net_test.c", "-o", "net_test"]

@@ -1,7 +1,7 @@
 /* Kernels: how a layer is computed. Constants are known where these functions are inlined, one copy for every shape. */
 
 #define ADDER_PLAIN 0  /* C alone */
-#define ADDER_SWAR 1   /* four bytes of 7 bits in a word: five operations for four differences */
+#define ADDER_SWAR 1   /* four points' bytes of 7 bits in a word, against one weight; weights of 0 are left out */
 #define ADDER_DSP 2    /* Arm's USADA8: one instruction for four differences and their sum */
 #define ADDER_HELIUM 3 /* Arm's VABAV: one for sixteen; else as DSP */
 #ifndef ADDER_KERNEL
@@ -30,11 +30,11 @@
 #if TOP > 127
 #error "ADDER_SWAR needs a network of 7 bits or fewer"
 #endif
-#define G 0x80808080u       /* the guard bits of filters, which no difference borrows beyond */
-#define B(plain, swar) swar /* the bias has -sum(w) in it: sum|x - w| = sum x - sum w + 2 sum max(w - x, 0) */
+#define SWAR(swar, other) swar
+typedef uint16_t filter_t; /* in lists */
 #else
-#define G 0u
-#define B(plain, swar) plain
+#define SWAR(swar, other) other
+typedef uint32_t filter_t; /* four bytes */
 #endif
 
 #if defined(__GNUC__)
@@ -120,7 +120,6 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
 #endif
 
 #define SUM_DECLARE uint32_t a, b, f;
-#define SUM_FINISH
 #define LAST_WORDS(words)   \
   if ((words) % 4u >= 1u) { \
     WORD(0)                 \
@@ -166,58 +165,6 @@ INLINE uint32_t usada8(uint32_t x, uint32_t w, uint32_t sum) {
 
 #endif
 
-#elif ADDER_KERNEL == ADDER_SWAR
-
-/* max(w - x, 0) of four bytes; f has guard bits. */
-INLINE uint32_t above(uint32_t x, uint32_t f) {
-  const uint32_t difference = f - x, guard = difference & 0x80808080u;
-  return difference & (guard - (guard >> 7));
-}
-
-/* Bytes in pairs: of two bytes of 7 bits the sum fits into one. */
-INLINE uint32_t widened(uint32_t bytes) { return (bytes & 0x00ff00ffu) + ((bytes >> 8) & 0x00ff00ffu); }
-
-INLINE uint32_t halves(uint32_t sum) { return (sum & 0xffffu) + (sum >> 16); }
-
-#define ONE(s, x0, j) s += widened(above(x0, w[j]));
-#define TWO(s, x0, x1, j) s += widened(above(x0, w[j]) + above(x1, w[(j) + 4]));
-#define SUM_DECLARE uint32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0, t4 = 0, t5 = 0, t6 = 0, t7 = 0;
-/* 16 bits hold the sums of 256 words; longer ones are added up in between. */
-#define SUM_WORDS(words)                                                                                               \
-  for (uint32_t start = 0; start < (words); start += 256u) {                                                           \
-    const uint32_t length = (words) - start < 256u ? (words) - start : 256u;                                           \
-    for (uint32_t k = 0; k + 1u < length; k += 2u, x += 2, w += 8) {                                                   \
-      const uint32_t a0 = x[0], a1 = x[1], b0 = x[point / 4u], b1 = x[point / 4u + 1u];                                \
-      TWO(t0, a0, a1, 0)                                                                                               \
-      TWO(t4, b0, b1, 0)                                                                                               \
-      TWO(t1, a0, a1, 1)                                                                                               \
-      TWO(t5, b0, b1, 1) TWO(t2, a0, a1, 2) TWO(t6, b0, b1, 2) TWO(t3, a0, a1, 3) TWO(t7, b0, b1, 3)                   \
-    }                                                                                                                  \
-    if (length % 2u != 0u) {                                                                                           \
-      const uint32_t a0 = x[0], b0 = x[point / 4u];                                                                    \
-      ONE(t0, a0, 0)                                                                                                   \
-      ONE(t4, b0, 0) ONE(t1, a0, 1) ONE(t5, b0, 1) ONE(t2, a0, 2) ONE(t6, b0, 2) ONE(t3, a0, 3) ONE(t7, b0, 3) x += 1; \
-      w += 4;                                                                                                          \
-    }                                                                                                                  \
-    if (all_words > 256u) {                                                                                            \
-      SUM_HALVES                                                                                                       \
-      t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = 0;                                                                       \
-    }                                                                                                                  \
-  }
-#define SUM_HALVES       \
-  s0 += 2u * halves(t0); \
-  s1 += 2u * halves(t1); \
-  s2 += 2u * halves(t2); \
-  s3 += 2u * halves(t3); \
-  s4 += 2u * halves(t4); \
-  s5 += 2u * halves(t5); \
-  s6 += 2u * halves(t6); \
-  s7 += 2u * halves(t7);
-#define SUM_FINISH         \
-  if (all_words <= 256u) { \
-    SUM_HALVES             \
-  }
-
 #else
 
 INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
@@ -241,15 +188,15 @@ INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
     s6 = distance(s6, b, f + 8);                                                                  \
     s7 = distance(s7, b, f + 12);                                                                 \
   }
-#define SUM_FINISH
 
 #endif
 
 /* ------------------------------------------------------------------------------------------------------ convolutions
  */
 
-/* A byte times a weight from -127 to 127: the processor's product, or where it has none, a difference of two squares:
-   x * w = floor((x + w)^2 / 4) - floor((x - w)^2 / 4), exactly, since x + w and x - w are both even or both odd. */
+/* Products of bytes and weights from -127 to 127: the processor's, or where it has none, by a table of squares:
+   2 sum x w = sum x^2 + sum w^2 - sum (x - w)^2, where the first sum is the same for all channels, and the second lies
+   behind the filters. */
 #ifndef ADDER_SQUARES
 #if SHIFTS || (defined(__riscv) && !defined(__riscv_mul))
 #define ADDER_SQUARES 1
@@ -260,44 +207,17 @@ INLINE uint32_t distance(uint32_t sum, const uint8_t* x, const uint8_t* w) {
 
 #if ADDER_SQUARES && ADDER_KERNEL < ADDER_DSP
 
-/* A quarter of the squares of -127 to 382. */
-static const uint16_t squares[510] = {
-    4032,  3969,  3906,  3844,  3782,  3721,  3660,  3600,  3540,  3481,  3422,  3364,  3306,  3249,  3192,  3136,
-    3080,  3025,  2970,  2916,  2862,  2809,  2756,  2704,  2652,  2601,  2550,  2500,  2450,  2401,  2352,  2304,
-    2256,  2209,  2162,  2116,  2070,  2025,  1980,  1936,  1892,  1849,  1806,  1764,  1722,  1681,  1640,  1600,
-    1560,  1521,  1482,  1444,  1406,  1369,  1332,  1296,  1260,  1225,  1190,  1156,  1122,  1089,  1056,  1024,
-    992,   961,   930,   900,   870,   841,   812,   784,   756,   729,   702,   676,   650,   625,   600,   576,
-    552,   529,   506,   484,   462,   441,   420,   400,   380,   361,   342,   324,   306,   289,   272,   256,
-    240,   225,   210,   196,   182,   169,   156,   144,   132,   121,   110,   100,   90,    81,    72,    64,
-    56,    49,    42,    36,    30,    25,    20,    16,    12,    9,     6,     4,     2,     1,     0,     0,
-    0,     1,     2,     4,     6,     9,     12,    16,    20,    25,    30,    36,    42,    49,    56,    64,
-    72,    81,    90,    100,   110,   121,   132,   144,   156,   169,   182,   196,   210,   225,   240,   256,
-    272,   289,   306,   324,   342,   361,   380,   400,   420,   441,   462,   484,   506,   529,   552,   576,
-    600,   625,   650,   676,   702,   729,   756,   784,   812,   841,   870,   900,   930,   961,   992,   1024,
-    1056,  1089,  1122,  1156,  1190,  1225,  1260,  1296,  1332,  1369,  1406,  1444,  1482,  1521,  1560,  1600,
-    1640,  1681,  1722,  1764,  1806,  1849,  1892,  1936,  1980,  2025,  2070,  2116,  2162,  2209,  2256,  2304,
-    2352,  2401,  2450,  2500,  2550,  2601,  2652,  2704,  2756,  2809,  2862,  2916,  2970,  3025,  3080,  3136,
-    3192,  3249,  3306,  3364,  3422,  3481,  3540,  3600,  3660,  3721,  3782,  3844,  3906,  3969,  4032,  4096,
-    4160,  4225,  4290,  4356,  4422,  4489,  4556,  4624,  4692,  4761,  4830,  4900,  4970,  5041,  5112,  5184,
-    5256,  5329,  5402,  5476,  5550,  5625,  5700,  5776,  5852,  5929,  6006,  6084,  6162,  6241,  6320,  6400,
-    6480,  6561,  6642,  6724,  6806,  6889,  6972,  7056,  7140,  7225,  7310,  7396,  7482,  7569,  7656,  7744,
-    7832,  7921,  8010,  8100,  8190,  8281,  8372,  8464,  8556,  8649,  8742,  8836,  8930,  9025,  9120,  9216,
-    9312,  9409,  9506,  9604,  9702,  9801,  9900,  10000, 10100, 10201, 10302, 10404, 10506, 10609, 10712, 10816,
-    10920, 11025, 11130, 11236, 11342, 11449, 11556, 11664, 11772, 11881, 11990, 12100, 12210, 12321, 12432, 12544,
-    12656, 12769, 12882, 12996, 13110, 13225, 13340, 13456, 13572, 13689, 13806, 13924, 14042, 14161, 14280, 14400,
-    14520, 14641, 14762, 14884, 15006, 15129, 15252, 15376, 15500, 15625, 15750, 15876, 16002, 16129, 16256, 16384,
-    16512, 16641, 16770, 16900, 17030, 17161, 17292, 17424, 17556, 17689, 17822, 17956, 18090, 18225, 18360, 18496,
-    18632, 18769, 18906, 19044, 19182, 19321, 19460, 19600, 19740, 19881, 20022, 20164, 20306, 20449, 20592, 20736,
-    20880, 21025, 21170, 21316, 21462, 21609, 21756, 21904, 22052, 22201, 22350, 22500, 22650, 22801, 22952, 23104,
-    23256, 23409, 23562, 23716, 23870, 24025, 24180, 24336, 24492, 24649, 24806, 24964, 25122, 25281, 25440, 25600,
-    25760, 25921, 26082, 26244, 26406, 26569, 26732, 26896, 27060, 27225, 27390, 27556, 27722, 27889, 28056, 28224,
-    28392, 28561, 28730, 28900, 29070, 29241, 29412, 29584, 29756, 29929, 30102, 30276, 30450, 30625, 30800, 30976,
-    31152, 31329, 31506, 31684, 31862, 32041, 32220, 32400, 32580, 32761, 32942, 33124, 33306, 33489, 33672, 33856,
-    34040, 34225, 34410, 34596, 34782, 34969, 35156, 35344, 35532, 35721, 35910, 36100, 36290, 36481};
+#define SQUARE(n) (uint32_t)((n) * (n))
+#define SQUARES_4(n) SQUARE(n), SQUARE((n) + 1), SQUARE((n) + 2), SQUARE((n) + 3)
+#define SQUARES_16(n) SQUARES_4(n), SQUARES_4((n) + 4), SQUARES_4((n) + 8), SQUARES_4((n) + 12)
+#define SQUARES_64(n) SQUARES_16(n), SQUARES_16((n) + 16), SQUARES_16((n) + 32), SQUARES_16((n) + 48)
+/* Of -384 to 127: of all differences w - x, and of -(x + w). */
+static const uint32_t squares[512] = {SQUARES_64(-384), SQUARES_64(-320), SQUARES_64(-256), SQUARES_64(-192),
+                                      SQUARES_64(-128), SQUARES_64(-64),  SQUARES_64(0),    SQUARES_64(64)};
 
 INLINE uint32_t product(uint32_t x, int32_t w) {
-  const uint16_t* const square = squares + 127 + x;
-  return (uint32_t)square[w] - (uint32_t)square[-w];
+  const uint32_t* const square = squares + 384 - x;
+  return (uint32_t)((int32_t)(square[-w] - square[w]) >> 2);
 }
 
 #else
@@ -327,6 +247,9 @@ INLINE uint32_t product(uint32_t x, int32_t w) { return (uint32_t)((int32_t)x * 
       : [x] "r"(x), [w] "r"(w), [i] "n"(4 * (k)), [w0] "n"(32 * (k)), [w1] "n"(32 * (k) + 8), [w2] "n"(32 * (k) + 16), \
         [w3] "n"(32 * (k) + 24)                                                                                        \
       : "memory");
+#define CONV_POINTS 1u
+#define CONV_BEGIN
+#define CONV_END const uint32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
 #define CONV_DECLARE uint32_t a, b, f, g;
 #define CONV_WORDS                                    \
   {                                                   \
@@ -341,22 +264,67 @@ INLINE uint32_t product(uint32_t x, int32_t w) { return (uint32_t)((int32_t)x * 
 
 #else
 
-INLINE uint32_t products(uint32_t sum, const uint8_t* x, const int16_t* w, uint32_t lanes) {
-  sum += product(x[0], w[0]);
-  sum += lanes > 1u ? product(x[1], w[2]) : 0u;
-  sum += lanes > 2u ? product(x[2], w[1]) : 0u;
-  return sum + (lanes > 3u ? product(x[3], w[3]) : 0u);
-}
-
-#define CONV_DECLARE
-#define CONV_WORDS                                           \
-  for (uint32_t k = 0; k < words; k++, x += 1, w += 8) {     \
-    const uint8_t* bytes = (const uint8_t*)x;                \
-    const int16_t* weights = (const int16_t*)(const void*)w; \
-    s0 = products(s0, bytes, weights, lanes);                \
-    s1 = products(s1, bytes, weights + 4, lanes);            \
-    s2 = products(s2, bytes, weights + 8, lanes);            \
-    s3 = products(s3, bytes, weights + 12, lanes);           \
+#if defined(__riscv)
+#define CONV_POINTS 2u
+#else
+#define CONV_POINTS 1u /* fewer registers */
+#endif
+#define CONV_DECLARE uint32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+#define CONV_LANE(k, j)                                  \
+  if (lanes > (k)) {                                     \
+    CONV_X(k)                                            \
+    CONV_ONE(s0, t0, 0 + (j))                            \
+    CONV_ONE(s1, t1, 4 + (j))                            \
+    CONV_ONE(s2, t2, 8 + (j)) CONV_ONE(s3, t3, 12 + (j)) \
+  }
+#if ADDER_SQUARES
+/* The squares of both points' bytes. */
+#define CONV_BEGIN                                                                     \
+  uint32_t near_squares = 0, far_squares = 0;                                          \
+  for (uint32_t tap = 0; tap < tap_rows; tap++) {                                      \
+    for (uint32_t side = 0; side < tap_columns; side++) {                              \
+      const uint8_t* x = patch + tap * tap_row + side * tap_column;                    \
+      for (uint32_t k = 0; k < words; k++, x += 4) {                                   \
+        for (uint32_t lane = 0; lane < lanes; lane++) {                                \
+          near_squares += (squares + 384 - x[lane])[0];                                \
+          far_squares += CONV_POINTS > 1u ? (squares + 384 - x[lane + point])[0] : 0u; \
+        }                                                                              \
+      }                                                                                \
+    }                                                                                  \
+  }
+#define HALF(s, squared, j) s = (uint32_t)((int32_t)(squared + w[j] - s) >> 1);
+#define CONV_END            \
+  HALF(s0, near_squares, 0) \
+  HALF(s1, near_squares, 1) \
+  HALF(s2, near_squares, 2) \
+  HALF(s3, near_squares, 3) \
+  HALF(t0, far_squares, 0) HALF(t1, far_squares, 1) HALF(t2, far_squares, 2) HALF(t3, far_squares, 3)
+#define CONV_X(k) const uint32_t *const a = squares + 384 - near[k], *const b = squares + 384 - far[k];
+#define CONV_ONE(s, t, j)              \
+  {                                    \
+    const int32_t f = weights[j];      \
+    s += a[f];                         \
+    t += CONV_POINTS > 1u ? b[f] : 0u; \
+  }
+#else
+#define CONV_BEGIN
+#define CONV_END
+#define CONV_X(k) const uint32_t a = near[k], b = far[k];
+#define CONV_ONE(s, t, j)                                    \
+  {                                                          \
+    const int32_t f = weights[j];                            \
+    s += (uint32_t)((int32_t)a * f);                         \
+    t += CONV_POINTS > 1u ? (uint32_t)((int32_t)b * f) : 0u; \
+  }
+#endif
+#define CONV_WORDS                                                \
+  for (uint32_t k = 0; k < words; k++, x += 1, w += 8) {          \
+    const uint8_t *near = (const uint8_t*)x, *far = near + point; \
+    const int16_t* weights = (const int16_t*)(const void*)w;      \
+    CONV_LANE(0u, 0)                                              \
+    CONV_LANE(1u, 2)                                              \
+    CONV_LANE(2u, 1)                                              \
+    CONV_LANE(3u, 3)                                              \
   }
 
 #endif
@@ -364,26 +332,253 @@ INLINE uint32_t products(uint32_t sum, const uint8_t* x, const int16_t* w, uint3
 /* ------------------------------------------------------------------------------------------------------------ layers
  */
 
-/* Multiplication, or shifts: then a multiplier is three signed powers of two, a byte for each: its exponent, 32 if
-   there is none, and 128 if it is negative. */
-INLINE uint32_t times(uint32_t x, int32_t multiplier) {
+/* Multiplication, or shifts: then a multiplier is three signed powers of two, a byte for each: its exponent, and 128 if
+   it is negative. */
+typedef struct {
 #if SHIFTS
-  const uint32_t code = (uint32_t)multiplier;
-  uint32_t sum = 0;
-  for (uint32_t term = 0; term < 24u; term += 8u) {
-    const uint32_t byte = code >> term, power = (byte & 32u) != 0u ? 0u : x << (byte & 31u);
-    sum = (byte & 128u) != 0u ? sum - power : sum + power;
-  }
-  return sum;
+  uint32_t power0, power1, power2, sign0, sign1, sign2;
 #else
-  return x * (uint32_t)multiplier;
+  uint32_t number;
 #endif
+} multiplier_t;
+
+INLINE multiplier_t multiplier_of(int32_t number) {
+  const uint32_t code = (uint32_t)number;
+#if SHIFTS
+  const multiplier_t multiplier = {code & 31u,
+                                   (code >> 8) & 31u,
+                                   (code >> 16) & 31u,
+                                   0u - (code >> 7 & 1u),
+                                   0u - (code >> 15 & 1u),
+                                   0u - (code >> 23 & 1u)};
+#else
+  const multiplier_t multiplier = {code};
+#endif
+  return multiplier;
+}
+
+/* sum + x * multiplier; with shifts, `sum` has come from `biased`. */
+INLINE uint32_t multiplied(uint32_t sum, uint32_t x, multiplier_t m) {
+#if SHIFTS
+  return sum + ((x << m.power0) ^ m.sign0) + ((x << m.power1) ^ m.sign1) + ((x << m.power2) ^ m.sign2);
+#else
+  return sum + x * m.number;
+#endif
+}
+
+INLINE uint32_t biased(uint32_t bias, multiplier_t m) {
+#if SHIFTS
+  return bias - m.sign0 - m.sign1 - m.sign2; /* -x is the complement of x and one more */
+#else
+  (void)m;
+  return bias;
+#endif
+}
+
+INLINE uint32_t times(uint32_t x, int32_t number) {
+  const multiplier_t m = multiplier_of(number);
+  return multiplied(biased(0, m), x, m);
 }
 
 INLINE uint32_t affine_of(uint32_t sum, const int32_t* affine, uint32_t drop) {
   const uint32_t accumulator = drop > 0u ? (uint32_t)((int32_t)sum >> drop) : sum;
   return (uint32_t)affine[0] + times(accumulator, affine[1]);
 }
+
+#if ADDER_KERNEL == ADDER_SWAR
+
+/* A word has the bytes of four points that lie `lanes` points apart in a row of the output, so that the next word has
+   those of the points next to them, and a filter's weight meets four points of one channel at once:
+   sum|x - w| = sum x - sum w + 2 sum max(w - x, 0), where a weight of 0, as about half are once they have been clipped
+   to what bytes hold, has no part in the last sum. A filter is a list of the others, 16 bits each: how many words
+   further its input lies (7 bits), the weight (7 bits), whether it is the last of the list, and whether after it the
+   bytes, of 8 bits by now, must be added to sums of 16 bits. */
+
+#ifndef ADDER_WORDS
+#if defined(__riscv) && !defined(__riscv_32e) && !defined(__riscv_e)
+#define ADDER_WORDS 8 /* words at a time, that registers have room for: each takes up to three */
+#else
+#define ADDER_WORDS 4
+#endif
+#endif
+
+#define FOUR(n) (n) * 0x01010101u, ((n) + 1u) * 0x01010101u, ((n) + 2u) * 0x01010101u, ((n) + 3u) * 0x01010101u
+#define SIXTEEN(n) FOUR(n), FOUR((n) + 4u), FOUR((n) + 8u), FOUR((n) + 12u)
+static const uint32_t four_times[128] = {SIXTEEN(0u),  SIXTEEN(16u), SIXTEEN(32u), SIXTEEN(48u),
+                                         SIXTEEN(64u), SIXTEEN(80u), SIXTEEN(96u), SIXTEEN(112u)};
+
+/* max(w - x, 0) of four bytes, of 128 - x and w. */
+INLINE uint32_t above(uint32_t x, uint32_t w) {
+  const uint32_t sum = x + w, guard = sum & 0x80808080u;
+  return sum & (guard - (guard >> 7));
+}
+
+INLINE uint32_t widened(uint32_t bytes) { return (bytes & 0x00ff00ffu) + ((bytes >> 8) & 0x00ff00ffu); }
+
+INLINE uint32_t halves(uint32_t sum) { return (sum & 0xffffu) + (sum >> 16); }
+
+/* The window of a tile from (height, width, 4 * words) bytes to words (4 * words, rows, columns) of 128 - x, which lie
+   `plane` words apart by channel; lanes are `apart` bytes apart. `totals` gets the sums of the points' channels. */
+NOINLINE void spread_out(const uint8_t* input, uint32_t* spread, uint32_t* totals, uint32_t rows, uint32_t columns,
+                         uint32_t words, uint32_t row, uint32_t point, uint32_t apart, uint32_t plane) {
+  for (uint32_t i = 0; i < rows; i++) {
+    for (uint32_t j = 0; j < columns; j++, totals += 4) {
+      const uint32_t* x = words_at(input + i * row + j * point);
+      uint32_t* y = spread++;
+      uint32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+      for (uint32_t k = 0; k < words; k++, x++, y += 4u * plane) {
+        const uint32_t a = x[0], b = x[apart / 4u], c = x[apart / 2u], d = x[3u * (apart / 4u)], even = 0x00ff00ffu;
+        const uint32_t ab = (a & even) | (b & even) << 8, odd_ab = (a >> 8 & even) | (b & ~even);
+        const uint32_t cd = (c & even) | (d & even) << 8, odd_cd = (c >> 8 & even) | (d & ~even);
+        t0 += halves(widened(a));
+        t1 += halves(widened(b));
+        t2 += halves(widened(c));
+        t3 += halves(widened(d));
+        y[0] = 0x80808080u - ((ab & 0xffffu) | cd << 16);
+        y[plane] = 0x80808080u - ((odd_ab & 0xffffu) | odd_cd << 16);
+        y[2u * plane] = 0x80808080u - (ab >> 16 | (cd & 0xffff0000u));
+        y[3u * plane] = 0x80808080u - (odd_ab >> 16 | (odd_cd & 0xffff0000u));
+      }
+      totals[0] = t0;
+      totals[1] = t1;
+      totals[2] = t2;
+      totals[3] = t3;
+    }
+  }
+}
+
+#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#define DECLARE(k) uint32_t bytes##k = 0, even##k = 0, upper##k = 0;
+#define OFFSET(k) ((k) / columns * row_step + (k) % columns * column_step)
+#define FIRST(k)                       \
+  if ((k) < words) {                   \
+    bytes##k = above(x[OFFSET(k)], w); \
+  }
+#define NEXT(k)                         \
+  if ((k) < words) {                    \
+    bytes##k += above(x[OFFSET(k)], w); \
+  }
+/* The sums of 16 bits: of bytes 0 and 2; and of bytes 1, 2 and 3 as they lie, since the second are known. */
+#define WIDEN(k)                       \
+  if ((k) < words) {                   \
+    even##k += bytes##k & 0x00ff00ffu; \
+    upper##k += bytes##k >> 8;         \
+  }
+#define FINISH(k)                                                           \
+  if ((k) < words) {                                                        \
+    const uint32_t third = even##k >> 16, odd = upper##k - (third << 8);    \
+    sums[4 * (k)] = (go_on ? sums[4 * (k)] : 0u) + (even##k & 0xffffu);     \
+    sums[4 * (k) + 1] = (go_on ? sums[4 * (k) + 1] : 0u) + (odd & 0xffffu); \
+    sums[4 * (k) + 2] = (go_on ? sums[4 * (k) + 2] : 0u) + third;           \
+    sums[4 * (k) + 3] = (go_on ? sums[4 * (k) + 3] : 0u) + (odd >> 16);     \
+  }
+
+/* sum max(w - x, 0) of a list for `words` words in rows of `columns`, four sums each. */
+INLINE const uint16_t* sum_list(const uint16_t* list, const uint32_t* x, uint32_t* sums, uint32_t words,
+                                uint32_t columns, uint32_t row_step, uint32_t column_step, uint32_t lists) {
+  for (uint32_t part = 0; part < lists; part++) {
+    const uint32_t go_on = part > 0u;
+    uint32_t entry;
+    EACH(DECLARE)
+    do {
+      uint32_t w;
+      entry = *list++;
+      x += entry >> 9;
+      w = four_times[entry >> 2 & 127u];
+      EACH(FIRST)
+      while ((entry & 1u) == 0u) {
+        entry = *list++;
+        x += entry >> 9;
+        w = four_times[entry >> 2 & 127u];
+        EACH(NEXT)
+      }
+      EACH(WIDEN)
+    } while ((entry & 2u) == 0u);
+    EACH(FINISH)
+  }
+  return list;
+}
+
+/* An adder layer, with what follows it. A tile is of tile_rows rows of tile_columns words; its window in the input is
+   of window_rows by window_columns words. `channels` are those of the output and a multiple of four, `words` those of a
+   point of the input. A filter is `lists` lists. */
+INLINE void swar_layer(const uint8_t* input, uint8_t* output, const uint8_t* addend, int32_t* logits,
+                       const uint16_t* filters, const int32_t* affine, int32_t addend_multiplier, uint32_t* scratch,
+                       uint32_t height, uint32_t width, uint32_t channels, uint32_t words, uint32_t in_row,
+                       uint32_t in_point, uint32_t out_row, uint32_t out_point, uint32_t addend_row,
+                       uint32_t stride_height, uint32_t stride_width, uint32_t tap_rows, uint32_t tap_columns,
+                       uint32_t tap_row, uint32_t tap_column, uint32_t lanes, uint32_t tile_rows, uint32_t tile_columns,
+                       uint32_t window_rows, uint32_t window_columns, uint32_t lists, uint32_t shift, uint32_t low,
+                       uint32_t top, uint32_t classes) {
+  const uint32_t plane = window_rows * window_columns, tile = tile_rows * tile_columns;
+  const uint32_t part = tile < ADDER_WORDS ? tile : ADDER_WORDS;
+  const uint32_t part_columns = part < tile_columns ? part : tile_columns, part_rows = part / part_columns;
+  const uint32_t in_height = (height - 1u) * stride_height + (tap_rows - 1u) * tap_row + 1u;
+  uint32_t* const totals = scratch + 4u * words * plane;
+  const multiplier_t addend_m = multiplier_of(addend_multiplier);
+  for (uint32_t i = 0; i < height; i += tile_rows) {
+    for (uint32_t j = 0; j < lanes; j += tile_columns) {
+      const uint32_t first = i * stride_height, left = in_height - first;
+      spread_out(input + first * in_row + j * stride_width * in_point, scratch, totals,
+                 left < window_rows ? left : window_rows, window_columns, words, in_row, in_point,
+                 lanes * stride_width * in_point, plane);
+      for (uint32_t p = 0; p < tile; p += part) {
+        const uint32_t i0 = p / tile_columns, j0 = p % tile_columns;
+        const uint32_t start = i0 * stride_height * window_columns + j0 * stride_width;
+        uint32_t sums[4 * ADDER_WORDS], points[4 * ADDER_WORDS];
+        const uint16_t* list = filters;
+        if (i + i0 >= height) {
+          break;
+        }
+        for (uint32_t k = 0; k < part; k++) {
+          const uint32_t* const corner = totals + 4u * (start + k / part_columns * stride_height * window_columns +
+                                                        k % part_columns * stride_width);
+          for (uint32_t lane = 0; lane < 4u; lane++) {
+            uint32_t sum = 0;
+            for (uint32_t tap = 0; tap < tap_rows; tap++) {
+              for (uint32_t side = 0; side < tap_columns; side++) {
+                sum += corner[4u * (tap * tap_row * window_columns + side * tap_column) + lane];
+              }
+            }
+            points[4u * k + lane] = sum;
+          }
+        }
+        for (uint32_t channel = 0; channel < channels; channel++) {
+          const multiplier_t m = multiplier_of(affine[2u * channel + 1u]);
+          const uint32_t bias = biased((uint32_t)affine[2u * channel], m);
+          const uint32_t offset = (j + j0) * out_point + channel;
+          list = sum_list(list, scratch + start, sums, part, part_columns, stride_height * window_columns, stride_width,
+                          lists);
+          for (uint32_t row = 0; row < part_rows && i + i0 + row < height; row++) {
+            for (uint32_t column = 0; column < part_columns; column++) {
+              const uint32_t at = 4u * (row * part_columns + column);
+              for (uint32_t lane = 0; lane < 4u; lane++) {
+                const uint32_t place = offset + (lane * lanes + column) * out_point;
+                uint32_t v;
+                if (lane * lanes + j + j0 + column >= width) {
+                  break;
+                }
+                v = multiplied(bias, points[at + lane] + 2u * sums[at + lane], m);
+                if (addend != 0) {
+                  v = multiplied(biased(v, addend_m), addend[(i + i0 + row) * addend_row + place], addend_m);
+                }
+                if (logits != 0) {
+                  if (channel < classes) {
+                    logits[channel] = (int32_t)v;
+                  }
+                } else {
+                  output[(i + i0 + row) * out_row + place] = to_byte(v, shift, low, top);
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+#else
 
 #define OUTPUT(j, near, far)                                                                        \
   {                                                                                                 \
@@ -419,31 +614,9 @@ INLINE void adder_layer(const uint8_t* input, uint8_t* output, const uint8_t* ad
       const uint8_t* const patch = input + i * row + j * point;
       const uint32_t two = j + 1u < width;
       const uint32_t* w = filters;
-#if ADDER_KERNEL == ADDER_SWAR
-      const uint32_t all_words = tap_rows * tap_columns * words;
-      uint32_t sum_near = 0, sum_far = 0;
-      for (uint32_t tap = 0; tap < tap_rows; tap++) {
-        for (uint32_t side = 0; side < tap_columns; side++) {
-          const uint32_t* x = words_at(patch + tap * tap_row + side * tap_column);
-          for (uint32_t start = 0; start < words; start += 128u) {
-            const uint32_t length = words - start < 128u ? words - start : 128u;
-            uint32_t near = 0, far = 0;
-            for (uint32_t k = 0; k < length; k++, x++) {
-              near += widened(x[0]);
-              far += widened(x[point / 4u]);
-            }
-            sum_near += halves(near);
-            sum_far += halves(far);
-          }
-        }
-      }
-#else
-      const uint32_t sum_near = 0, sum_far = 0;
-#endif
       affine = first_affine;
       for (uint32_t channel = 0; channel < channels; channel += 4u, affine += 8) {
-        uint32_t s0 = sum_near, s1 = sum_near, s2 = sum_near, s3 = sum_near;
-        uint32_t s4 = sum_far, s5 = sum_far, s6 = sum_far, s7 = sum_far;
+        uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
         uint8_t* const y0 = output != 0 ? output + i * out_row + j * out_point + channel : 0;
         const uint8_t* const z = addend != 0 ? addend + i * addend_row + j * out_point + channel : 0;
         SUM_DECLARE
@@ -453,7 +626,6 @@ INLINE void adder_layer(const uint8_t* input, uint8_t* output, const uint8_t* ad
             SUM_WORDS(words)
           }
         }
-        SUM_FINISH
         OUTPUT(0, s0, s4)
         OUTPUT(1, s1, s5)
         OUTPUT(2, s2, s6)
@@ -463,7 +635,24 @@ INLINE void adder_layer(const uint8_t* input, uint8_t* output, const uint8_t* ad
   }
 }
 
+#endif
+
 /* The same of a convolution. Of every word of the input `lanes` bytes have weights. */
+#define CONV_OUTPUT(j, near, far)                                                               \
+  {                                                                                             \
+    const uint32_t v = affine_of(near, affine + 2u * (j), drop);                                \
+    if (logits != 0) {                                                                          \
+      if (channel + (j) < classes) {                                                            \
+        logits[channel + (j)] = (int32_t)v;                                                     \
+      }                                                                                         \
+    } else {                                                                                    \
+      y[j] = to_byte(v, shift, low, top);                                                       \
+      if (two) {                                                                                \
+        y[(j) + out_point] = to_byte(affine_of(far, affine + 2u * (j), drop), shift, low, top); \
+      }                                                                                         \
+    }                                                                                           \
+  }
+
 INLINE void conv_layer(const uint8_t* input, uint8_t* output, int32_t* logits, const uint32_t* filters,
                        const int32_t* affine, uint32_t height, uint32_t width, uint32_t channels, uint32_t row,
                        uint32_t point, uint32_t out_row, uint32_t out_point, uint32_t tap_rows, uint32_t tap_columns,
@@ -472,11 +661,14 @@ INLINE void conv_layer(const uint8_t* input, uint8_t* output, int32_t* logits, c
   const int32_t* const first_affine = affine;
   (void)lanes;
   for (uint32_t i = 0; i < height; i++) {
-    for (uint32_t j = 0; j < width; j++) {
+    for (uint32_t j = 0; j < width; j += CONV_POINTS) {
       const uint8_t* const patch = input + i * row + j * point;
+      const uint32_t two = CONV_POINTS > 1u && j + 1u < width;
       const uint32_t* w = filters;
+      CONV_BEGIN
       affine = first_affine;
       for (uint32_t channel = 0; channel < channels; channel += 4u, affine += 8) {
+        uint8_t* const y = output != 0 ? output + i * out_row + j * out_point + channel : 0;
         uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
         CONV_DECLARE
         for (uint32_t tap = 0; tap < tap_rows; tap++) {
@@ -485,28 +677,12 @@ INLINE void conv_layer(const uint8_t* input, uint8_t* output, int32_t* logits, c
             CONV_WORDS
           }
         }
-        s0 = affine_of(s0, affine, drop);
-        s1 = affine_of(s1, affine + 2, drop);
-        s2 = affine_of(s2, affine + 4, drop);
-        s3 = affine_of(s3, affine + 6, drop);
-        if (logits != 0) {
-          logits[channel] = (int32_t)s0;
-          if (channel + 1u < classes) {
-            logits[channel + 1u] = (int32_t)s1;
-          }
-          if (channel + 2u < classes) {
-            logits[channel + 2u] = (int32_t)s2;
-          }
-          if (channel + 3u < classes) {
-            logits[channel + 3u] = (int32_t)s3;
-          }
-        } else {
-          uint8_t* const y = output + i * out_row + j * out_point + channel;
-          y[0] = to_byte(s0, shift, low, top);
-          y[1] = to_byte(s1, shift, low, top);
-          y[2] = to_byte(s2, shift, low, top);
-          y[3] = to_byte(s3, shift, low, top);
-        }
+        CONV_END
+        w += 4;
+        CONV_OUTPUT(0u, s0, t0)
+        CONV_OUTPUT(1u, s1, t1)
+        CONV_OUTPUT(2u, s2, t2)
+        CONV_OUTPUT(3u, s3, t3)
       }
     }
   }
