@@ -590,7 +590,7 @@ class CSource:
         if step.kind == "conv":
             return rows * columns * quads * (15 * words + 4 * taps + 40)
         blocks = words // taps // 12 + words // taps % 12 // 4 + words // taps % 4
-        more = 16 * (len(step.inputs) - 1) + 8 * 58 * self.shifts
+        more = 16 * (len(step.inputs) - 1) + 8 * 25 * self.shifts
         return rows * -(-columns // 2) * quads * (14 * words + taps * (4 * blocks + 3) + 58 + more)
 
     # -------------------------------------------------------------------------------------------------------- the files

@@ -99,7 +99,8 @@ def test_lists_are_the_filters() -> None:
                 at, weight = at + (number >> 9), number >> 2 & 127
                 found[at] = found.get(at, 0) + weight
                 in_bytes, in_part = in_bytes + weight, in_part + weight
-                assert in_bytes < 2**8 and in_part < 2**16 and number < 2**16 and not number & 2
+                assert max(in_bytes << 8, in_part, number) < 2**16
+                assert not number & 2
                 in_bytes = 0 if number & 1 else in_bytes
         expected = {place: weight for place, weight in zip(places, weights.tolist(), strict=True) if weight}
         assert {place: weight for place, weight in found.items() if weight} == expected
