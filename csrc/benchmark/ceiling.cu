@@ -108,7 +108,7 @@ int64_t run(const Tensor& like, int64_t steps) {
   const int64_t turns = divide_up(steps, kSteps), threads = int64_t{blocks} * kThreads;
   const ScalarType type = std::is_same_v<typename F::Number, float> ? ScalarType::Float : ScalarType::Int;
   Tensor results = torch::stable::empty({threads}, type, std::nullopt, like.device());
-  queue.run(ceiling<F>, dim3(static_cast<unsigned>(blocks)), kThreads, turns,
+  queue.run(ceiling<F>, dim3(static_cast<unsigned>(blocks)), kThreads, 0, turns,
             static_cast<typename F::Number*>(results.mutable_data_ptr()));
   return threads * turns * kSteps * kPoints * kFilters * F::kElements;
 }

@@ -12,6 +12,7 @@ Walk backward_walk(const Geometry& g, const ReachingTaps& rows, const ReachingTa
   const int64_t height = divide_up(g.height - row, g.stride_h), width = divide_up(g.width - column, g.stride_w);
   return {
       .points = g.batch * height * width,
+      .small = is_small(g),
       .rows = number(height),
       .columns = number(width),
       .step_h = 1,
@@ -28,10 +29,6 @@ Walk backward_walk(const Geometry& g, const ReachingTaps& rows, const ReachingTa
       .source_height = number(g.out_height),
       .source_width = number(g.out_width),
       .source = grad,
-      .filter_taps = number(g.taps()),
-      .filter_tap0 = number(rows.first * g.kernel_w + columns.first),
-      .filter_tap_row_step = number(rows.period * g.kernel_w),
-      .filter_tap_column_step = number(columns.period),
       .out_step_h = number(g.stride_h),
       .out_step_w = number(g.stride_w),
       .out_row0 = number(row),
@@ -51,13 +48,13 @@ void run_backward(const Queue& queue, const Walk& walk, bool sign, const float* 
   if (walk.points == 0) return;
   if (sign || walk.outputs < kNarrow || !fits_tiles<Square, Slim, Thin>(walk)) {
     const auto kernel = sign ? direct<SignSlope, float, float, In, In> : direct<ClippedSlope, float, float, In, In>;
-    queue.run(kernel, blocks_of_outputs(walk.points * walk.groups * walk.outputs), kThreads, walk, grad, filters, input,
-              Epilogue<float>{}, output, walk.output.channel == 1);
+    queue.run(kernel, blocks_of_outputs(walk.points * walk.groups * walk.outputs), kThreads, 0, walk, grad, filters,
+              input, Epilogue<float>{}, output, walk.output.channel == 1);
     return;
   }
   with_best_tile<Square, Slim, Thin>(walk, queue.processors(), [&]<typename T>(T) {
     const auto kernel = by_fours(walk, grad) ? slopes<T, float, true, In, In> : slopes<T, float, false, In, In>;
-    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, grad, filters, input, output);
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, sizeof(Shared<T>), walk, grad, filters, input, output);
   });
 }
 
@@ -74,7 +71,7 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
   const MemoryFormat format = format_like(input);
   Tensor grad_input = new_empty(input, {g.batch, input.size(1), g.height, g.width}, input.scalar_type(), format);
   const Dense x(input, format), dy(torch::stable::to(grad, type), format);
-  const Tensor filters = packed_filters(queue, g, torch::stable::contiguous(weight), type, true);
+  const Tensor dense = torch::stable::contiguous(weight);
   const Strides strides = dense_strides(grad_input, format);
   for (int64_t row = 0; row < std::min(g.stride_h, g.height); ++row) {
     const ReachingTaps rows = taps_reaching(row, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
@@ -82,10 +79,11 @@ Tensor adder2d_backward_input(const Tensor& grad, const Tensor& input, const Ten
       const ReachingTaps columns = taps_reaching(column, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
       const Walk walk = backward_walk(g, rows, columns, row, column, dy.strides, x.strides, strides);
       if (walk.points == 0) continue;
+      const Tensor filters = packed_filters(queue, g, dense, type, true, rows, columns);
       if (type == ScalarType::Double) {
         const auto kernel = sign ? direct<SignSlope, double, double, double, double>
                                  : direct<ClippedSlope, double, double, double, double>;
-        queue.run(kernel, blocks_of_outputs(walk.points * input.size(1)), kThreads, walk,
+        queue.run(kernel, blocks_of_outputs(walk.points * input.size(1)), kThreads, 0, walk,
                   dy.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(),
                   x.tensor.const_data_ptr<double>(), Epilogue<double>{}, grad_input.mutable_data_ptr<double>(),
                   walk.output.channel == 1);
@@ -116,13 +114,13 @@ Tensor adder2d_backward_weight(const Tensor& grad, const Tensor& input, const Te
   const Walk walk = forward_walk(g, x.strides, dy.strides);
   const dim3 blocks(static_cast<unsigned>(std::min(kMaxBlocks, filters.numel())));
   if (type == ScalarType::Double) {
-    queue.run(filter_gradient<double, double, double, double>, blocks, kGradientThreads, walk, full,
+    queue.run(filter_gradient<double, double, double, double>, blocks, kGradientThreads, 0, walk, full,
               x.tensor.const_data_ptr<double>(), filters.const_data_ptr<double>(), dy.strides,
               dy.tensor.const_data_ptr<double>(), grad_weight.mutable_data_ptr<double>());
     return grad_weight;
   }
   with_pointer(x.tensor, [&]<typename S>(const S* source) {
-    queue.run(filter_gradient<float, S, S, S>, blocks, kGradientThreads, walk, full, source,
+    queue.run(filter_gradient<float, S, S, S>, blocks, kGradientThreads, 0, walk, full, source,
               static_cast<const S*>(filters.const_data_ptr()), dy.strides, dy.tensor.const_data_ptr<float>(),
               static_cast<S*>(grad_weight.mutable_data_ptr()));
   });

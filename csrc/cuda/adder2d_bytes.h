@@ -5,14 +5,32 @@
 
 namespace adderzoo::cuda {
 
-__device__ inline float finish(const ByteOutput& output, uint32_t sum, int channel, int64_t offset) {
+// As the other one, of sums of bytes.
+template <int N, typename At, typename There>
+__device__ void finish(const ByteOutput& output, int channel, At at, There there, float (&values)[N]) {
   const Epilogue<uint8_t>& e = output.epilogue;
-  float y = add(multiply(static_cast<float>(static_cast<int32_t>(sum)), e.scale[channel]), e.shift[channel]);
-  if (e.byte_addend) y = add(y, multiply(static_cast<float>(e.byte_addend[offset]), e.addend_scale));
-  if (e.float_addend) y = add(y, multiply(e.float_addend[offset], e.addend_scale));
-  if (e.float_output) return y < e.lowest ? e.lowest : y;
-  y = y > e.lowest ? y : e.lowest;  // NaN becomes the lowest
-  return y < e.highest ? y : e.highest;
+#pragma unroll
+  for (int l = 0; l < N; ++l) {
+    if (there(l)) values[l] = add(multiply(values[l], e.scale[channel + l]), e.shift[channel + l]);
+  }
+  if (e.byte_addend || e.float_addend) {
+#pragma unroll
+    for (int l = 0; l < N; ++l) {
+      if (!there(l)) continue;
+      const float addend = e.byte_addend ? static_cast<float>(e.byte_addend[at(l)]) : e.float_addend[at(l)];
+      values[l] = add(values[l], multiply(addend, e.addend_scale));
+    }
+  }
+#pragma unroll
+  for (int l = 0; l < N; ++l) {
+    float& y = values[l];
+    if (e.float_output) {
+      y = y < e.lowest ? e.lowest : y;
+    } else {
+      y = y > e.lowest ? y : e.lowest;  // NaN becomes the lowest
+      y = y < e.highest ? y : e.highest;
+    }
+  }
 }
 
 __device__ inline uint32_t to_byte(const ByteOutput& output, float y) {
@@ -28,32 +46,41 @@ __device__ inline void store(const ByteOutput& output, int64_t offset, float y) 
 }
 
 // Packed filters of bytes: (panels, taps, rows, lanes, `lane_bytes` successive channels).
-__device__ inline uint8_t filter_byte(const Walk& walk, const uint8_t* filters, int lane_bytes, int output,
-                                      const Step& step) {
-  const int rows = divide_up(walk.channels, lane_bytes);
-  const int tap = step.tap_row * walk.tap_columns + step.tap_column;
-  const int64_t row =
-      (static_cast<int64_t>(output / kPanel) * walk.filter_taps + tap) * rows + step.channel / lane_bytes;
-  return filters[(row * kPanel + output % kPanel) * lane_bytes + step.channel % lane_bytes];
+template <typename N>
+__device__ void compute_bytes_directly(const Walk& walk, const uint8_t* source, const uint8_t* filters, int lane_bytes,
+                                       const ByteOutput& output) {
+  const N rows = divide_up(walk.channels, lane_bytes), taps = static_cast<N>(walk.tap_rows) * walk.tap_columns;
+  for_outputs<N>(walk, true, [&](const Point& p, int channel) {
+    const auto reach = Reach<uint8_t>::from(walk, source, p, channel / walk.outputs);
+    const uint8_t* lane =
+        filters + (static_cast<int64_t>(channel / kPanel) * taps * rows * kPanel + channel % kPanel) * lane_bytes;
+    uint32_t sum = 0;
+    for (Step step{0, 0, 0}; !step.ended(walk); step.next_tap(walk)) {
+      const bool inside = reach.inside(walk, step);
+      const N pixel = reach.template at<N>(walk, step);
+      for (int row = 0; row < static_cast<int>(rows); ++row) {
+        for (int byte = 0; byte < lane_bytes && row * lane_bytes + byte < walk.channels; ++byte) {
+          const int x = inside ? reach.image[pixel + (row * lane_bytes + byte) * static_cast<N>(walk.source.channel)]
+                               : output.padding;
+          const int f = lane[byte];
+          sum += x > f ? x - f : f - x;
+        }
+        lane += kPanel * lane_bytes;
+      }
+    }
+    const N at = offset_at<N>(walk, p, walk.output) + static_cast<N>(channel) * static_cast<N>(walk.output.channel);
+    float value[1] = {static_cast<float>(static_cast<int32_t>(sum))};
+    finish(output, channel, [&](int) { return at; }, [](int) { return true; }, value);
+    store(output, at, value[0]);
+  });
 }
 
 __global__ void direct_bytes(Walk walk, const uint8_t* source, const uint8_t* filters, int lane_bytes,
                              ByteOutput output) {
-  const int64_t outputs = static_cast<int64_t>(walk.groups) * walk.outputs, total = walk.points * outputs;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t point = i / outputs;
-    const int channel = static_cast<int>(i - point * outputs);
-    const Point p = find_point(walk, point);
-    const Reach reach = Reach::from(walk, p, true, channel / walk.outputs);
-    uint32_t sum = 0;
-    for (Step step{0, 0, 0}; !step.ended(walk); step.advance(walk, 1)) {
-      const int x = reach.inside(walk, step) ? source[reach.at(walk, step)] : output.padding;
-      const int f = filter_byte(walk, filters, lane_bytes, channel, step);
-      sum += x > f ? x - f : f - x;
-    }
-    const int64_t offset = offset_at(walk, p, walk.output) + channel * walk.output.channel;
-    store(output, offset, finish(output, sum, channel, offset));
+  if (walk.small) {
+    compute_bytes_directly<uint32_t>(walk, source, filters, lane_bytes, output);
+  } else {
+    compute_bytes_directly<int64_t>(walk, source, filters, lane_bytes, output);
   }
 }
 
@@ -78,11 +105,10 @@ struct FetchBytes {
   static_assert(kWords % kTogether == 0 && kFilterWords % kTogether == 0);
 
   const Walk& walk;
-  const uint8_t* source;
   const uint8_t* filters;
-  int padding, first_filter, panels, words_of_tap;
+  int padding, filter0, panels, words_of_tap;
   int words;  // of a filter, which has few enough (kLargestByteFilter)
-  Reach reach[kReaches];
+  Reach<uint8_t> reach[kReaches];
   Step step;
   uint32_t values[kWords], filter_words[kFilterWords];
 
@@ -91,14 +117,15 @@ struct FetchBytes {
   static __device__ int filter_row(int i) { return threadIdx.x / kThreadsOfRow + i * (T::kThreads / kThreadsOfRow); }
   static __device__ int filter_word() { return threadIdx.x % kThreadsOfRow * kTogether; }
 
+  // `filter0`: the first filter of the block, of all groups'.
   __device__ FetchBytes(const Walk& walk, const uint8_t* source, const uint8_t* filters, int padding, uint32_t point0,
-                        int group, int first_filter)
-      : walk(walk), source(source), filters(filters), padding(padding), first_filter(first_filter) {
-    panels = static_cast<int>(divide_up<int64_t>(static_cast<int64_t>(walk.groups) * walk.outputs, kPanel));
+                        int group, int filter0)
+      : walk(walk), filters(filters), padding(padding), filter0(filter0) {
+    panels = divide_up(walk.groups * walk.outputs, kPanel);
     words_of_tap = divide_up(walk.channels, static_cast<int>(kByteStep)) * 2;
     words = walk.tap_rows * walk.tap_columns * words_of_tap;
 #pragma unroll
-    for (int i = 0; i < kReaches; ++i) reach[i] = Reach::of(walk, point0 + point(i), group);
+    for (int i = 0; i < kReaches; ++i) reach[i] = Reach<uint8_t>::of(walk, source, point0 + point(i), group);
     step = {0, 0, 0};
     if (VECTOR) step.advance(walk, word() * 4);
   }
@@ -109,7 +136,8 @@ struct FetchBytes {
 #pragma unroll
       for (int i = 0; i < kReaches; ++i) {
         if (!step.ended(walk) && reach[i].inside(walk, step)) {
-          load_four(reinterpret_cast<const uint32_t*>(source + reach[i].at(walk, step)), values + 4 * i);
+          const uint8_t* const from = reach[i].image + reach[i].template at<uint32_t>(walk, step);
+          load_four(reinterpret_cast<const uint32_t*>(from), values + 4 * i);
         } else {
           const uint32_t word = step.ended(walk) ? 0 : 0x01010101u * static_cast<uint32_t>(padding);
           for (int j = 0; j < 4; ++j) values[4 * i + j] = word;
@@ -126,8 +154,9 @@ struct FetchBytes {
         values[i] = 0;
         if (at >= words || there <= 0) continue;
         const bool inside = reach[i].inside(walk, place);
+        const uint32_t pixel = reach[i].template at<uint32_t>(walk, place);
         for (int j = 0; j < there; ++j) {
-          const uint32_t byte = inside ? source[reach[i].at(walk, place) + j] : static_cast<uint32_t>(padding);
+          const uint32_t byte = inside ? reach[i].image[pixel + j] : static_cast<uint32_t>(padding);
           values[i] |= byte << (8 * j);
         }
       }
@@ -135,15 +164,15 @@ struct FetchBytes {
 #pragma unroll
     for (int i = 0; i < kFilterWords / kTogether; ++i) {
       const int row = word0 / 2 + filter_row(i);
-      const int filter = first_filter + filter_word() / 2;
+      const int filter = filter0 + filter_word() / 2;
       const int64_t lane = (filter / kPanel * static_cast<int64_t>(words / 2) + row) * kPanel + filter % kPanel;
-      const int64_t at = lane * 8 + filter_word() % 2 * 4;
+      const uint8_t* const from = filters + lane * 8 + filter_word() % 2 * 4;
       const bool valid = 2 * row < words && filter / kPanel < panels;
       if constexpr (VECTOR) {
         for (int j = 0; j < 4; ++j) filter_words[4 * i + j] = 0;
-        if (valid) load_four(reinterpret_cast<const uint32_t*>(filters + at), filter_words + 4 * i);
+        if (valid) load_four(reinterpret_cast<const uint32_t*>(from), filter_words + 4 * i);
       } else {
-        filter_words[i] = valid ? load_word(filters + at) : 0;
+        filter_words[i] = valid ? load_word(from) : 0;
       }
     }
   }
@@ -173,7 +202,7 @@ template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(T::kThreads, VECTOR ? kBlocks : 1)
     byte_distances(Walk walk, const uint8_t* source, const uint8_t* filters, ByteOutput output) {
   __shared__ SharedWords<T> shared;
-  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
+  const int group = blockIdx.z, filter0 = first_filter<T>(walk);
   const uint32_t point0 = blockIdx.x * T::kPoints;
   FetchBytes<T, VECTOR> fetch(walk, source, filters, output.padding, point0, group, group * walk.outputs + filter0);
 
@@ -193,26 +222,18 @@ __global__ void __launch_bounds__(T::kThreads, VECTOR ? kBlocks : 1)
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage);
     __syncthreads();
   }
-  Point p;
-#pragma unroll
-  for (int i = 0; i < T::kThreadPoints; ++i) {
-    const uint32_t point = point0 + T::thread_point(i);
-    next_point<T>(walk, point, i, p);
-    if (point >= walk.points) continue;
-    const int64_t offset = offset_at(walk, p, walk.output);
-    write_by_fours<T>(
-        walk, group, filter0, offset,
-        [&](int j, int channel, int64_t at) { return finish(output, sums[i][j], channel, at); },
-        [&](int64_t at, float value) { store(output, at, value); },
-        [&](int64_t at, float a, float b, float c, float d) {
-          if (output.epilogue.float_output) {
-            store_four(output.epilogue.float_output + at, a, b, c, d);
-          } else {
-            store_word(output.bytes + at, to_byte(output, a) | to_byte(output, b) << 8 | to_byte(output, c) << 16 |
-                                              to_byte(output, d) << 24);
-          }
-        });
-  }
+  write_tile<T>(
+      walk, point0, filter0, [&](int i, int j) { return static_cast<float>(static_cast<int32_t>(sums[i][j])); },
+      [&](int channel, auto at, auto there, float (&values)[4]) { finish(output, channel, at, there, values); },
+      [&](int64_t at, float value) { store(output, at, value); },
+      [&](int64_t at, float a, float b, float c, float d) {
+        if (output.epilogue.float_output) {
+          store_four(output.epilogue.float_output + at, a, b, c, d);
+        } else {
+          store_word(output.bytes + at, to_byte(output, a) | to_byte(output, b) << 8 | to_byte(output, c) << 16 |
+                                            to_byte(output, d) << 24);
+        }
+      });
 }
 
 }  // namespace adderzoo::cuda

@@ -9,6 +9,8 @@ namespace adderzoo::cuda {
 // of lanes a tap and a source channel.
 struct Packing {
   int taps, channels, outputs, panels;  // channels of a group, outputs of all groups
+  int tap_columns, tap0, tap_row_step,
+      tap_column_step;  // tap (i, j) is number tap0 + i * tap_row_step + ... of a filter
   int group_outputs;
   int64_t group_stride, output_stride, channel_stride;  // in elements of the filters; taps are adjacent
 };
@@ -23,7 +25,9 @@ __global__ void pack(Packing packing, const W* filters, T* packed) {
               tap = static_cast<int>(row / packing.channels % packing.taps);
     const int64_t output = row / packing.channels / packing.taps * kPanel + i % kPanel;
     const int64_t at = output / packing.group_outputs * packing.group_stride +
-                       output % packing.group_outputs * packing.output_stride + channel * packing.channel_stride + tap;
+                       output % packing.group_outputs * packing.output_stride + channel * packing.channel_stride +
+                       packing.tap0 + tap / packing.tap_columns * packing.tap_row_step +
+                       tap % packing.tap_columns * packing.tap_column_step;
     packed[i] = output < packing.outputs ? static_cast<T>(to_number(filters[at])) : T(0);
   }
 }
@@ -36,19 +40,20 @@ template <typename T, typename S, typename W, typename Out>
 __global__ void filter_gradient(Walk walk, bool full, const S* source, const W* filters, Strides grad_strides,
                                 const T* grad, Out* output) {
   __shared__ T partial[kGradientThreads];
-  const int64_t elements = static_cast<int64_t>(walk.groups) * walk.outputs * walk.channels * walk.filter_taps;
+  const int taps = walk.tap_rows * walk.tap_columns;
+  const int64_t elements = static_cast<int64_t>(walk.groups) * walk.outputs * walk.channels * taps;
   for (int64_t e = blockIdx.x; e < elements; e += gridDim.x) {  // dense OIHW
-    const int tap = static_cast<int>(e % walk.filter_taps),
-              channel = static_cast<int>(e / walk.filter_taps % walk.channels);
-    const int output_channel = static_cast<int>(e / walk.filter_taps / walk.channels);
+    const int tap = static_cast<int>(e % taps), channel = static_cast<int>(e / taps % walk.channels);
+    const int output_channel = static_cast<int>(e / taps / walk.channels);
     const Step step{channel, tap / walk.tap_columns, tap % walk.tap_columns};
     const T f = static_cast<T>(to_number(filters[e]));
     T total = 0, sum = 0;
     int terms = 0;
     for (int64_t point = threadIdx.x; point < walk.points; point += kGradientThreads) {
-      const Reach reach = Reach::of(walk, point, output_channel / walk.outputs);
       const Point p = find_point(walk, point);
-      const T x = reach.inside(walk, step) ? static_cast<T>(to_number(source[reach.at(walk, step)])) : T(0);
+      const auto reach = Reach<S>::from(walk, source, p, output_channel / walk.outputs);
+      const bool inside = reach.inside(walk, step);
+      const T x = inside ? static_cast<T>(to_number(reach.image[reach.template at<int64_t>(walk, step)])) : T(0);
       const T value = grad[p.image * grad_strides.image + p.row * grad_strides.row + p.column * grad_strides.column +
                            output_channel * grad_strides.channel];
       sum += full ? value * (x - f) : SignSlope::term(value, x, f);

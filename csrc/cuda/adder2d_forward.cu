@@ -17,12 +17,13 @@ void run_forward(const Queue& queue, const Walk& walk, const S* source, const fl
   if (walk.points == 0) return;
   if (walk.outputs < kNarrow || !fits_tiles<Wide, Square, Slim, Thin>(walk)) {
     queue.run(direct<Distance, float, S, S, Out>, blocks_of_outputs(walk.points * walk.groups * walk.outputs), kThreads,
-              walk, source, filters, source, epilogue, output, walk.output.channel == 1);
+              0, walk, source, filters, source, epilogue, output, walk.output.channel == 1);
     return;
   }
   with_best_tile<Wide, Square, Slim, Thin>(walk, queue.processors(), [&]<typename T>(T) {
     const auto kernel = by_fours(walk, source) ? distances<T, S, true, Out> : distances<T, S, false, Out>;
-    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, source, filters, epilogue, output);
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, sizeof(Shared<T>), walk, source, filters, epilogue,
+              output);
   });
 }
 
@@ -37,12 +38,13 @@ Tensor adder2d(const Tensor& input, const Tensor& weight, Pair stride, Pair padd
   const MemoryFormat format = format_like(input);
   Tensor output = new_empty(input, {g.batch, weight.size(0), g.out_height, g.out_width}, type, format);
   const Dense x(input, format);
-  const Tensor filters = packed_filters(queue, g, torch::stable::contiguous(weight), type, false);
+  const Tensor filters = packed_filters(queue, g, torch::stable::contiguous(weight), type, false, all_taps(g.kernel_h),
+                                        all_taps(g.kernel_w));
   const Walk walk = forward_walk(g, x.strides, dense_strides(output, format));
   if (walk.points == 0) return output;
   if (type == ScalarType::Double) {
     const double* const source = x.tensor.const_data_ptr<double>();
-    queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, walk,
+    queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, 0, walk,
               source, filters.const_data_ptr<double>(), source, Epilogue<double>{}, output.mutable_data_ptr<double>(),
               walk.output.channel == 1);
     return output;
@@ -75,7 +77,7 @@ Tensor adder2d_affine(const Tensor& input, const Tensor& weight, const Tensor& s
   };
   if (input.scalar_type() == ScalarType::Double) {
     const double* const source = x.tensor.const_data_ptr<double>();
-    queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, walk,
+    queue.run(direct<Distance, double, double, double, double>, blocks_of_outputs(output.numel()), kThreads, 0, walk,
               source, filters.const_data_ptr<double>(), source, epilogue(0.0), output.mutable_data_ptr<double>(),
               walk.output.channel == 1);
     return output;

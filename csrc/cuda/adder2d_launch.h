@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -31,6 +32,9 @@ namespace adderzoo::cuda {
 // Blocks of threads of a kernel in which each thread takes one output after another.
 constexpr int64_t kMaxBlocks = 1 << 16;
 constexpr int kThreads = 256;
+
+// Shared memory of a block, in bytes, that a kernel has without asking for more.
+constexpr std::size_t kUsualShared = 48 << 10;
 
 inline std::string name(const torch::stable::Device& device) {
   if (!device.is_cuda()) return device.is_cpu() ? "cpu" : "another device";
@@ -58,9 +62,17 @@ class Queue {
     check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, tensor.get_device_index()));
   }
   int processors() const { return processors_; }
+  // Launches blocks of threads, with so many bytes of shared memory beside what the kernel declares.
   template <typename... Parameters, typename... Arguments>
-  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
-    kernel<<<blocks, threads, 0, stream_>>>(arguments...);
+  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, std::size_t shared,
+           const Arguments&... arguments) const {
+    if (shared > kUsualShared) {
+      const auto function = reinterpret_cast<const void*>(kernel);
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+      check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared));
+    }
+    kernel<<<blocks, threads, shared, stream_>>>(arguments...);
     check(cudaGetLastError());
   }
 
@@ -77,8 +89,9 @@ struct Queue {
   explicit Queue(const Tensor&) {}
   int processors() const { return 1; }
   template <typename... Parameters, typename... Arguments>
-  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, const Arguments&... arguments) const {
-    cuda_on_cpu::run(reinterpret_cast<void*>(kernel), blocks, threads, [&] { kernel(arguments...); });
+  void run(void (*kernel)(Parameters...), dim3 blocks, int threads, std::size_t shared,
+           const Arguments&... arguments) const {
+    cuda_on_cpu::run(reinterpret_cast<void*>(kernel), blocks, threads, shared, [&] { kernel(arguments...); });
   }
 };
 #endif
@@ -117,9 +130,18 @@ inline Tensor aligned_filters(const Tensor& packed) {
   return reinterpret_cast<uintptr_t>(filters.const_data_ptr()) % 16 == 0 ? filters : torch::stable::clone(filters);
 }
 
+// Whether 32 bits number the elements of both tensors, and of a panel of the filters of either direction.
+inline bool is_small(const Geometry& g) {
+  const int64_t inputs = g.batch * g.groups * g.channels * g.height * g.width;
+  const int64_t outputs = g.batch * g.groups * g.filters * g.out_height * g.out_width;
+  const int64_t lanes = g.taps() * round_up(std::max(g.channels, g.filters), kByteStep);
+  return std::max({inputs, outputs, lanes * kPanel}) <= kLargestSize;
+}
+
 inline Walk forward_walk(const Geometry& g, const Strides& source, const Strides& output) {
   return {
       .points = g.batch * g.out_height * g.out_width,
+      .small = is_small(g),
       .rows = number(g.out_height),
       .columns = number(g.out_width),
       .step_h = number(g.stride_h),
@@ -136,10 +158,6 @@ inline Walk forward_walk(const Geometry& g, const Strides& source, const Strides
       .source_height = number(g.height),
       .source_width = number(g.width),
       .source = source,
-      .filter_taps = number(g.taps()),
-      .filter_tap0 = 0,
-      .filter_tap_row_step = number(g.kernel_w),
-      .filter_tap_column_step = 1,
       .out_step_h = 1,
       .out_step_w = 1,
       .out_row0 = 0,
@@ -156,24 +174,32 @@ inline dim3 blocks_of_outputs(int64_t outputs) {
 // Groups narrower than this have a tile mostly to themselves: their outputs are computed one by one.
 constexpr int kNarrow = 4;
 
+// Blocks that a group's outputs take: some begin with up to three filters of the group before.
+template <typename T>
+int64_t blocks_of_group(const Walk& walk) {
+  return divide_up<int64_t>(walk.outputs + (walk.groups > 1 && walk.outputs % 4 != 0 ? 3 : 0), T::kFilters);
+}
+
 template <typename T>
 dim3 blocks_of_tiles(const Walk& walk) {
   return dim3(static_cast<unsigned>(divide_up(walk.points, T::kPoints)),
-              static_cast<unsigned>(divide_up(walk.outputs, T::kFilters)), static_cast<unsigned>(walk.groups));
+              static_cast<unsigned>(blocks_of_group<T>(walk)), static_cast<unsigned>(walk.groups));
 }
 
-// What tiles number with 32 bits, and what a grid of blocks can count.
+// What tiles number with 32 bits (points, an image, packed filters), and what a grid of blocks can count.
 template <typename... Tiles>
 bool fits_tiles(const Walk& walk) {
-  return walk.points <= kLargestSize && walk.groups < (1 << 16) &&
-         ((divide_up<int64_t>(walk.outputs, Tiles::kFilters) < (1 << 16)) && ...);
+  constexpr int64_t kMost = std::numeric_limits<uint32_t>::max();
+  const int64_t filters = round_up(static_cast<int64_t>(walk.groups) * walk.outputs, kPanel);
+  return walk.points <= kLargestSize && walk.source.image <= kMost &&
+         filters * walk.tap_rows * walk.tap_columns * round_up(walk.channels, kByteStep) <= kMost &&
+         walk.groups < (1 << 16) && ((blocks_of_group<Tiles>(walk) < (1 << 16)) && ...);
 }
 
 // Instructions of the processor that gets most blocks: tiles that are cut off, and processors left without one, count.
 template <typename T>
 double cost_of(const Walk& walk, int processors) {
-  const int64_t blocks =
-      divide_up(walk.points, T::kPoints) * static_cast<int64_t>(divide_up(walk.outputs, T::kFilters)) * walk.groups;
+  const int64_t blocks = divide_up(walk.points, T::kPoints) * blocks_of_group<T>(walk) * walk.groups;
   return T::kInstructions * T::kPoints * T::kFilters * static_cast<double>(divide_up(blocks, processors));
 }
 

@@ -138,6 +138,17 @@ __device__ inline void store_word(uint8_t* to, uint32_t v) {
 #endif
 }
 
+// The shared memory that a block is launched with.
+template <typename T>
+__device__ T& shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+#else
+  return *static_cast<T*>(cuda_on_cpu::shared_memory(sizeof(T)));
+#endif
+}
+
 // a + b, then within [0, 1]; zero for NaN.
 __device__ inline float saturating_add(float a, float b) {
 #ifdef __CUDACC__

@@ -11,8 +11,8 @@ namespace adderzoo::cuda {
 template <typename T, typename S, bool VECTOR, typename In, typename Out>
 __global__ void __launch_bounds__(T::kThreads, 1)  // else some of four blocks are put into memory
     slopes(Walk walk, const S* source, const float* filters, const In* input, Out* output) {
-  __shared__ Shared<T> shared;
-  const int group = blockIdx.z, filter0 = blockIdx.y * T::kFilters;
+  auto& shared = shared_memory<Shared<T>>();
+  const int group = blockIdx.z, filter0 = first_filter<T>(walk);
   const uint32_t point0 = blockIdx.x * T::kPoints;
   Fetch<T, S, VECTOR> fetch(walk, source, filters, point0, group, group * walk.outputs + filter0);
   float inputs[T::kThreadPoints][T::kThreadFilters];
@@ -21,29 +21,34 @@ __global__ void __launch_bounds__(T::kThreads, 1)  // else some of four blocks a
 #pragma unroll
   for (int i = 0; i < T::kThreadPoints; ++i) {
     const uint32_t point = point0 + T::thread_point(i);
-    next_point<T>(walk, point, i, p);
-    const int64_t offset = offset_at(walk, p, walk.input);
+    if (i % 4 == 0) {
+      p = find_point(walk, point);
+    } else {
+      advance(walk, p);
+    }
+    const int64_t offset = offset_at<int64_t>(walk, p, walk.input);
 #pragma unroll
     for (int j = 0; j < T::kThreadFilters; ++j) {
       const int filter = filter0 + T::thread_filter(j), channel = group * walk.outputs + filter;
-      const bool there = point < walk.points && filter < walk.outputs;
+      const bool there = point < walk.points && filter >= 0 && filter < walk.outputs;
       const float x = there ? to_number(input[offset + channel * walk.input.channel]) : 0.0f;
       zero = multiply_add(x, 0.0f, zero);
       inputs[i][j] = 0.5f - 0.5f * x;
     }
   }
-  float sums[T::kThreadPoints][T::kThreadFilters] = {}, totals[T::kThreadPoints][T::kThreadFilters] = {};
+  float sums[T::kThreadPoints][T::kThreadFilters] = {};
+  keep_totals(shared, sums);
   float sum = 0.0f, total = 0.0f;  // of g, for the first threads' points
 
-  const int64_t chunks = chunks_of<T>(walk);
-  fetch.load();
+  const int chunks = chunks_of<T>(walk);
+  fetch.load(0);
   zero = fetch.add_zeros(zero);
   fetch.store(shared, 0, 0.5f);
   __syncthreads();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+  for (int chunk = 0; chunk < chunks; ++chunk) {
     const int stage = chunk % 2;
     if (chunk + 1 < chunks) {
-      fetch.load();
+      fetch.load((chunk + 1) * T::kSteps);
       zero = fetch.add_zeros(zero);
     }
     if (threadIdx.x < T::kPoints) {
@@ -57,34 +62,34 @@ __global__ void __launch_bounds__(T::kThreads, 1)  // else some of four blocks a
       });
     }
     if ((chunk + 1) % (kBlockSteps / T::kSteps) == 0) {
-      add_up<T>(totals, sums);
+      add_totals(shared, sums);
+      keep_totals(shared, sums);
       total += sum;
       sum = 0.0f;
     }
     if (chunk + 1 < chunks) fetch.store(shared, 1 - stage, 0.5f);
     __syncthreads();
   }
-  add_up<T>(totals, sums);
+  add_totals(shared, sums);
   total += sum;
   if (threadIdx.x < T::kPoints) shared.sums[threadIdx.x] = total;
-  const bool direct = __syncthreads_or(!(zero == 0.0f && total - total == 0.0f));
-#pragma unroll
-  for (int i = 0; i < T::kThreadPoints; ++i) {
-    const uint32_t point = point0 + T::thread_point(i);
-    next_point<T>(walk, point, i, p);
-    if (point >= walk.points) continue;
-    const int64_t in = offset_at(walk, p, walk.input), out = offset_at(walk, p, walk.output);
-    const Reach reach = Reach::from(walk, p, true, group);
-    write_by_fours<T>(
-        walk, group, filter0, out,
-        [&](int j, int channel, int64_t) {
-          if (!direct) return 2.0f * totals[i][j] - shared.sums[T::thread_point(i)];
-          const float x = to_number(input[in + channel * walk.input.channel]);
-          return direct_sum<ClippedSlope, float>(walk, reach, source, filters, channel, x);
-        },
-        [&](int64_t at, float value) { from_number(value, output[at]); },
-        [&](int64_t at, float a, float b, float c, float d) { store_four(output + at, a, b, c, d); });
+  if (__syncthreads_or(!(zero == 0.0f && total - total == 0.0f))) {
+    for (int n = threadIdx.x; n < T::kPoints * T::kFilters; n += T::kThreads) {
+      const uint32_t point = point0 + n % T::kPoints;
+      const int filter = filter0 + n / T::kPoints, channel = group * walk.outputs + filter;
+      if (point >= walk.points || filter < 0 || filter >= walk.outputs) continue;
+      const Point p = find_point(walk, point);
+      const float x = to_number(input[offset_at<int64_t>(walk, p, walk.input) + channel * walk.input.channel]);
+      const auto reach = Reach<S>::from(walk, source, p, group);
+      from_number(direct_sum<ClippedSlope, uint32_t, float>(walk, reach, filters, channel, x),
+                  output[offset_at<int64_t>(walk, p, walk.output) + channel * walk.output.channel]);
+    }
+    return;
   }
+  write_tile<T>(
+      walk, point0, filter0, [&](int i, int j) { return 2.0f * sums[i][j] - shared.sums[T::thread_point(i)]; },
+      [](int, auto, auto, float (&)[4]) {}, [&](int64_t at, float value) { from_number(value, output[at]); },
+      [&](int64_t at, float a, float b, float c, float d) { store_four(output + at, a, b, c, d); });
 }
 
 }  // namespace adderzoo::cuda

@@ -21,7 +21,10 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   const bool bytes = out_zero_point.has_value();
   Tensor output = new_empty(input, {g.batch, scale.size(0), g.out_height, g.out_width},
                             bytes ? ScalarType::Byte : ScalarType::Float, format);
-  const Dense x(input, format);
+  const int lane_bytes = number(weight.size(5));
+  // Tiles fetch channels that lie side by side: to copy an input costs little beside what else reads single bytes.
+  const bool tiled = lane_bytes == kByteStep && g.filters >= kNarrow;
+  const Dense x(input, tiled ? MemoryFormat::ChannelsLast : format);
   const Tensor filters = aligned_filters(weight), a = torch::stable::contiguous(scale),
                b = torch::stable::contiguous(shift);
   const Walk walk = forward_walk(g, x.strides, dense_strides(output, format));
@@ -39,19 +42,16 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
   if (!bytes) sums.epilogue.float_output = output.mutable_data_ptr<float>();
   const uint8_t* const source = x.tensor.const_data_ptr<uint8_t>();
   const uint8_t* const packed = filters.const_data_ptr<uint8_t>();
-  const int lane_bytes = number(filters.size(5));
-  if (lane_bytes != kByteStep || walk.outputs < kNarrow || !fits_tiles<Wide, Square, Slim>(walk) ||
-      x.strides.channel != 1) {
-    queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, walk, source, packed, lane_bytes, sums);
+  if (!tiled || !fits_tiles<Wide, Square, Slim>(walk)) {
+    queue.run(direct_bytes, blocks_of_outputs(output.numel()), kThreads, 0, walk, source, packed, lane_bytes, sums);
     return output;
   }
   // Sixteen channels of a pixel at once, and two lanes.
   const bool vector = by_fours(walk, reinterpret_cast<const uint32_t*>(source)) && walk.channels % 16 == 0 &&
-                      walk.source.image % 16 == 0 && walk.source.row % 16 == 0 && walk.source.column % 16 == 0 &&
-                      (walk.groups == 1 || walk.outputs % 2 == 0);
+                      walk.source.image % 16 == 0 && walk.source.row % 16 == 0 && walk.source.column % 16 == 0;
   with_best_tile<Wide, Square, Slim>(walk, queue.processors(), [&]<typename T>(T) {
     const auto kernel = vector ? byte_distances<T, true> : byte_distances<T, false>;
-    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, walk, source, packed, sums);
+    queue.run(kernel, blocks_of_tiles<T>(walk), T::kThreads, 0, walk, source, packed, sums);
   });
   return output;
 }

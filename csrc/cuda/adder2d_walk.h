@@ -17,19 +17,17 @@ namespace adderzoo::cuda {
 // y * step_h + tap_row0 + i * tap_row_step for tap i, and the column likewise. Those outside the source are zero.
 struct Walk {
   int64_t points;  // of all images
+  bool small;      // source, outputs and a panel of filters have less than 2^31 elements each
   int rows, columns;
   int step_h, step_w;
   int tap_rows, tap_row0, tap_row_step;
   int tap_columns, tap_column0, tap_column_step;
 
-  // Of one group: channels of the source, and what is computed at each point.
+  // Of one group: channels of the source, and what is computed at each point. Filters are packed: (panels, taps in the
+  // order of the walk, channels, lanes), a lane being an output.
   int groups, channels, outputs;
   int source_height, source_width;
   Strides source;
-
-  // The filters' taps in the same order: number filter_tap0 + i * filter_tap_row_step + j * filter_tap_column_step of
-  // `filter_taps`. Filters are packed: (panels, taps, channels, lanes), a lane being an output.
-  int filter_taps, filter_tap0, filter_tap_row_step, filter_tap_column_step;
 
   // The outputs, and the inputs of a slope: pixel (y * out_step_h + out_row0, ...) of theirs.
   int out_step_h, out_step_w, out_row0, out_column0;

@@ -44,6 +44,7 @@ struct Block {
   jmp_buf scheduler;
   int current = 0;
   bool any = false, last_any = false;  // of __syncthreads_or
+  std::vector<unsigned char> shared;   // what it is launched with, whose contents are not known
   bool misaligned = false;
 };
 
@@ -81,8 +82,14 @@ inline void resume(Fiber& fiber) {
   setcontext(&fiber.start);
 }
 
-inline void run_block(std::vector<Fiber>& fibers, const std::function<void()>& kernel) {
+inline void* shared_memory(std::size_t bytes) {
+  if (bytes > block->shared.size()) throw std::logic_error("a block is launched with less shared memory than it uses");
+  return block->shared.data();
+}
+
+inline void run_block(std::vector<Fiber>& fibers, std::size_t shared, const std::function<void()>& kernel) {
   Block now;
+  now.shared.assign(shared, 0xff);
   now.fibers.swap(fibers);
   now.kernel = kernel;
   block = &now;
@@ -131,7 +138,7 @@ inline void note(void* kernel) {
   std::fclose(file);
 }
 
-inline void run(void* name, dim3 grid, int threads, const std::function<void()>& kernel) {
+inline void run(void* name, dim3 grid, int threads, std::size_t shared, const std::function<void()>& kernel) {
   note(name);
   std::vector<Fiber> fibers(static_cast<std::size_t>(threads));
   grid_size = grid;
@@ -140,7 +147,7 @@ inline void run(void* name, dim3 grid, int threads, const std::function<void()>&
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         block_index = dim3(x, y, z);
-        run_block(fibers, kernel);
+        run_block(fibers, shared, kernel);
       }
     }
   }

@@ -94,11 +94,12 @@ def code(request: pytest.FixtureRequest, compiled: dict[str, Code]) -> Code:
     return compiled[request.param]
 
 
-def test_no_kernel_spills_or_uses_local_memory(code: Code) -> None:
+def test_local_memory_keeps_four_registers_of_a_kernel_at_most(code: Code) -> None:
+    """What two blocks' registers do not hold: hardly anything beside what a loop computes."""
     frame = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
     frames = [found.groups() for found in map(frame.search, code.reports) if found]
     assert len(frames) == code.count > 50  # several sources have the kernels that pack filters
-    assert set(frames) == {("0", "0", "0")}
+    assert max(int(bytes_) for numbers in frames for bytes_ in numbers) <= 16
 
 
 # Tiles: points and filters of a block, of a thread, and steps. A turn of the loop takes all steps.
@@ -120,6 +121,12 @@ def loads(tile: Tile) -> int:
     return (points // 4 + filters // 4) * steps
 
 
+def fours(tile: Tile) -> int:
+    """Of a thread's sums. Their totals are read, and outputs written, four at once."""
+    _, _, points, filters, _ = tile
+    return points * filters // 4
+
+
 @pytest.mark.parametrize(
     "tile", [(128, 128, 8, 8, 8), (64, 64, 8, 4, 8), (128, 32, 8, 4, 8), (128, 16, 4, 4, 8)], ids=str
 )
@@ -127,10 +134,10 @@ def loads(tile: Tile) -> int:
 @pytest.mark.parametrize("vector", [0, 1])
 def test_a_distance_is_two_additions(code: Code, tile: Tile, source: str, vector: int) -> None:
     loop = code.inner_loop(f"distances{mangled(tile)}{source}Lb{vector}EfE")
-    totals = elements(tile) // tile[-1]  # a sum of so many terms joins the others once in a while
+    totals = 4 * fours(tile)  # which sums join once in a while
     assert loop["FADD"] == 2 * elements(tile) + totals
     assert loop["FMUL"] == loop["FFMA"] == 0
-    assert loop["LDS.128"] == loads(tile)
+    assert loop["LDS.128"] == loads(tile) + fours(tile)
 
 
 @pytest.mark.parametrize("tile", [(64, 64, 8, 4, 16), (128, 32, 8, 4, 16), (128, 16, 4, 4, 16)], ids=str)
@@ -140,7 +147,7 @@ def test_a_slope_is_a_saturating_addition_and_a_multiply_add(code: Code, tile: T
     assert loop["FADD.SAT"] == elements(tile)
     others = loop["FFMA"] - elements(tile)  # that look whether filters are finite
     assert 0 <= others <= 16
-    assert loop["LDS.128"] == loads(tile)
+    assert loop["LDS.128"] == loads(tile) + fours(tile)
 
 
 @pytest.mark.parametrize("tile", [(128, 128, 8, 8, 8), (64, 64, 8, 4, 16), (128, 32, 8, 4, 16)], ids=str)
@@ -149,6 +156,30 @@ def test_four_bytes_are_one_instruction(code: Code, tile: Tile, vector: int) -> 
     loop = code.inner_loop(f"byte_distances{mangled(tile)}Lb{vector}E")
     assert loop["VABSDIFF4.U8.ACC"] == elements(tile)
     assert loop["LDS.128"] == loads(tile)
+
+
+@pytest.mark.parametrize("kernel", ["distances", "byte_distances"])
+@pytest.mark.parametrize("vector", [0, 1])
+def test_channels_or_points_that_lie_side_by_side_are_stored_by_fours(code: Code, kernel: str, vector: int) -> None:
+    tile = (128, 128, 8, 8, 8)
+    (name,) = (
+        name
+        for name in code.kernels
+        if f"{len(kernel)}{kernel}{mangled(tile)}" in name
+        and ("EfEEv" in name) == (kernel == "distances")
+        and f"{'f' if kernel == 'distances' else ''}Lb{vector}E" in name
+    )
+    assert code.kernels[name].count("STG.E.128 ") == 2 * fours(tile)  # the one or the other
+
+
+@pytest.mark.parametrize("source", ["f", "NS0_4HalfE", "NS0_8BFloat16E"])
+@pytest.mark.parametrize("vector", [0, 1])
+def test_a_multiprocessor_has_registers_for_two_of_the_widest_tiles(code: Code, source: str, vector: int) -> None:
+    kernel = f"9distances{mangled((128, 128, 8, 8, 8))}{source}Lb{vector}EfE"
+    (report,) = (report for report in code.reports if kernel in report.split("\n", 1)[0])
+    found = re.search(r"Used (\d+) registers", report)
+    assert found
+    assert 2 * 256 * int(found[1]) <= 65536
 
 
 # What the operators are measured against: the same instructions, and beside these only what counts the turns.

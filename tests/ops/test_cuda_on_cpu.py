@@ -122,6 +122,22 @@ def test_a_tile_that_is_asked_for_is_taken(
     assert "TileI" + "".join(f"Li{number}E" for number in tile) in name
 
 
+@pytest.mark.timeout(900)
+def test_offsets_beyond_32_bits_and_the_last_points_are_right(tmp_path: Path) -> None:
+    """A program of its own, without PyTorch: no tensors, but memory that is only reserved."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    source, program = Path(__file__).parent / "cuda_large.cpp", tmp_path / "cuda_large"
+    command = [compiler, "-std=c++20", "-O1", "-Wno-unknown-pragmas", "-Wno-attributes", f"-I{source.parent}"]
+    done = subprocess.run([*command, source, "-o", program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    if done.stdout == "memory cannot be reserved\n":
+        pytest.skip("this machine does not reserve memory that it does not have")
+    assert done.stdout == "all offsets are right\n"
+
+
 def test_every_kernel_has_run(library: Path) -> None:
     """In the tests above."""
     lists = list(library.parent.glob("test_*"))
