@@ -37,9 +37,9 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _cifar10(tag: str) -> dict[str, Any]:
-    # Trained by scripts/reproduce/cifar10.sh.
-    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=_NAMES)
+def _cifar10(tag: str, **kwargs: Any) -> dict[str, Any]:
+    # Trained by scripts/reproduce/cifar10.sh and cifar10_resnet8.sh.
+    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=_NAMES, **kwargs)
 
 
 _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benchmark"}
@@ -55,12 +55,12 @@ default_cfgs = generate_default_cfgs(
             label_names=_NAMES,
         ),
         "adder_resnet32.untrained": _cfg(),
-        "adder_resnet8.untrained": _cfg(**_MLPERF_TINY),
+        "adder_resnet8.cifar10": _cifar10("adder_resnet8.cifar10", **_MLPERF_TINY),
         "bnn_resnet20.untrained": _cfg(),
         "bnn_resnet32.untrained": _cfg(),
         "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),
         "cnn_resnet32.untrained": _cfg(),
-        "cnn_resnet8.untrained": _cfg(**_MLPERF_TINY),
+        "cnn_resnet8.cifar10": _cifar10("cnn_resnet8.cifar10", **_MLPERF_TINY),
         "shift_resnet20.untrained": _cfg(**SHIFTADDNET),
         "shiftadd_resnet20.untrained": _cfg(**SHIFTADDNET),
     }

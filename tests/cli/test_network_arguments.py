@@ -17,7 +17,7 @@ Command = Callable[..., Done]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LENET, RESNET = "adder_lenet5.digits", "adder_resnet8"
+LENET, RESNET = "adder_lenet5.digits", "adder_resnet32"
 WEIGHTS = models.WEIGHTS / f"{LENET}.safetensors"
 
 # All but the network.

@@ -337,11 +337,11 @@ def test_imagenets_classes_have_their_names(predict: Callable[..., list[dict[str
 
 def test_random_weights_are_asked_for_and_said_to_be_random(adderzoo: Command, tmp_path: Path) -> None:
     random_images(1)[0].save(tmp_path / "a.png")
-    done = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet8", "--random-weights")
-    assert (done.status, done.err) == (0, "adderzoo predict: adder_resnet8, random weights, on cpu\n")
+    done = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet32", "--random-weights")
+    assert (done.status, done.err) == (0, "adderzoo predict: adder_resnet32, random weights, on cpu\n")
     assert len(done.out.splitlines()) == 6
-    refused = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet8").error
-    assert "model adder_resnet8 has no published weights: --checkpoint FILE" in refused
+    refused = adderzoo("predict", tmp_path / "a.png", "-m", "adder_resnet32").error
+    assert "model adder_resnet32 has no published weights: --checkpoint FILE" in refused
 
 
 def test_a_network_for_other_images_has_their_channels_mean_and_deviation(

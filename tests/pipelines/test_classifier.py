@@ -326,8 +326,8 @@ def test_a_network_of_ones_own_has_its_configuration_and_names() -> None:
     ("arguments", "message"),
     [
         (
-            {"model": "adder_resnet8"},
-            "adder_resnet8 has no published weights: checkpoint=FILE gives it other weights, random_weights=True",
+            {"model": "adder_resnet32"},
+            "adder_resnet32 has no published weights: checkpoint=FILE gives it other weights, random_weights=True",
         ),
         ({"model": "adder_lenet5.digits", "in_chans": 0}, "in_chans must be at least 1, got 0"),
         ({"model": "adder_lenet5.digits", "num_classes": 3}, "num_classes must be 10, for which the weights of"),
@@ -356,7 +356,7 @@ def test_a_file_that_names_no_network_has_to_be_the_checkpoint_of_one(tmp_path: 
 
 
 def test_random_weights_are_asked_for() -> None:
-    classifier = adderzoo.Classifier("adder_resnet8", random_weights=True, num_classes=3, device="cpu")
+    classifier = adderzoo.Classifier("adder_resnet32", random_weights=True, num_classes=3, device="cpu")
     assert classifier.class_names == ["0", "1", "2"]
     with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
         classifier(random_images(1)[0], topk=0)
