@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -487,16 +488,15 @@ class CSource:
             words = (bytes_.long() @ torch.tensor([1, 2**8, 2**16, 2**24])).reshape(len(packed), -1)
             if step.kind == "conv":  # and the sum of their squares, for processors that have no product
                 words = torch.cat([words, packed.view(torch.int8).long().square().sum((1, 3))], 1)
-            words = words.flatten().tolist()
-            of_each = f"{len(words) // step.groups}u"
-            texts = [f"0x{word:08x}u" for word in words]
+            texts = [f"0x{word:08x}u" for word in words.flatten().tolist()]
+            of_each = f"{len(texts) // step.groups}u"
             if step.kind == "adder" and self.swar:
                 groups, lists = _lists(step)
                 filters = self._filters(f"{name}_filters", texts, groups)
                 of_each = f"SWAR({len(groups[0])}u, {of_each})"
             else:
                 type_ = "uint32_t" if step.kind == "conv" else "filter_t"
-                filters = self._table(type_, f"{name}_filters", texts, len(words), 4)
+                filters = self._table(type_, f"{name}_filters", texts, len(texts), 4)
             bias, multiplier = _padded_affine(step)
         swar = bias
         if step.kind == "adder" and not grouped:
@@ -737,7 +737,7 @@ int main(void)
 """
 
 
-def _is_adder(step: Step) -> bool:
+def _is_adder(step: Step) -> TypeGuard[Layer]:
     return isinstance(step, Layer) and step.kind == "adder"
 
 
