@@ -65,7 +65,8 @@ def test_the_best_epochs_weights_have_the_quality_that_validate_measures(
     result = tmp_path / "result.json"
     command = ("validate", "--model", "adder_edsr_baseline_x2", "--checkpoint", file, "--data-dir", folder / "val")
     assert adderzoo(*command, "--json", result).status == 0
-    assert json.loads(result.read_text())["psnr"] == pytest.approx(float(best["eval_psnr"]), abs=1e-6)
+    # The fused network rounds otherwise: a color of a pixel may become its neighbor.
+    assert json.loads(result.read_text())["psnr"] == pytest.approx(float(best["eval_psnr"]), abs=1e-3)
 
 
 def test_adder_filters_have_a_rate_of_their_own_under_adam(
