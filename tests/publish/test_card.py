@@ -104,7 +104,14 @@ def test_figures_are_those_of_results_json(name: str) -> None:
     card, row = committed(name), rows()[name]
     assert f"Top-1 {row['top1']:.2f} ± {row['top1_se']:.2f} % on {row['images']:,} images ({row['dataset']})" in card
     assert costs(card)[f"top-1 % with tag `{name.partition('.')[2]}`"][0] == f"{row['top1']:.2f} ± {row['top1_se']:.2f}"
-    assert section(card, "Training").startswith(f"{row['recipe']}\n")
+    with safe_open(WEIGHTS / f"{name}.safetensors", "pt") as weights:
+        said = weights.metadata()
+    training = row["recipe"]
+    if "trained_from" in said:
+        training += f" The training started from {said['trained_from']}."
+    if "taught_by" in said:
+        training += f" It was taught by {said['taught_by']}."
+    assert section(card, "Training").startswith(f"{training}\n")
     assert code(card, "bash") == f"{row['command']}\n"
 
 
