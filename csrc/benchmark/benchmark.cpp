@@ -25,7 +25,7 @@ int64_t cpu_ceiling(std::string form, int64_t steps) {
   const Ceiling ceiling = form_of(form);
   std::atomic<int64_t> elements = 0;
   torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) elements += ceiling_loop()(ceiling, steps);
+    for (int64_t i = begin; i < end; ++i) elements += ceiling_loop(ceiling)(ceiling, steps);
   });
   return elements;
 }

@@ -10,14 +10,17 @@ namespace adderzoo::cpu {
 ADDERZOO_DECLARE_CEILING(default_loops)
 #ifdef __x86_64__
 ADDERZOO_DECLARE_CEILING(avx2_loops)
+ADDERZOO_DECLARE_CEILING(avx512vl_loops)
 ADDERZOO_DECLARE_CEILING(avx512_loops)
 #endif
 
-CeilingLoop ceiling_loop() {
-  switch (capability()) {
+CeilingLoop ceiling_loop(Ceiling form) {
+  switch (form == Ceiling::kByteDistance ? capability() : capability_of_floats()) {
 #ifdef __x86_64__
     case Capability::kAvx512:
       return avx512_loops::kCeiling;
+    case Capability::kAvx512Vl:
+      return avx512vl_loops::kCeiling;
     case Capability::kAvx2:
       return avx2_loops::kCeiling;
 #endif

@@ -13,7 +13,7 @@ enum class Ceiling { kMultiplyAdd, kDistance, kSlope, kByteDistance };
 // Takes so many steps, and returns the number of elements.
 using CeilingLoop = int64_t (*)(Ceiling form, int64_t steps);
 
-// That of the instruction set whose loops run (capability.h).
-CeilingLoop ceiling_loop();
+// That of the instruction set whose loops run (capability.h), for bytes or floats.
+CeilingLoop ceiling_loop(Ceiling form);
 
 }  // namespace adderzoo::cpu

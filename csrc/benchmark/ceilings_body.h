@@ -34,7 +34,8 @@ int64_t ceiling_of(int64_t steps) {
         if constexpr (kMultiply) {
           sum[p][v] = Simd<T>::multiply_add(x, w[v], sum[p][v]);
         } else {
-          sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one, Mask<T>{});
+          sum[p][v] = (p + v) % 2 == 0 ? add_term<F, false, T>(sum[p][v], x, w[v], input[p][v], one, Mask<T>{})
+                                       : add_term<F, true, T>(sum[p][v], x, w[v], input[p][v], one, Mask<T>{});
         }
       }
     }

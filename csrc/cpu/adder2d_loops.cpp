@@ -14,6 +14,7 @@ namespace adderzoo::cpu {
 ADDERZOO_DECLARE_LOOPS(default_loops)
 #ifdef __x86_64__
 ADDERZOO_DECLARE_LOOPS(avx2_loops)
+ADDERZOO_DECLARE_LOOPS(avx512vl_loops)
 ADDERZOO_DECLARE_LOOPS(avx512_loops)
 #endif
 
@@ -27,10 +28,12 @@ const Loops<T>& loops() {
   } else {                                           \
     return capability::kBytes;                       \
   }
-  switch (capability()) {
+  switch (sizeof(T) == 1 ? capability() : capability_of_floats()) {
 #ifdef __x86_64__
     case Capability::kAvx512:
       ADDERZOO_RETURN_LOOPS(avx512_loops)
+    case Capability::kAvx512Vl:
+      ADDERZOO_RETURN_LOOPS(avx512vl_loops)
     case Capability::kAvx2:
       ADDERZOO_RETURN_LOOPS(avx2_loops)
 #endif

@@ -18,17 +18,29 @@ Capability best_capability() {
   return Capability::kDefault;
 }
 
-Capability choose_capability() {
+// Zen 4: AVX-512, but in halves. A loop of maxima and multiply-adds then takes a third less time on vectors of 32
+// bytes.
+bool halves_vectors() {
+#ifdef __x86_64__
+  return __builtin_cpu_is("amdfam19h") && best_capability() == Capability::kAvx512;
+#else
+  return false;
+#endif
+}
+
+Capability choose_capability(Capability unasked) {
   const Capability best = best_capability();
   const char* asked = std::getenv("ADDERZOO_CPU_CAPABILITY");
-  if (asked == nullptr || *asked == '\0') return best;
+  if (asked == nullptr || *asked == '\0') return unasked;
   const std::string name = asked;
-  const Capability capability = name == "avx512" ? Capability::kAvx512
-                                : name == "avx2" ? Capability::kAvx2
-                                                 : Capability::kDefault;
+  const Capability capability = name == "avx512"     ? Capability::kAvx512
+                                : name == "avx512vl" ? Capability::kAvx512Vl
+                                : name == "avx2"     ? Capability::kAvx2
+                                                     : Capability::kDefault;
   if ((capability == Capability::kDefault && name != "default") || capability > best) {
-    throw std::runtime_error("ADDERZOO_CPU_CAPABILITY is '" + name +
-                             "'; it takes 'default', 'avx2' or 'avx512', as far as this processor has them");
+    throw std::runtime_error(
+        "ADDERZOO_CPU_CAPABILITY is '" + name +
+        "'; it takes 'default', 'avx2', 'avx512vl' or 'avx512', as far as this processor has them");
   }
   return capability;
 }
@@ -36,13 +48,18 @@ Capability choose_capability() {
 }  // namespace
 
 Capability capability() {
-  static const Capability chosen = choose_capability();
+  static const Capability chosen = choose_capability(best_capability());
+  return chosen;
+}
+
+Capability capability_of_floats() {
+  static const Capability chosen = choose_capability(halves_vectors() ? Capability::kAvx512Vl : best_capability());
   return chosen;
 }
 
 bool adds_beside_maxima() {
 #ifdef __x86_64__
-  return __builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h");  // Zen 1 to 4
+  return (__builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h")) && !halves_vectors();
 #else
   return false;
 #endif

@@ -922,7 +922,7 @@ int main(int argc, char** argv) try {
   check_example();
   check_invariants();
   for (const Ceiling form : {Ceiling::kMultiplyAdd, Ceiling::kDistance, Ceiling::kSlope, Ceiling::kByteDistance}) {
-    if (ceiling_loop()(form, 100) > 0) continue;
+    if (ceiling_loop(form)(form, 100) > 0) continue;
     std::printf("FAILED: a ceiling counts no elements\n");
     ++failures;
   }

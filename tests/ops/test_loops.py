@@ -48,7 +48,7 @@ def program(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(compiler, tmp_path_factory.mktemp("loops") / "loops")
 
 
-CAPABILITIES = ["default", "avx2", "avx512"]
+CAPABILITIES = ["default", "avx2", "avx512vl", "avx512"]
 
 # The numbers leave combinations out, for the sake of time; scripts/check_*.sh take more of them.
 

@@ -15,14 +15,17 @@ constexpr Function exact(Function f) {
 //
 // kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. One of them is for
 // nothing, and the speed that of a convolution, where the two run on different ports: comparisons run beside additions
-// on AMD's Zen 1 to 4, and beside multiply-adds on Zen 5, where kMaxFmaDistance adds by a multiply-add by one, which is
-// the same to the last bit (`adds_beside_maxima` tells which). Like the plain form's, its rounding error is within 1e-6
-// of sum(|x| + |w|). It is not relative to the result, and infinities give inf - inf = NaN: `finish` finds tiles where
-// either matters, and `redo` replaces those values by the plain form's.
+// on AMD's Zen 1 to 3, and beside multiply-adds on Zen 4 and 5, where kMaxFmaDistance adds by a multiply-add by one,
+// which is the same to the last bit (`adds_beside_maxima` tells which). Like the plain form's, its rounding error is
+// within 1e-6 of sum(|x| + |w|). It is not relative to the result, and infinities give inf - inf = NaN: `finish` finds
+// tiles where either matters, and `redo` replaces those values by the plain form's.
+//
+// Of three instructions of kClippedSlope two are subtraction and clip, on the same ports of Zen 4 and 5: every `other`
+// term subtracts by a multiply-add.
 //
 // Comparisons with a NaN are false, so a NaN passes through the exact functions. Where there is no gradient because the
 // source ends, a slope counts for nothing, and 0 * NaN would: the exact ones leave out what has the bits of `outside`.
-template <Function F, typename T>
+template <Function F, bool kOther, typename T>
 inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T> source, Vector<T> filter,
                                                          Vector<T> input, Vector<T> one, Mask<T> outside) {
   if constexpr (F == Function::kDistance) {
@@ -33,7 +36,8 @@ inline __attribute__((always_inline)) Vector<T> add_term(Vector<T> sum, Vector<T
     // `one` is opaque, or else this would become an addition.
     return Simd<T>::multiply_add(Simd<T>::max(source, filter), one, sum);
   } else if constexpr (F == Function::kClippedSlope) {
-    return Simd<T>::multiply_add(source, Simd<T>::clip(filter - input, one), sum);
+    const Vector<T> slope = kOther ? Simd<T>::other_difference(filter, input, one) : filter - input;
+    return Simd<T>::multiply_add(source, Simd<T>::clip(slope, one), sum);
   } else {
     const Vector<T> zero = {}, slope = filter - input;
     Vector<T> bounded;

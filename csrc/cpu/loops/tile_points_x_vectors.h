@@ -90,7 +90,8 @@ void add_blocks(const Accumulation<T>& work, const Tile<T>& tile, int64_t begin,
 #pragma GCC unroll 8
           for (int v = 0; v < kVecs; ++v) {
             if constexpr (!kShared) x = load(source[p] + at + v * kLanes<T>);
-            sum[p][v] = add_term<F, T>(sum[p][v], x, w[v], input[p][v], one, outside);
+            sum[p][v] = (p + v) % 2 == 0 ? add_term<F, false, T>(sum[p][v], x, w[v], input[p][v], one, outside)
+                                         : add_term<F, true, T>(sum[p][v], x, w[v], input[p][v], one, outside);
           }
         }
       }

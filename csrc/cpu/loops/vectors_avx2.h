@@ -1,4 +1,4 @@
-// 32 bytes: AVX2.
+// 32 bytes: AVX2, and AVX-512 of that width.
 #pragma once
 
 #include "vectors_x86.h"
@@ -19,9 +19,16 @@ struct Simd<float> : PlainSimd<float> {
   static Vector distance(Vector a, Vector b) {
     return (Vector)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)(a - b));
   }
+#if ADDERZOO_REGISTERS >= 32  // as in vectors_avx512.h
+  static Vector other_difference(Vector a, Vector b, Vector one) {
+    return (Vector)_mm256_fmsub_ps((__m256)a, (__m256)one, (__m256)b);
+  }
+  static Vector clip(Vector x, Vector one) { return (Vector)_mm256_range_ps((__m256)x, (__m256)one, 0b0010); }
+#else
   static Vector clip(Vector x, Vector one) {
     return (Vector)_mm256_max_ps(_mm256_min_ps((__m256)x, (__m256)one), (__m256)-one);
   }
+#endif
   static void sums(const Vector* four, float* to) {
     __m128 halves[4];
     for (int i = 0; i < 4; ++i) {

@@ -17,6 +17,9 @@ struct Simd<float> : PlainSimd<float> {
   static Vector max(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
   static Vector min(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm512_abs_ps((__m512)(a - b)); }
+  static Vector other_difference(Vector a, Vector b, Vector one) {
+    return (Vector)_mm512_fmsub_ps((__m512)a, (__m512)one, (__m512)b);
+  }
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }
   static void sums(const Vector* four, float* to) {
