@@ -52,9 +52,11 @@ int64_t ceiling_of(int64_t steps) {
 }
 
 // The best tile, with operands that the first cache holds.
-inline int64_t ceiling_of_bytes(int64_t steps) {
+template <Function F>
+int64_t ceiling_of_bytes(int64_t steps) {
   constexpr int kVecs = kMaxPanels<uint8_t> * kVectors<uint8_t>;
-  constexpr int kPoints = points_of_byte_tile(kVecs);
+  // Of more, GCC keeps some in memory in this loop.
+  constexpr int kPoints = smaller(4, points_of_byte_tile(kVecs));
   constexpr int64_t kSteps = 64;
   // Aligned: wherever the stack happens to lie, the same speed.
   alignas(64) uint8_t source[(kPoints + kSteps) * kByteStep], filters[kSteps * kVecs * ADDERZOO_VECTOR_BYTES];
@@ -70,16 +72,15 @@ inline int64_t ceiling_of_bytes(int64_t steps) {
     for (int p = 0; p < kPoints; ++p) {
       const Bytes::Vector x = Bytes::broadcast(source + (p + at) * kByteStep);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[p][v] = Bytes::add(sum[p][v], x, w[v]);
+      for (int v = 0; v < kVecs; ++v) sum[p][v] = Bytes::add<F>(sum[p][v], x, w[v]);
     }
   }
-  Bytes::Totals all = {};
+  // One by one, as values: an address would have GCC keep them in memory.
 #pragma GCC unroll 8
   for (int p = 0; p < kPoints; ++p) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; v += 2) all += Bytes::totals(sum[p] + v);
+    for (int v = 0; v < kVecs; ++v) Simd<float>::opaque((Vector<float>)sum[p][v]);
   }
-  Simd<float>::opaque((Vector<float>)all);
   return steps * kPoints * kVecs * ADDERZOO_VECTOR_BYTES;
 }
 
@@ -94,8 +95,13 @@ int64_t ceiling(Ceiling form, int64_t steps) {
                  : ceiling_of<distance, false, float>(steps);
     case Ceiling::kSlope:
       return ceiling_of<Function::kClippedSlope, false, float>(steps);
-    default:
-      return ceiling_of_bytes(steps);
+    default: {
+      const unsigned before = Bytes::keep_denormals();
+      const int64_t elements = adds_beside_byte_distances() ? ceiling_of_bytes<Bytes::kDistance>(steps)
+                                                            : ceiling_of_bytes<Function::kDistance>(steps);
+      Bytes::restore(before);
+      return elements;
+    }
   }
 }
 

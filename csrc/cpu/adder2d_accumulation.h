@@ -36,6 +36,7 @@ namespace adderzoo::cpu {
 
 enum class Function {
   kDistance,           // |source - filter|; the sum is written with a minus sign (eq. 2)
+  kDoubleDistance,     // the same of bytes, whose sums are added as doubles
   kMaxDistance,        // the same, from the sum of max(source, filter)
   kMaxFmaDistance,     // the same again, each addition as a multiply-add by one
   kClippedSlope,       // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)

@@ -234,6 +234,10 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
     }
   }
   Plan<uint8_t> plan;
+  plan.work.function = loops<uint8_t>().distance;
+  if (plan.work.function == Function::kDoubleDistance && !adds_beside_byte_distances()) {
+    plan.work.function = Function::kDistance;
+  }
   plan.work.filters.packed = filters.const_data_ptr<uint8_t>();
   plan.work.region.padding = static_cast<uint8_t>(zero_point);
   plan.work.output.epilogue = epilogue;

@@ -57,6 +57,7 @@ struct Loops {
 
 template <>
 struct Loops<uint8_t> {
+  Function distance;  // its fastest form; see adds_beside_byte_distances()
   void (*run)(const Accumulation<uint8_t>&, int64_t begin, int64_t end, uint8_t* scratch);
 };
 

@@ -81,7 +81,7 @@ void check_epilogue(const Accumulation<T>& work) {
 template <>
 void check_epilogue(const Accumulation<uint8_t>& work) {
   const Epilogue<uint8_t>& epilogue = work.output.epilogue;
-  ADDERZOO_REQUIRE(work.function == Function::kDistance);
+  ADDERZOO_REQUIRE(work.function == Function::kDistance || work.function == Function::kDoubleDistance);
   ADDERZOO_REQUIRE(epilogue.scale != nullptr && epilogue.shift != nullptr);
   ADDERZOO_REQUIRE(epilogue.byte_addend == nullptr || epilogue.float_addend == nullptr);
   ADDERZOO_REQUIRE(epilogue.float_output != nullptr || epilogue.lowest <= epilogue.highest);

@@ -65,4 +65,6 @@ bool adds_beside_maxima() {
 #endif
 }
 
+bool adds_beside_byte_distances() { return halves_vectors(); }
+
 }  // namespace adderzoo::cpu

@@ -17,4 +17,7 @@ Capability capability_of_floats();
 // (measured) and 5 it is the other way round.
 bool adds_beside_maxima();
 
+// Whether additions of floating-point numbers run beside differences of bytes, but those of integers do not: on Zen 4.
+bool adds_beside_byte_distances();
+
 }  // namespace adderzoo::cpu

@@ -18,6 +18,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "../../csrc/benchmark/ceilings.h"
 #include "adder2d_plan.h"
 
@@ -632,6 +636,7 @@ void check_bytes(const Geometry& g, uint64_t seed) {
           Image<uint8_t> bytes(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
           Image<float> floats(g.batch, p.out(), g.out_height, g.out_width, Layout::kChannelsLast);
           Plan<uint8_t> plan;
+          plan.work.function = threads == 1 ? Function::kDistance : loops<uint8_t>().distance;
           plan.work.filters.packed = filters.get();
           plan.work.region.padding = padding;
           plan.work.output.epilogue = {.scale = scale.data(),
@@ -644,7 +649,16 @@ void check_bytes(const Geometry& g, uint64_t seed) {
                                        .zero_point = zero_point,
                                        .float_output = float_output ? floats.view().data : nullptr};
           plan_forward(plan, g, x.view(), bytes.view(), threads);
+#ifdef __x86_64__
+          // As torch.set_flush_denormal(True) does, which sums of denormal numbers must not see.
+          const unsigned before = _mm_getcsr(), flushing = before | 0x8040;
+          _mm_setcsr(flushing);
           run(plan.work, threads);
+          if ((_mm_getcsr() & 0x8040) != 0x8040) fail(what, p, "flags not restored");
+          _mm_setcsr(before);
+#else
+          run(plan.work, threads);
+#endif
           if (!bytes.guards_hold() || !floats.guards_hold()) fail(what, p, "written beyond the output");
           const auto get = [&](int64_t i) { return float_output ? floats.get(i) : bytes.get(i); };
           compare(what, p, get, expected, std::vector<double>(expected.size()));

@@ -25,7 +25,7 @@ void fetch(const Item<uint8_t>& item, int64_t point, int64_t points, const T* pl
 enum class Copies { kShared, kOwnLanes, kOwnBytes };
 
 // All points of an item, for kPanels panels from `panel` on.
-template <Copies kCopies, int kPanels, typename Addend, typename Output>
+template <Function F, Copies kCopies, int kPanels, typename Addend, typename Output>
 void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, int64_t panel, const Addend* addend,
                      Output* output) {
   constexpr bool kShared = kCopies == Copies::kShared, kBytes = kCopies == Copies::kOwnBytes;
@@ -39,6 +39,7 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
                            (kBytes ? in_item * kPanelBytes : 0);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
+    const unsigned before = Bytes::keep_denormals();
     int64_t point = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
@@ -51,49 +52,56 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
       if constexpr (kBytes) {
         add_own_bytes<kPanels>(work, source, item.offsets + point, filters, block, totals, points);
       } else {
-        add_bytes<kShared, kVecs>(work, source, item.offsets + point, filters, block, totals, points);
+        add_bytes<F, kShared, kVecs>(work, source, item.offsets + point, filters, block, totals, points);
       }
       point += points;
     }
+    Bytes::restore(before);
   }
   finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
 }
 
-template <Copies kCopies, typename Addend, typename Output>
+template <Function F, Copies kCopies, typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
   constexpr int kMost = kCopies == Copies::kOwnBytes ? kPanelsOfOwnBytes : kMaxPanels<uint8_t>;
   int64_t panel = item.first_panel;
   for (; panel + kMost <= item.last_panel; panel += kMost) {
-    run_byte_panels<kCopies, kMost>(work, item, panel, addend, output);
+    run_byte_panels<F, kCopies, kMost>(work, item, panel, addend, output);
   }
-  for (; panel < item.last_panel; ++panel) run_byte_panels<kCopies, 1>(work, item, panel, addend, output);
+  for (; panel < item.last_panel; ++panel) run_byte_panels<F, kCopies, 1>(work, item, panel, addend, output);
 }
 
-template <typename Addend, typename Output>
+template <Function F, typename Addend, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, const Addend* addend, Output* output) {
   if (work.region.shared) {
-    run_bytes<Copies::kShared>(work, item, addend, output);
+    run_bytes<F, Copies::kShared>(work, item, addend, output);
   } else if (work.region.lane > 1) {
-    run_bytes<Copies::kOwnLanes>(work, item, addend, output);
+    run_bytes<F, Copies::kOwnLanes>(work, item, addend, output);
   } else {
-    run_bytes<Copies::kOwnBytes>(work, item, addend, output);
+    run_bytes<Function::kDistance, Copies::kOwnBytes>(work, item, addend, output);
   }
 }
 
-template <typename Output>
+template <Function F, typename Output>
 void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item, Output* output) {
   if (work.output.epilogue.byte_addend != nullptr) {
-    run_bytes(work, item, work.output.epilogue.byte_addend, output);
+    run_bytes<F>(work, item, work.output.epilogue.byte_addend, output);
   } else if (work.output.epilogue.float_addend != nullptr) {
-    run_bytes(work, item, work.output.epilogue.float_addend, output);
+    run_bytes<F>(work, item, work.output.epilogue.float_addend, output);
   } else {
-    run_bytes<NoAddend>(work, item, nullptr, output);
+    run_bytes<F, NoAddend>(work, item, nullptr, output);
   }
+}
+
+template <Function F>
+void run_bytes(const Accumulation<uint8_t>& work, const Item<uint8_t>& item) {
+  work.output.epilogue.float_output == nullptr ? run_bytes<F>(work, item, work.output.data)
+                                               : run_bytes<F>(work, item, work.output.epilogue.float_output);
 }
 
 inline void run_function(const Accumulation<uint8_t>& work, const Item<uint8_t>& item) {
-  work.output.epilogue.float_output == nullptr ? run_bytes(work, item, work.output.data)
-                                               : run_bytes(work, item, work.output.epilogue.float_output);
+  work.function == Bytes::kDistance ? run_bytes<Bytes::kDistance>(work, item)
+                                    : run_bytes<Function::kDistance>(work, item);
 }
 
 }  // namespace

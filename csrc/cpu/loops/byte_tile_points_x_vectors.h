@@ -11,7 +11,7 @@ namespace adderzoo::cpu::ADDERZOO_CAPABILITY {
 namespace {
 
 // Adds the distances of a block to the totals, or begins with them.
-template <bool kShared, int kPoints, int kVecs>
+template <Function F, bool kShared, int kPoints, int kVecs>
 void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const int64_t* offsets, const uint8_t* filters,
                int64_t block, int32_t* totals) {
   using Vector = Bytes::Vector;
@@ -39,7 +39,7 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
 #pragma GCC unroll 8
         for (int v = 0; v < kVecs; ++v) {
           if constexpr (!kShared) x = load_as<Vector>(source[p] + at + v * ADDERZOO_VECTOR_BYTES);
-          sum[p][v] = Bytes::add(sum[p][v], x, w[v]);
+          sum[p][v] = Bytes::add<F>(sum[p][v], x, w[v]);
         }
       }
     }
@@ -56,13 +56,13 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
   }
 }
 
-template <bool kShared, int kVecs>
+template <Function F, bool kShared, int kVecs>
 void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const int64_t* offsets, const uint8_t* filters,
                int64_t block, int32_t* totals, int points) {
   constexpr int kMost = points_of_byte_tile(kVecs);
 #define ADDERZOO_CASE(n) \
   case n:                \
-    if constexpr (n <= kMost) return add_bytes<kShared, n, kVecs>(work, region, offsets, filters, block, totals);
+    if constexpr (n <= kMost) return add_bytes<F, kShared, n, kVecs>(work, region, offsets, filters, block, totals);
   switch (points) { ADDERZOO_POINTS(ADDERZOO_CASE) }
 #undef ADDERZOO_CASE
 }

@@ -71,15 +71,8 @@ void pad(const Accumulation<T>& work, T* to, int64_t pixels) {
   }
 }
 
-// Writes each of the elements at `places` so many times.
-template <int kTimes, typename T>
-inline __attribute__((always_inline)) void repeat(const T* from, const int64_t* places, int64_t count, T* to) {
-  typedef T Run __attribute__((vector_size(kTimes * sizeof(T))));
-  for (int64_t i = 0; i < count; ++i, to += kTimes) {
-    const Run run = Run{} + from[places[i]];
-    std::memcpy(to, &run, sizeof(run));
-  }
-}
+// Elements that are written together, where a run of channels sees the same one of the source.
+constexpr int64_t kRun = 8;
 
 // Copies neighboring pixels of the source into the region.
 template <typename T>
@@ -128,23 +121,19 @@ void stage_pixels(const Accumulation<T>& work, const Item<T>& item, const T* fro
     places[runs] = group * work.source.channels * s.channel;
     ends[runs] = smaller(channels, (group + 1) * work.output.group_channels - first);
   }
-  // Most groups are all inside, and of such a width.
-  const bool whole = runs * work.output.group_channels == channels && first % work.output.group_channels == 0;
-  const int64_t width = whole ? work.output.group_channels : 0;
   for (int64_t x = 0; x < pixels; ++x, from += s.column) {
     for (int64_t c = 0; c < work.source.channels; ++c, to += work.region.step) {
       const T* const channel = from + c * s.channel;
       if (runs == channels) {
         for (int64_t l = 0; l < channels; ++l) to[l] = channel[places[l]];
-      } else if (width == 2) {
-        repeat<2>(channel, places, runs, to);
-      } else if (width == 4) {
-        repeat<4>(channel, places, runs, to);
-      } else if (width == 8) {
-        repeat<8>(channel, places, runs, to);
       } else {
         for (int64_t i = 0, l = 0; i < runs; l = ends[i++]) {
-          for (const T value = channel[places[i]]; l < ends[i]; ++l) to[l] = value;
+          const T value = channel[places[i]];
+          // What is written beyond a run's end, the next one or the zeros overwrite.
+          for (; l + kRun <= work.region.step && l < ends[i]; l += kRun) {
+            for (int64_t j = 0; j < kRun; ++j) to[l + j] = value;
+          }
+          for (; l < ends[i]; ++l) to[l] = value;
         }
       }
       for (int64_t l = channels; l < work.region.step; ++l) to[l] = T(0);

@@ -62,6 +62,6 @@ extern const Loops<double> kDouble;
 extern const Loops<uint8_t> kBytes;
 constexpr Loops<float> kFloat = kLoops<float>;
 constexpr Loops<double> kDouble = kLoops<double>;
-constexpr Loops<uint8_t> kBytes = {.run = run<uint8_t>};
+constexpr Loops<uint8_t> kBytes = {.distance = Bytes::kDistance, .run = run<uint8_t>};
 
 }  // namespace adderzoo::cpu::ADDERZOO_CAPABILITY

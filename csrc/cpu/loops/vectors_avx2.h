@@ -42,7 +42,10 @@ struct Simd<float> : PlainSimd<float> {
 
 struct Bytes : PlainBytes {
   typedef uint64_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
-  static Sum add(Sum sum, Vector x, Vector w) { return sum + (Sum)_mm256_sad_epu8((__m256i)x, (__m256i)w); }
+  template <Function F>
+  static Sum add(Sum sum, Vector x, Vector w) {
+    return sum + (Sum)_mm256_sad_epu8((__m256i)x, (__m256i)w);
+  }
   static Totals totals(const Sum* two) {
     const __m256 halves = _mm256_shuffle_ps((__m256)two[0], (__m256)two[1], 0b10001000);
     return (Totals)_mm256_permute4x64_epi64((__m256i)halves, 0b11011000);

@@ -37,7 +37,20 @@ struct Simd<float> : PlainSimd<float> {
 
 struct Bytes : PlainBytes {
   typedef uint64_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
-  static Sum add(Sum sum, Vector x, Vector w) { return sum + (Sum)_mm512_sad_epu8((__m512i)x, (__m512i)w); }
+  static constexpr Function kDistance = Function::kDoubleDistance;
+  // As a double, an integer below 2^53 is that multiple of the smallest number, and the sum of two has the same bits.
+  template <Function F>
+  static Sum add(Sum sum, Vector x, Vector w) {
+    const __m512i distance = _mm512_sad_epu8((__m512i)x, (__m512i)w);
+    if constexpr (F == Function::kDoubleDistance) return (Sum)_mm512_add_pd((__m512d)sum, (__m512d)distance);
+    return sum + (Sum)distance;
+  }
+  static unsigned keep_denormals() {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before & ~0x8040u);  // what flushes results, and operands
+    return before;
+  }
+  static void restore(unsigned before) { _mm_setcsr(before); }
   static Totals totals(const Sum* two) {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return (Totals)_mm512_permutex2var_epi32((__m512i)two[0], even, (__m512i)two[1]);

@@ -34,6 +34,7 @@ struct Simd<float> : PlainSimd<float> {
 };
 
 struct Bytes : PlainBytes {
+  template <Function F>
   static Sum add(Sum sum, Vector x, Vector w) {
     return (Sum)vpadalq_u8((uint16x8_t)sum, vabdq_u8((uint8x16_t)x, (uint8x16_t)w));
   }

@@ -70,6 +70,7 @@ struct PlainBytes {
   // Of the differences of neighboring bytes: at most kBlockSteps pairs of them fit into 16 bits.
   typedef uint16_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   typedef int32_t Totals __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
+  static constexpr Function kDistance = Function::kDistance;                     // the fastest form
   static constexpr int64_t kChannels = ADDERZOO_VECTOR_BYTES / sizeof(int32_t);  // of a vector of totals
 
   static Vector broadcast(const uint8_t* from) {
@@ -78,10 +79,15 @@ struct PlainBytes {
     typedef uint64_t Lanes __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
     return (Vector)(lane - Lanes{});
   }
+  template <Function F>
   static Sum add(Sum sum, Vector x, Vector w) {
     const Sum distance = (Sum)(x > w ? x - w : w - x);
     return sum + (distance & 255) + (distance >> 8);
   }
+  // Has denormal numbers taken for what they are where sums are of these, until restore() of what this returns. (Not by
+  // a destructor, in which the compiler would see exceptions.)
+  static unsigned keep_denormals() { return 0; }
+  static void restore(unsigned) {}
   // The sums of each filter of two vectors.
   static Totals totals(const Sum* two) {
     constexpr int kFilters = ADDERZOO_VECTOR_BYTES / kByteStep;

@@ -24,7 +24,10 @@ struct Simd<float> : PlainSimd<float> {
 
 struct Bytes : PlainBytes {
   typedef uint64_t Sum __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
-  static Sum add(Sum sum, Vector x, Vector w) { return sum + (Sum)_mm_sad_epu8((__m128i)x, (__m128i)w); }
+  template <Function F>
+  static Sum add(Sum sum, Vector x, Vector w) {
+    return sum + (Sum)_mm_sad_epu8((__m128i)x, (__m128i)w);
+  }
   static Totals totals(const Sum* two) { return (Totals)_mm_shuffle_ps((__m128)two[0], (__m128)two[1], 0b10001000); }
   static Totals widen(const uint8_t* from) {
     int32_t four;
