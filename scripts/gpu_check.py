@@ -361,6 +361,23 @@ def check_tiles(limit: float) -> Result:
     return Result(judge_tiles(reports), details=reports)
 
 
+def judge_levels(output: str) -> list[Row]:
+    """Of the table that few_levels/time_gpu.py prints: a row for each layer."""
+    lines = [list(map(str.strip, line.strip("| ").split("|"))) for line in output.splitlines() if "|" in line]
+    if len(lines) < 3:
+        return [Row("few levels on tensor cores", "", last_line(output), FAILED)]
+    (_, *columns), _, *layers = lines
+    return [
+        Row(f"few levels, {layer}", "", ", ".join(map(" ".join, zip(columns, cells, strict=True))), NO_TARGET)
+        for layer, *cells in layers
+    ]
+
+
+def check_levels(limit: float) -> Result:
+    """Adder layers of few levels as convolutions, beside the byte kernel."""
+    return Result(judge_levels(run([sys.executable, "scripts/reproduce/few_levels/time_gpu.py"], limit)))
+
+
 # With the seconds that each may take; ten minutes are what some machines give a command.
 STEPS: dict[str, tuple[Callable[[float], Result], float]] = {
     "library": (check_library, 500),
@@ -373,6 +390,7 @@ STEPS: dict[str, tuple[Callable[[float], Result], float]] = {
     "triton": (check_tests(judge_triton_tests, *OPERATORS_TESTS, ADDERZOO_CUDA="0"), 580),
     "operator": (benchmark(judge_operator, OPERATOR, LAYERS, 64), 300),
     "tiles": (check_tiles, 580),
+    "levels": (check_levels, 300),
     "inference": (benchmark(judge_networks, "--parts inference", NETWORK, 128), 500),
     "training": (benchmark(judge_networks, "--parts training", NETWORK, 128), 500),
     "large": (benchmark(judge_networks, "--parts inference training --no-compile", LAYERS, 64), 500),

@@ -262,6 +262,14 @@ def test_every_tile_is_a_row_to_be_read(check: ModuleType) -> None:
     ]
 
 
+def test_few_levels_are_rows_to_be_read_or_have_failed(check: ModuleType) -> None:
+    table = "| layer | bytes, G/s | 3 levels |\n| --- | --- | --- |\n| 16x8x8, batch 2 | 7 | 1.50 (2.00) |\n"
+    assert [(row.what, row.measured, row.verdict) for row in check.judge_levels(f"a warning\n{table}")] == [
+        ("few levels, 16x8x8, batch 2", "bytes, G/s 7, 3 levels 1.50 (2.00)", "")
+    ]
+    assert [(row.measured, row.verdict) for row in check.judge_levels("no GPU")] == [("no GPU", "failed")]
+
+
 def test_an_operator_without_compiled_kernels_has_failed(check: ModuleType) -> None:
     report = read(Report(describe_machine(), "", 1.0, operator=[operator("forward", None)]))
     assert [row.verdict for row in check.judge_operator(report)] == ["failed"]

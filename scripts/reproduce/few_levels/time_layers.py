@@ -3,12 +3,7 @@
     python scripts/reproduce/few_levels/time_layers.py [--seconds S]
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python scripts/reproduce/few_levels/time_layers.py     # without AMX
 
-The levels of filters are v_1 = 0 < ... < v_m = 255, the bytes of the input's range. For x in that range
-
-    |x - v_1| = x,    |x - v_m| = 255 - x,    |x - v_j| = 2 relu(x - v_j) - x + v_j,
-
-so the layer is one convolution, with filters of -1, 0, 1 and 2, of the m - 1 activations x and relu(x - v_j), and a
-constant for each filter. That is checked against the definition first. Printed are speeds as multiples of the byte
+levels.py has the form, which is checked against the definition first. Printed are speeds as multiples of the byte
 kernel's (`adderzoo.ops.adder2d_u8`), of what runs in turns with it; all of it reads and writes bytes. "m=4" makes the
 activations and convolves them, "m=4, convolution" finds them made. The second table is of loops that keep everything
 in registers and the first cache.
@@ -21,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from levels import convolution_filters, levels_of
 from native import make_activations, tile_ceiling, vector_ceiling
 from torch import Tensor
 
@@ -42,25 +38,6 @@ CEILINGS |= {f"vpdpbusd, {m} levels, activations in registers": partial(vector_c
 if "amx_int8" in Path("/proc/cpuinfo").read_text():
     CEILINGS["AMX, 2 levels or int8"] = tile_ceiling  # m levels: m - 1 times as many tiles
 ROUNDS = 5000
-
-
-def levels_of(m: int) -> Tensor:
-    """m bytes from 0 to 255."""
-    return torch.linspace(0, 255, m).round().to(torch.uint8)
-
-
-def convolution_filters(indices: Tensor, m: int) -> Tensor:
-    """Filters over the m - 1 activations of every channel, one activation's channels side by side.
-
-    Args:
-        indices: (O, C, kH, kW), of the level of every number.
-
-    Returns:
-        (O, (m - 1) C, kH, kW) int8.
-    """
-    first = torch.where(indices == 0, 1, -1)
-    others = [2 * (indices == j) for j in range(1, m - 1)]
-    return torch.cat([first, *others], 1).to(torch.int8)
 
 
 class Convolution:
