@@ -37,9 +37,9 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def _cifar10(tag: str, **kwargs: Any) -> dict[str, Any]:
-    # Trained by scripts/reproduce/cifar10.sh and cifar10_resnet8.sh.
-    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license="apache-2.0", label_names=_NAMES, **kwargs)
+def _cifar10(tag: str, license: str = "apache-2.0", **kwargs: Any) -> dict[str, Any]:
+    # Trained by scripts/reproduce/cifar10*.sh.
+    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license=license, label_names=_NAMES, **kwargs)
 
 
 _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benchmark"}
@@ -47,6 +47,7 @@ _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benc
 default_cfgs = generate_default_cfgs(
     {
         "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
+        "adder_resnet20.distilled_cifar10": _cifar10("adder_resnet20.distilled_cifar10", license="bsd-3-clause"),
         "adder_resnet20.huawei_cifar10": _cfg(
             # The authors' own file, at the last commit before they removed it.
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
