@@ -90,16 +90,17 @@ int64_t ceiling(Ceiling form, int64_t steps) {
     case Ceiling::kMultiplyAdd:
       return ceiling_of<distance, true, float>(steps);
     case Ceiling::kDistance:
-      return adds_beside_maxima() && distance == Function::kMaxFmaDistance
+      return form_for_processor(distance) == Function::kMaxDistance
                  ? ceiling_of<Function::kMaxDistance, false, float>(steps)
                  : ceiling_of<distance, false, float>(steps);
     case Ceiling::kSlope:
       return ceiling_of<Function::kClippedSlope, false, float>(steps);
     default: {
-      const unsigned before = Bytes::keep_denormals();
-      const int64_t elements = adds_beside_byte_distances() ? ceiling_of_bytes<Bytes::kDistance>(steps)
-                                                            : ceiling_of_bytes<Function::kDistance>(steps);
-      Bytes::restore(before);
+      if (form_for_processor(Bytes::kDistance) == Function::kDistance)
+        return ceiling_of_bytes<Function::kDistance>(steps);
+      const unsigned before = Bytes::keep_denormals<Bytes::kDistance>();
+      const int64_t elements = ceiling_of_bytes<Bytes::kDistance>(steps);
+      Bytes::restore<Bytes::kDistance>(before);
       return elements;
     }
   }

@@ -98,10 +98,7 @@ template <typename T>
 void forward(const Geometry& g, View<const T> input, const T* filters, const T* filter_sums, const T* filter_limits,
              Epilogue<T> epilogue, View<T> output) {
   Plan<T> plan;
-  plan.work.function = loops<T>().distance;
-  if (plan.work.function == Function::kMaxFmaDistance && adds_beside_maxima()) {
-    plan.work.function = Function::kMaxDistance;
-  }
+  plan.work.function = form_for_processor(loops<T>().distance);
   plan.work.filters.packed = filters;
   plan.work.filters.sums = filter_sums;
   plan.work.filters.limits = filter_limits;
@@ -234,10 +231,7 @@ Tensor adder2d_u8(const Tensor& input, const Tensor& weight, const Tensor& scale
     }
   }
   Plan<uint8_t> plan;
-  plan.work.function = loops<uint8_t>().distance;
-  if (plan.work.function == Function::kDoubleDistance && !adds_beside_byte_distances()) {
-    plan.work.function = Function::kDistance;
-  }
+  plan.work.function = form_for_processor(loops<uint8_t>().distance);
   plan.work.filters.packed = filters.const_data_ptr<uint8_t>();
   plan.work.region.padding = static_cast<uint8_t>(zero_point);
   plan.work.output.epilogue = epilogue;

@@ -28,6 +28,14 @@ bool halves_vectors() {
 #endif
 }
 
+bool adds_beside_maxima() {
+#ifdef __x86_64__
+  return (__builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h")) && !halves_vectors();
+#else
+  return false;
+#endif
+}
+
 Capability choose_capability(Capability unasked) {
   const Capability best = best_capability();
   const char* asked = std::getenv("ADDERZOO_CPU_CAPABILITY");
@@ -57,14 +65,10 @@ Capability capability_of_floats() {
   return chosen;
 }
 
-bool adds_beside_maxima() {
-#ifdef __x86_64__
-  return (__builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h")) && !halves_vectors();
-#else
-  return false;
-#endif
+Function form_for_processor(Function best) {
+  if (best == Function::kMaxFmaDistance && adds_beside_maxima()) return Function::kMaxDistance;
+  if (best == Function::kDoubleDistance && !halves_vectors()) return Function::kDistance;
+  return best;
 }
-
-bool adds_beside_byte_distances() { return halves_vectors(); }
 
 }  // namespace adderzoo::cpu

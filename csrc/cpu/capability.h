@@ -1,5 +1,7 @@
-// Which instruction set's loops run on this processor.
+// Which instruction set's loops run on this processor, and in which of several forms with the same result.
 #pragma once
+
+#include "adder2d_accumulation.h"
 
 namespace adderzoo::cpu {
 
@@ -13,11 +15,10 @@ Capability capability();
 // The best for floats, likewise.
 Capability capability_of_floats();
 
-// Whether maxima run beside additions on this processor, but not beside multiply-adds: Zen 1 (measured) to 3. On Zen 4
-// (measured) and 5 it is the other way round.
-bool adds_beside_maxima();
-
-// Whether additions of floating-point numbers run beside differences of bytes, but those of integers do not: on Zen 4.
-bool adds_beside_byte_distances();
+// The form of a distance for this processor, of those that are the same to the last bit. `best` is that of an
+// instruction set: kMaxFmaDistance becomes kMaxDistance where maxima run beside additions but not beside multiply-adds
+// (Zen 1, measured, to 3; on Zen 4, measured, and 5 it is the other way round), and kDoubleDistance kDistance but where
+// floating-point additions run beside differences of bytes and those of integers do not (Zen 4, measured).
+Function form_for_processor(Function best);
 
 }  // namespace adderzoo::cpu

@@ -39,7 +39,7 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
                            (kBytes ? in_item * kPanelBytes : 0);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
-    const unsigned before = Bytes::keep_denormals();
+    const unsigned before = Bytes::keep_denormals<F>();
     int64_t point = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
@@ -56,7 +56,7 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
       }
       point += points;
     }
-    Bytes::restore(before);
+    Bytes::restore<F>(before);
   }
   finish_bytes<kWidth>(work, item, panel * kPanel, addend, output);
 }

@@ -155,6 +155,7 @@ template <typename T>
 void run_function(const Accumulation<T>& work, const Item<T>& item) {
   const bool affine = work.output.epilogue.scale != nullptr;
   switch (work.function) {
+    case Function::kDoubleDistance:  // of bytes alone
     case Function::kDistance:
       affine ? run_shared<Function::kDistance, true>(work, item) : run_shared<Function::kDistance, false>(work, item);
       break;

@@ -16,7 +16,7 @@ constexpr Function exact(Function f) {
 // kMaxDistance adds max(x, w), from which |x - w| = 2 max(x, w) - x - w: two instructions for three. One of them is for
 // nothing, and the speed that of a convolution, where the two run on different ports: comparisons run beside additions
 // on AMD's Zen 1 to 3, and beside multiply-adds on Zen 4 and 5, where kMaxFmaDistance adds by a multiply-add by one,
-// which is the same to the last bit (`adds_beside_maxima` tells which). Like the plain form's, its rounding error is
+// which is the same to the last bit (`form_for_processor` chooses). Like the plain form's, its rounding error is
 // within 1e-6 of sum(|x| + |w|). It is not relative to the result, and infinities give inf - inf = NaN: `finish` finds
 // tiles where either matters, and `redo` replaces those values by the plain form's.
 //

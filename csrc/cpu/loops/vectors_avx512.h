@@ -45,12 +45,17 @@ struct Bytes : PlainBytes {
     if constexpr (F == Function::kDoubleDistance) return (Sum)_mm512_add_pd((__m512d)sum, (__m512d)distance);
     return sum + (Sum)distance;
   }
+  template <Function F>
   static unsigned keep_denormals() {
+    if (F != Function::kDoubleDistance) return 0;
     const unsigned before = _mm_getcsr();
     _mm_setcsr(before & ~0x8040u);  // what flushes results, and operands
     return before;
   }
-  static void restore(unsigned before) { _mm_setcsr(before); }
+  template <Function F>
+  static void restore(unsigned before) {
+    if (F == Function::kDoubleDistance) _mm_setcsr(before);
+  }
   static Totals totals(const Sum* two) {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return (Totals)_mm512_permutex2var_epi32((__m512i)two[0], even, (__m512i)two[1]);

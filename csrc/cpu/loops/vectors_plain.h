@@ -86,7 +86,11 @@ struct PlainBytes {
   }
   // Has denormal numbers taken for what they are where sums are of these, until restore() of what this returns. (Not by
   // a destructor, in which the compiler would see exceptions.)
-  static unsigned keep_denormals() { return 0; }
+  template <Function F>
+  static unsigned keep_denormals() {
+    return 0;
+  }
+  template <Function F>
   static void restore(unsigned) {}
   // The sums of each filter of two vectors.
   static Totals totals(const Sum* two) {
