@@ -47,7 +47,7 @@ _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benc
 default_cfgs = generate_default_cfgs(
     {
         "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
-        "adder_resnet20.distilled_cifar10": _cifar10("adder_resnet20.distilled_cifar10", license="bsd-3-clause"),
+        "adder_resnet20.dist_cifar10": _cifar10("adder_resnet20.dist_cifar10", license="bsd-3-clause"),
         "adder_resnet20.huawei_cifar10": _cfg(
             # The authors' own file, at the last commit before they removed it.
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
