@@ -99,7 +99,7 @@ class KernelDistillationTask(LogitDistillationTask):
     - of a convolution, the Gaussian kernel exp(-||x - w||^2 / (2 sigma^2)) ~ exp(x.w / sigma^2);
     - of an adder layer, the Laplace kernel exp(-||x - w||_1 / (2 sigma^2)) = exp(y / (2 sigma^2)).
 
-    With one sigma for a layer the second would say nothing: in `adder_resnet20.cifar10` the outputs of a channel
+    With one sigma for a layer the second would say nothing: in a trained `adder_resnet20` the outputs of a channel
     deviate from their mean by 2 to 19, but these means lie between -13 and -3,200, with deviations of 46 to 650 within
     a layer. So each channel's sigma^2 is measured in its standard deviation s over the batch, a bandwidth taken from
     the data, and factors that are common to a channel (exp of its mean) are left out: both kernels become k = exp((y -

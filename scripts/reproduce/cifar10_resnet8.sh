@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR ResNet-8, of the size of MLPerf Tiny's network for image classification, as an adder network and as a CNN by the
 # same recipe: each starts from the first blocks of the published ResNet-20 of its kind (start_weights.py) and is taught
-# by the CNN among these.
+# by the CNN among these. (For the published weights these were as after the first 40 epochs of cifar10.sh.)
 #
 #     bash scripts/reproduce/cifar10_resnet8.sh CIFAR10 [OUT [WEIGHTS]]
 #
