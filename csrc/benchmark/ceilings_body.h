@@ -85,7 +85,7 @@ int64_t ceiling_of_bytes(int64_t steps) {
 }
 
 int64_t ceiling(Ceiling form, int64_t steps) {
-  constexpr Function distance = Simd<float>::kDistance;
+  constexpr Function distance = Simd<float>::kDistance, slope = Simd<float>::kSlope;
   switch (form) {
     case Ceiling::kMultiplyAdd:
       return ceiling_of<distance, true, float>(steps);
@@ -94,7 +94,9 @@ int64_t ceiling(Ceiling form, int64_t steps) {
                  ? ceiling_of<Function::kMaxDistance, false, float>(steps)
                  : ceiling_of<distance, false, float>(steps);
     case Ceiling::kSlope:
-      return ceiling_of<Function::kClippedSlope, false, float>(steps);
+      return form_for_processor(slope) == Function::kClippedSlope
+                 ? ceiling_of<Function::kClippedSlope, false, float>(steps)
+                 : ceiling_of<slope, false, float>(steps);
     default: {
       if (form_for_processor(Bytes::kDistance) == Function::kDistance)
         return ceiling_of_bytes<Function::kDistance>(steps);

@@ -40,14 +40,15 @@ enum class Function {
   kMaxDistance,        // the same, from the sum of max(source, filter)
   kMaxFmaDistance,     // the same again, each addition as a multiply-add by one
   kClippedSlope,       // source * clip(filter - input, -1, 1) (eq. 6 and 7, source being the output's gradient)
+  kFmaClippedSlope,    // the same, subtractions as multiply-adds by one
   kExactClippedSlope,  // the same where a filter or the input may be NaN
   kSignSlope,          // source * sign(filter - input)
 };
 
 // Whether it needs the input at the points.
 ADDERZOO_INLINE constexpr bool has_input(Function function) {
-  return function == Function::kClippedSlope || function == Function::kExactClippedSlope ||
-         function == Function::kSignSlope;
+  return function == Function::kClippedSlope || function == Function::kFmaClippedSlope ||
+         function == Function::kExactClippedSlope || function == Function::kSignSlope;
 }
 
 // Whether its sums are of max(source, filter).

@@ -113,8 +113,9 @@ template <typename T>
 void backward_input(Function function, const Geometry& g, View<const T> grad, View<const T> input, const T* weight,
                     View<T> grad_input) {
   const PackedFilters<T> filters(weight, backward_filters(g));
-  if (function == Function::kClippedSlope && !filters.finite(g.groups * g.channels)) {
-    function = Function::kExactClippedSlope;
+  if (function == Function::kClippedSlope) {
+    function =
+        filters.finite(g.groups * g.channels) ? form_for_processor(loops<T>().slope) : Function::kExactClippedSlope;
   }
   for (int64_t y = 0; y < std::min(g.stride_h, g.height); ++y) {
     for (int64_t x = 0; x < std::min(g.stride_w, g.width); ++x) {

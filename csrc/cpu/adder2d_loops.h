@@ -45,7 +45,7 @@ struct FilterGradient {
 template <typename T>
 struct Loops {
   const char* capability;
-  Function distance;  // its fastest form; see form_for_processor() in capability.h
+  Function distance, slope;  // their fastest forms; see form_for_processor() in capability.h
   // Does the items in [begin, end), which are independent, with `scratch_size` elements of scratch memory.
   void (*run)(const Accumulation<T>&, int64_t begin, int64_t end, T* scratch);
   // Packs some panels; `sums` and `limits` get those of each channel.

@@ -28,9 +28,9 @@ bool halves_vectors() {
 #endif
 }
 
-bool adds_beside_maxima() {
+bool adds_beside_comparisons() {
 #ifdef __x86_64__
-  return (__builtin_cpu_is("amdfam17h") || __builtin_cpu_is("amdfam19h")) && !halves_vectors();
+  return __builtin_cpu_is("amdfam17h");
 #else
   return false;
 #endif
@@ -66,7 +66,10 @@ Capability capability_of_floats() {
 }
 
 Function form_for_processor(Function best) {
-  if (best == Function::kMaxFmaDistance && adds_beside_maxima()) return Function::kMaxDistance;
+  if (adds_beside_comparisons()) {
+    if (best == Function::kMaxFmaDistance) return Function::kMaxDistance;
+    if (best == Function::kFmaClippedSlope) return Function::kClippedSlope;
+  }
   if (best == Function::kDoubleDistance && !halves_vectors()) return Function::kDistance;
   return best;
 }

@@ -15,10 +15,11 @@ Capability capability();
 // The best for floats, likewise.
 Capability capability_of_floats();
 
-// The form of a distance for this processor, of those that are the same to the last bit. `best` is that of an
-// instruction set: kMaxFmaDistance becomes kMaxDistance where maxima run beside additions but not beside multiply-adds
-// (Zen 1, measured, to 3; on Zen 4, measured, and 5 it is the other way round), and kDoubleDistance kDistance but where
-// floating-point additions run beside differences of bytes and those of integers do not (Zen 4, measured).
+// The form of a distance or slope for this processor, of those that are the same to the last bit. `best` is that of an
+// instruction set. Where comparisons run beside additions but not beside multiply-adds (Zen 1, measured, and Zen 2; on
+// Zen 3 to 5, measured, it is the other way round), kMaxFmaDistance becomes kMaxDistance and kFmaClippedSlope
+// kClippedSlope; and kDoubleDistance becomes kDistance but where floating-point additions run beside differences of
+// bytes and those of integers do not (Zen 4, measured).
 Function form_for_processor(Function best);
 
 }  // namespace adderzoo::cpu

@@ -38,12 +38,13 @@ void run_byte_panels(const Accumulation<uint8_t>& work, const Item<uint8_t>& ite
                            (kBytes ? item.first_panel : panel) * work.filters.steps * kPanelBytes +
                            (kBytes ? in_item * kPanelBytes : 0);
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
+  // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
+  const int64_t least = item.points / tiles, larger = item.points % tiles;
   for (int64_t block = 0; block < work.region.num_blocks; ++block) {
     const unsigned before = Bytes::keep_denormals<F>();
     int64_t point = 0;
     for (int64_t t = 0; t < tiles; ++t) {
-      // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
-      const int points = static_cast<int>(divide_up(item.points - point, tiles - t));
+      const int points = static_cast<int>(least + (t < larger));
       int32_t* totals = item.totals + point * kWidth;
       if (block == 0 && panel == item.first_panel) {
         if constexpr (kHasAddend<Addend>) fetch(item, point + kFetchAhead, points, addend);

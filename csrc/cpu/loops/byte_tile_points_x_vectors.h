@@ -31,6 +31,8 @@ void add_bytes(const Accumulation<uint8_t>& work, const uint8_t* region, const i
       for (int v = 0; v < kVecs; ++v) {
         w[v] = load_as<Vector>(filter + v / kVectors<uint8_t> * panel_size +
                                v % kVectors<uint8_t> * ADDERZOO_VECTOR_BYTES);
+        // Opaque, or else GCC would load it once for each of two points, and loads would be what the loop waits for.
+        if constexpr (kPoints > 1) w[v] = (Vector)Simd<float>::opaque((cpu::ADDERZOO_CAPABILITY::Vector<float>)w[v]);
       }
 #pragma GCC unroll 8
       for (int p = 0; p < kPoints; ++p) {

@@ -60,14 +60,15 @@ void run_tiles(const Accumulation<T>& work, const Item<T>& item, int64_t panel, 
   constexpr int kMost = points_of_tile(F, kVecs);
   const int64_t panel_size = work.filters.steps * kPanel;
   const int64_t tiles = divide_up<int64_t>(item.points, kMost);
+  // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
+  const int64_t least = item.points / tiles, larger = item.points % tiles;
   const int64_t steps = work.lattice.taps() * work.source.channels;
   const int64_t ahead_step = panel == item.first_panel ? item.ahead_bytes / (tiles * steps + 1) : 0;
   const int64_t blocks = takes_all_blocks(F, kVecs) ? work.region.num_blocks : 1;
   for (int64_t block = 0; block < work.region.num_blocks; block += blocks) {
     int64_t point = 0;
     for (int64_t t = 0; t < tiles; ++t) {
-      // Tiles of equal size, or nearly so: a small one at the end would not fill the pipelines.
-      const int points = static_cast<int>(divide_up(item.points - point, tiles - t));
+      const int points = static_cast<int>(least + (t < larger));
       const int64_t tile_steps = smaller(kBlockSteps * blocks, steps - block * kBlockSteps);
       const Tile<T> tile{
           .source = item.region + (kShared ? 0 : (panel - item.first_panel) * kPanel),
@@ -172,6 +173,9 @@ void run_function(const Accumulation<T>& work, const Item<T>& item) {
     }
     case Function::kClippedSlope:
       run_shared<Function::kClippedSlope, false>(work, item);
+      break;
+    case Function::kFmaClippedSlope:
+      run_shared<Simd<T>::kSlope, false>(work, item);
       break;
     case Function::kExactClippedSlope:
       run_shared<Function::kExactClippedSlope, false>(work, item);

@@ -48,6 +48,7 @@ template <typename T>
 constexpr Loops<T> kLoops = {
     .capability = ADDERZOO_CAPABILITY_NAME,
     .distance = Simd<T>::kDistance,
+    .slope = Simd<T>::kSlope,
     .run = run<T>,
     .pack = pack<T>,
     .sum_filters = sum_filters<T>,

@@ -9,10 +9,13 @@ namespace {
 template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
-  static constexpr Function kDistance = Function::kMaxFmaDistance;
+  static constexpr Function kDistance = Function::kMaxFmaDistance, kSlope = Function::kFmaClippedSlope;
   static Vector broadcast(float x) { return (Vector)_mm256_set1_ps(x); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+  }
+  static Vector multiply_subtract(Vector a, Vector b, Vector c) {
+    return (Vector)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)c);
   }
   static Vector max(Vector a, Vector b) { return (Vector)_mm256_max_ps((__m256)a, (__m256)b); }
   static Vector min(Vector a, Vector b) { return (Vector)_mm256_min_ps((__m256)a, (__m256)b); }
@@ -20,9 +23,7 @@ struct Simd<float> : PlainSimd<float> {
     return (Vector)_mm256_andnot_ps(_mm256_set1_ps(-0.0f), (__m256)(a - b));
   }
 #if ADDERZOO_REGISTERS >= 32  // as in vectors_avx512.h
-  static Vector other_difference(Vector a, Vector b, Vector one) {
-    return (Vector)_mm256_fmsub_ps((__m256)a, (__m256)one, (__m256)b);
-  }
+  static constexpr bool kClipsAtOnce = true;
   static Vector clip(Vector x, Vector one) { return (Vector)_mm256_range_ps((__m256)x, (__m256)one, 0b0010); }
 #else
   static Vector clip(Vector x, Vector one) {

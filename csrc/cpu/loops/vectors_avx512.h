@@ -9,7 +9,8 @@ namespace {
 template <>
 struct Simd<float> : PlainSimd<float> {
   static constexpr auto transpose4 = transpose4_of_floats;
-  static constexpr Function kDistance = Function::kMaxFmaDistance;
+  static constexpr Function kDistance = Function::kMaxFmaDistance, kSlope = Function::kFmaClippedSlope;
+  static constexpr bool kClipsAtOnce = true;
   static Vector broadcast(float x) { return (Vector)_mm512_set1_ps(x); }
   static Vector multiply_add(Vector a, Vector b, Vector sum) {
     return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
@@ -17,8 +18,8 @@ struct Simd<float> : PlainSimd<float> {
   static Vector max(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
   static Vector min(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
   static Vector distance(Vector a, Vector b) { return (Vector)_mm512_abs_ps((__m512)(a - b)); }
-  static Vector other_difference(Vector a, Vector b, Vector one) {
-    return (Vector)_mm512_fmsub_ps((__m512)a, (__m512)one, (__m512)b);
+  static Vector multiply_subtract(Vector a, Vector b, Vector c) {
+    return (Vector)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)c);
   }
   // The smaller magnitude of the two with the sign of the first, in one instruction.
   static Vector clip(Vector x, Vector one) { return (Vector)_mm512_range_ps((__m512)x, (__m512)one, 0b0010); }

@@ -12,7 +12,8 @@ struct PlainSimd {
   typedef T Vector __attribute__((vector_size(ADDERZOO_VECTOR_BYTES)));
   using Mask = decltype(Vector{} != Vector{});
   static constexpr int kLanes = ADDERZOO_VECTOR_BYTES / sizeof(T);
-  static constexpr Function kDistance = Function::kDistance;  // its fastest form
+  static constexpr Function kDistance = Function::kDistance, kSlope = Function::kClippedSlope;  // the fastest forms
+  static constexpr bool kClipsAtOnce = false;  // whether clip() is one instruction
 
   static Vector broadcast(T x) { return x - Vector{}; }
   // The compiler no longer knows what is in it.
@@ -31,8 +32,6 @@ struct PlainSimd {
   static Vector max(Vector a, Vector b) { return a > b ? a : b; }
   static Vector min(Vector a, Vector b) { return a < b ? a : b; }
   static Vector distance(Vector a, Vector b) { return a > b ? a - b : b - a; }
-  // a - b, by the multiply-adds' ports where subtractions share theirs with comparisons.
-  static Vector other_difference(Vector a, Vector b, Vector) { return a - b; }
   static Vector clip(Vector x, Vector one) {
     x = one < x ? one : x;
     return -one > x ? -one : x;
