@@ -27,6 +27,9 @@ NETWORKS = Path(__file__).parent / "networks.json"
 RESULTS = Path(__file__).parent / "weights" / "results.json"
 SPEED = Path(__file__).parent / "results" / "speed.csv"
 
+# What tags of quantized networks end in.
+QUANTIZED = "_u8"
+
 
 @dataclass(frozen=True)
 class Accuracy:

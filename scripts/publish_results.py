@@ -15,7 +15,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from adderzoo.catalogue import short
+from adderzoo.catalogue import QUANTIZED, short
 from adderzoo.cli import main as adderzoo
 from adderzoo.files.output import write_atomically
 from adderzoo.publish.card import write_cards
@@ -65,7 +65,7 @@ def readme_table(rows: list[dict[str, str]]) -> str:
             _reached(row, "cnn_"),
             f"{short(int(row['multiply_adds']))} + {short(int(row['adder_elements']))}",
             short(int(row["cnn_multiply_adds"])),
-            _rates(row, "float32"),
+            "-" if row["tag"].endswith(QUANTIZED) else _rates(row, "float32"),
             _rates(row, "int8"),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -12,7 +12,7 @@ from timm.task import TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
-from adderzoo.catalogue import twin
+from adderzoo.catalogue import QUANTIZED, twin
 from adderzoo.checkpoints import check_name, create_model, load, load_checkpoint, read_origin
 from adderzoo.files.foreign import of_network, weights_in
 from adderzoo.files.weights import read_classes, read_model_args
@@ -29,8 +29,13 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
     """The network by its name, with the options' own arguments and these.
 
     Raises:
-        ValueError: naming the option, if there is no such network, or it takes no such argument.
+        ValueError: naming the option, if there is no such network, or it takes no such argument, or is quantized.
     """
+    if config.model.endswith(QUANTIZED):
+        raise ValueError(
+            f"model {config.model} is a quantized network, which cannot be trained: "
+            f"{config.model.removesuffix(QUANTIZED)} is the same in float"
+        )
     try:
         channels = {} if config.in_chans is None else {"in_chans": config.in_chans}
         return create_model(config.model, **arguments, **channels, **config.model_kwargs)

@@ -9,7 +9,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, get_arch_pretrained
 from torch import nn
 
 from adderzoo import hub
-from adderzoo.files.foreign import why
+from adderzoo.files.foreign import weights_in, why
 from adderzoo.files.names import no_tag
 from adderzoo.files.weights import is_quantized
 from adderzoo.hub import from_hub, from_url, sha256
@@ -49,8 +49,8 @@ def build_model(network: type[Kind], variant: str, pretrained: bool, **kwargs: A
     """timm's `build_model_with_cfg`, which checks no file, behind the SHA-256 of a tag's weights.
 
     The weights of a tag are those in the package, else in huggingface_hub's cache, else on the Hub, or at a URL. A
-    file, folder (`local-dir:`) or URL that the user names himself is his own business; a quantized network's file gives
-    this network. What comes from a repository of the Hub that the user names (`hf-hub:`) must be what that says of it.
+    file, folder (`local-dir:`) or URL that the user names himself is his own business. What comes from a repository of
+    the Hub that the user names (`hf-hub:`) must be what that says of it. A quantized network's file gives this network.
 
     Raises:
         ValueError: if the network has no such tag.
@@ -69,13 +69,22 @@ def build_model(network: type[Kind], variant: str, pretrained: bool, **kwargs: A
         if file is not None:  # "source" would send timm to the Hub again
             overlay = kwargs.get("pretrained_cfg_overlay") or {}
             kwargs["pretrained_cfg_overlay"] = {**overlay, "file": str(file), "source": None}
-        elif cfg.file and Path(cfg.file).is_file() and is_quantized(Path(cfg.file)):
-            return cast(Kind, _quantized(Path(cfg.file), variant, kwargs))
+        elif cfg.file:
+            file = weights_in(cfg.file)
+        if file is not None and _is_quantized(file):
+            return cast(Kind, _quantized(file, variant, kwargs))
     try:
         return build_model_with_cfg(network, variant, pretrained, **kwargs)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         where = (kwargs.get("pretrained_cfg_overlay") or {}).get("file") or f"the file of {variant}"
         raise OSError(f"{where} is no checkpoint, or is damaged: {why(error)}") from error
+
+
+def _is_quantized(path: Path) -> bool:
+    try:
+        return path.is_file() and is_quantized(path)
+    except ValueError:  # it is damaged, as shows when it is loaded
+        return False
 
 
 def _quantized(path: Path, variant: str, arguments: dict[str, Any]) -> nn.Module:

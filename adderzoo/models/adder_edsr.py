@@ -216,12 +216,12 @@ default_cfgs = generate_default_cfgs(
         for size in ("edsr_baseline", "edsr")
         for scale in (2, 3, 4)
     }
-    | {f"{kind}_edsr_small_x{scale}.untrained": _cfg(scale) for kind in ("adder", "cnn") for scale in (3, 4)}
     | {
         f"{name}.bsds400": _cfg(
-            2, file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
+            scale, file=weights_file(f"{name}.bsds400"), hf_hub_id=hub_id(f"{name}.bsds400"), license="apache-2.0"
         )
-        for name in ("adder_edsr_small_x2", "cnn_edsr_small_x2")
+        for scale in (2, 3, 4)
+        for name in (f"adder_edsr_small_x{scale}", f"cnn_edsr_small_x{scale}")
     }
 )
 

@@ -38,7 +38,7 @@ _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse
 
 
 def _cifar10(tag: str, license: str = "apache-2.0", **kwargs: Any) -> dict[str, Any]:
-    # Trained by scripts/reproduce/cifar10*.sh.
+    # Trained by scripts/reproduce/cifar10*.sh, those in bytes made by quantized.sh.
     return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license=license, label_names=_NAMES, **kwargs)
 
 
@@ -47,7 +47,9 @@ _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benc
 default_cfgs = generate_default_cfgs(
     {
         "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
+        "adder_resnet20.cifar10_u8": _cifar10("adder_resnet20.cifar10_u8"),
         "adder_resnet20.dist_cifar10": _cifar10("adder_resnet20.dist_cifar10", license="bsd-3-clause"),
+        "adder_resnet20.dist_cifar10_u8": _cifar10("adder_resnet20.dist_cifar10_u8", license="bsd-3-clause"),
         "adder_resnet20.huawei_cifar10": _cfg(
             # The authors' own file, at the last commit before they removed it.
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
@@ -57,6 +59,7 @@ default_cfgs = generate_default_cfgs(
         ),
         "adder_resnet32.untrained": _cfg(),
         "adder_resnet8.cifar10": _cifar10("adder_resnet8.cifar10", **_MLPERF_TINY),
+        "adder_resnet8.cifar10_u8": _cifar10("adder_resnet8.cifar10_u8", **_MLPERF_TINY),
         "bnn_resnet20.untrained": _cfg(),
         "bnn_resnet32.untrained": _cfg(),
         "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),

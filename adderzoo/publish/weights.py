@@ -19,6 +19,7 @@ from timm.models import get_pretrained_cfg
 
 from adderzoo import models
 from adderzoo.catalogue import (
+    QUANTIZED,
     RESULTS,
     Accuracy,
     Measurement,
@@ -34,22 +35,23 @@ from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 from adderzoo.files.weights import (
     compact,
+    is_quantized,
     read_classes,
     read_data_config,
     read_metadata,
     read_model_args,
     read_num_classes,
 )
-from adderzoo.layers.modules import Network
+from adderzoo.models._quantized import load_quantized_as
 from adderzoo.publish.card import write_cards
 from adderzoo.publish.networks import registered_names
 
 # As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
-# What else a checkpoint says that belongs to its weights: ranges for `adderzoo quantize`, what it was converted or
-# trained from, and by whom it was taught.
-_KEPT = ("ranges", "source", "source_sha256", "trained_from", "taught_by")
+# What else a checkpoint says that belongs to its weights: what the bytes of a quantized network stand for, ranges for
+# `adderzoo quantize`, what it was converted or trained from, and by whom it was taught.
+_KEPT = ("quantization", "ranges", "source", "source_sha256", "trained_from", "taught_by")
 
 
 def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:
@@ -236,6 +238,11 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
             "checkpoint must be a safetensors file with an architecture in its metadata, as `adderzoo train` and "
             f"`adderzoo convert` write it, got {checkpoint}"
         )
+    if (quantized := is_quantized(checkpoint)) != name.endswith(QUANTIZED):
+        raise ValueError(
+            f"the tag of a quantized network must end in {QUANTIZED}, and no other, got {name!r} for {checkpoint}, "
+            f"which {'is' if quantized else 'is not'} a quantized network"
+        )
     num_classes, classes, config = read_num_classes(checkpoint), read_classes(checkpoint), read_data_config(checkpoint)
     if num_classes not in (None, cfg.num_classes):
         raise ValueError(f"checkpoint must be of {cfg.num_classes} classes as {name}, {checkpoint} is of {num_classes}")
@@ -257,8 +264,12 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
         raise ValueError(
             f"checkpoint must be of the license of {name}, {cfg.license}, {checkpoint} is of {said['license']}"
         )
-    model: Network = create_model(name, num_classes=cfg.num_classes)
-    load_checkpoint(model, checkpoint)
+    model: Any
+    if quantized:
+        model = load_quantized_as(checkpoint, cfg.architecture, cfg.num_classes)
+    else:
+        model = create_model(name, num_classes=cfg.num_classes)
+        load_checkpoint(model, checkpoint)
     # The weights of one scale may serve the others; whatever else changes a network makes it another one.
     own = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]}
     arguments = {key: value for key, value in read_model_args(checkpoint).items() if own.get(key) != value}

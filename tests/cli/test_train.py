@@ -347,6 +347,10 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("--data-dir", "data", "--epochs", "0"), "epochs must be at least 1, got 0"),
         (("--data-dir", "data", "--warmup-epochs", "1"), "warmup-epochs must be fewer than the 1 epochs, got 1"),
         (("--data-dir", "data", "--model", "lenet"), "model must be a registered network, got 'lenet'"),
+        (
+            ("--data-dir", "data", "--model", "adder_lenet5.mnist_u8"),
+            "model adder_lenet5.mnist_u8 is a quantized network, which cannot be trained: adder_lenet5.mnist is",
+        ),
         (("--data-dir", "data", "--opt", "magic"), "opt 'magic' cannot be used"),
         (("--data-dir", "data", "--lr", "-1"), "opt 'momentum' cannot be used: Invalid learning rate"),
         (("--data-dir", "data", "--eta", "nan"), "eta must be a finite number from 0, got nan"),

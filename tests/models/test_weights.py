@@ -25,6 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Shared = Callable[[str], Path]
 
+QUANTIZED = [tag for tag in TAGS if tag.endswith("_u8")]
+FLOATS = [tag for tag in TAGS if tag not in QUANTIZED]
+
 
 class Published:
     """The published weights. For a download stands the same file in ../shared."""
@@ -105,12 +108,12 @@ def assert_other_channels(network: nn.Module, whole: nn.Module) -> None:
     }
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", FLOATS)
 def test_pretrained_weights_adapt_to_other_classes(tag: str, published: Published) -> None:
     assert_other_head(published.network(tag, num_classes=5), published.network(tag))
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", FLOATS)
 def test_pretrained_weights_adapt_to_other_channels(tag: str, published: Published) -> None:
     whole = published.network(tag)
     # timm repeats three filters that differ: no network of 2 or 4 channels sees just the same.
@@ -118,6 +121,23 @@ def test_pretrained_weights_adapt_to_other_channels(tag: str, published: Publish
         network = published.network(tag, in_chans=in_chans)
         assert network.in_chans == in_chans
         assert_other_channels(network, whole)
+
+
+@pytest.mark.parametrize("tag", QUANTIZED)
+def test_bytes_answer_as_the_float_network_and_are_refused_where_they_cannot_change(tag: str) -> None:
+    network, whole = timm.create_model(tag, pretrained=True), timm.create_model(tag[: -len("_u8")], pretrained=True)
+    assert any(buffer.dtype == torch.uint8 for buffer in network.buffers())
+    assert network.pretrained_cfg["tag"] == tag.partition(".")[2]
+    assert network.pretrained_cfg["label_names"] == whole.pretrained_cfg["label_names"]
+    mean, std = (torch.tensor(whole.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    x = (torch.rand(8, *whole.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0)) - mean) / std
+    y, expected = network.eval()(x), whole.eval()(x)
+    assert (y - expected).std() < 0.1 * expected.std()
+    for key, value in (("num_classes", 5), ("in_chans", 2)):
+        with pytest.raises(ValueError, match=f"{key} must be that of .* got {value}"):
+            timm.create_model(tag, pretrained=True, **{key: value})
+    with pytest.raises(ValueError, match="quantized network, which gives no features"):
+        timm.create_model(tag, pretrained=True, features_only=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
