@@ -192,7 +192,8 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str], results: 
     from adderzoo.inference.quantization import calibrate, quantize
     from adderzoo.microcontroller import integer_network, observe, write_c
 
-    said = read_metadata(args.checkpoint) if args.checkpoint else {}
+    path = Path(args.checkpoint or model.pretrained_cfg.get("file") or "")
+    said = read_metadata(path) if path.is_file() else {}
     has_images = bool(args.data_dir or args.dataset)
     quantized = hasattr(model, "quantization")
     batches: list[Any] = []
@@ -207,7 +208,8 @@ def _write_c(args: argparse.Namespace, model: Any, classes: list[str], results: 
         raise ValueError(f"quantize must give images for {args.model}, a network in float: --quantize DIR")
     elif "statistics" not in said:
         raise ValueError(
-            f"quantize must give images for {args.checkpoint}, which was quantized without them: --quantize DIR"
+            f"quantize must give images for {args.checkpoint or args.model}, which was quantized without them: "
+            "--quantize DIR"
         )
     network: Any = model if quantized else quantize(calibrate(model, loader, 7 if args.bits is None else args.bits))
     statistics = observe(network, batches or loader) if has_images else json.loads(said["statistics"])

@@ -49,9 +49,10 @@ from adderzoo.publish.networks import registered_names
 # As SPDX writes the licenses that timm and the Hugging Face Hub write in small letters.
 _SPDX = {"apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "mit": "MIT"}
 
-# What else a checkpoint says that belongs to its weights: what the bytes of a quantized network stand for, ranges for
-# `adderzoo quantize`, what it was converted or trained from, and by whom it was taught.
-_KEPT = ("quantization", "ranges", "source", "source_sha256", "trained_from", "taught_by")
+# What else a checkpoint says that belongs to its weights: what the bytes of a quantized network stand for, and what
+# `adderzoo export` to C knows of images by; ranges for `adderzoo quantize`; what it was converted or trained from, and
+# by whom it was taught.
+_KEPT = ("quantization", "statistics", "ranges", "source", "source_sha256", "trained_from", "taught_by")
 
 
 def add_weights(name: str, checkpoint: Path, measured: Measurement, folder: Path = models.WEIGHTS) -> dict[str, Path]:

@@ -58,6 +58,13 @@ def test_a_file_of_quantize_needs_no_images(adderzoo: Callable[..., Done], quant
     assert (tmp_path / "out" / "vectors.npz").exists()
 
 
+def test_a_tag_in_bytes_needs_no_images(adderzoo: Callable[..., Done], tmp_path: Path) -> None:
+    done = adderzoo("export", "-m", "adder_lenet5.mnist_u8", tmp_path / "out")
+    assert done.out.startswith(f"{tmp_path / 'out'}: adder_lenet5_mnist_u8.c, 8 bits; RAM ")
+    made = subprocess.run(["make", "CC=gcc", "CFLAGS=-O1"], cwd=tmp_path / "out", capture_output=True, text=True)
+    assert made.stdout.splitlines()[-1] == "PASS", made
+
+
 def test_other_formats_take_a_name_too(adderzoo: Callable[..., Done], tmp_path: Path) -> None:
     assert adderzoo("export", "--format", "torchscript", "adder_lenet5.digits", tmp_path / "net.pt").status == 0
 
