@@ -23,6 +23,6 @@ for name in adder_resnet20.cifar10 adder_resnet20.dist_cifar10 adder_resnet8.cif
     adderzoo validate "$data" $dataset --split test -m "$out/$name.safetensors" --json "$out/$name.json"
     python "$here/publish_weights.py" ${name}_u8 "$out/$name.safetensors" --out "$weights" --result "$out/$name.json" \
         --dataset "$images" --command "bash scripts/reproduce/quantized.sh CIFAR10 MNIST" \
-        --recipe "Those of $name in 8 bits: the ranges of what bytes stand for were measured on 200 training images, \
+        --recipe "The weights of $name in 8 bits: the ranges of what bytes stand for were measured on 200 training images, \
 evenly spaced over them, and nothing was trained."
 done
