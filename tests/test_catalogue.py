@@ -373,12 +373,12 @@ def test_the_page_of_reproductions_shows_the_same_figures_of_bicubic_interpolati
 
 
 def test_the_page_of_reproductions_shows_the_same_figures_of_super_resolution() -> None:
-    """In its table of networks, a column a test set."""
+    """In its tables of networks, one a scale, a column a test set."""
     pattern = r"^\| network \| tag \| (Set5 [^\n]+) \|\n\|[-| :]+\n((?:\|.*\n)+)"
-    ((head, body),) = re.findall(pattern, REPRODUCTIONS, re.M)
     shown = {}
-    for name, tag, figures in re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^\n]+) \|$", body, re.M):
-        shown[f"{name}.{tag}"] = dict(zip(head.split(" | "), figures.split(" | "), strict=True))
+    for head, body in re.findall(pattern, REPRODUCTIONS, re.M):
+        for name, tag, figures in re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([^\n]+) \|$", body, re.M):
+            shown[f"{name}.{tag}"] = dict(zip(head.split(" | "), figures.split(" | "), strict=True))
     rows = json.loads((WEIGHTS / "results.json").read_text())
     expected = {
         name: {
