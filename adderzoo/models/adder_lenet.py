@@ -279,9 +279,9 @@ def _mnist(tag: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "adder_lenet5.mnist": _mnist("adder_lenet5.mnist"),
-        "adder_lenet5.mnist_u8": _mnist("adder_lenet5.mnist_u8"),
         "cnn_lenet5.mnist": _mnist("cnn_lenet5.mnist"),
         "adder_lenet5.digits": _digits("adder_lenet5.digits"),
+        "adder_lenet5.mnist_u8": _mnist("adder_lenet5.mnist_u8"),
         "cnn_lenet5.digits": _digits("cnn_lenet5.digits"),
         "adder_lenet_plus_plus.untrained": _cfg(input_size=(1, 28, 28)),
         "cnn_lenet_plus_plus.untrained": _cfg(input_size=(1, 28, 28)),

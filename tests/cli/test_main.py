@@ -112,7 +112,10 @@ def test_every_option_is_a_phrase_that_says_what_happens_without_it(command: str
         ("adder_renset20.cifar10", "got 'adder_renset20.cifar10', did you mean adder_resnet20"),
         ("Adder-LeNet5", "got 'Adder-LeNet5', did you mean adder_lenet5? (`adderzoo list`"),
         ("resnt18", "got 'resnt18', did you mean resnet18? (`adderzoo list`"),
-        ("adder_lenet5.digts", "model adder_lenet5 has no tag 'digts', did you mean digits? (it has mnist, digits; "),
+        (
+            "adder_lenet5.digts",
+            "adder_lenet5 has no tag 'digts', did you mean digits? (it has mnist, digits, mnist_u8; ",
+        ),
         ("resnet18.a1_in1", "model resnet18 has no tag 'a1_in1', did you mean a1_in1k? (it has a1_in1k, "),
     ],
 )
