@@ -45,14 +45,15 @@ def raised(command: str) -> Iterator[None]:
     _State.process, _State.command, _State.received, _State.said = os.getpid(), f"adderzoo {command}", None, False
     _State.comes_again = False
     handlers = {number: signal.getsignal(number) for number in _NAMES}
-    hook = sys.unraisablehook
+    hook, uncaught = sys.unraisablehook, sys.excepthook
     try:
         for number, handler in handlers.items():
             if handler not in (signal.SIG_IGN, None):
                 signal.signal(number, _raise)
-        sys.unraisablehook = _unraisable(hook)
+        sys.unraisablehook, sys.excepthook = _unraisable(hook), _uncaught(uncaught)
         yield
     finally:
+        sys.excepthook = uncaught
         if not received():
             sys.unraisablehook = hook
         for number, handler in handlers.items():
@@ -107,6 +108,16 @@ def _unraisable(hook: Any) -> Any:
             again.start()
         elif not (received() or _State.comes_again):
             hook(unraisable)
+
+    return end
+
+
+def _uncaught(hook: Any) -> Any:
+    """A hook that is silent in a loading process whose parent has ended while it was handed images."""
+
+    def end(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if os.getpid() == _State.process or not isinstance(error, (ConnectionError, EOFError)):
+            hook(kind, error, traceback)
 
     return end
 

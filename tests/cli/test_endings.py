@@ -195,6 +195,26 @@ def test_a_training_ends_with_its_loading_processes(folder: Path, number: signal
     assert not _is_there(process.pid)
 
 
+def _hang_up() -> None:
+    """Have a signal come while images are handed over, and the loading process notice before it is ended."""
+
+    def answer(connection: Any, key: bytes) -> None:
+        connection.close()
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    module: Any = importlib.import_module("multiprocessing.connection")
+    module.answer_challenge = answer
+
+
+def test_a_signal_while_images_are_handed_over_ends_the_training_in_one_line(folder: Path) -> None:
+    command = (*COMMANDS["train"], "--no-in-memory", "--experiment", "hangs-up")
+    status, lines = ended(start(command, folder, _hang_up), folder)
+    assert status == 130, lines
+    (line,) = lines
+    assert line.startswith("adderzoo train: stopped after 0 of 400 epochs")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("way", ["python -m adderzoo.cli", "adderzoo"])
 def test_a_signal_during_the_imports_ends_the_command_in_one_line(
