@@ -29,7 +29,7 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
     """The network by its name, with the options' own arguments and these.
 
     Raises:
-        ValueError: naming the option, if there is no such network, or it takes no such argument, or is quantized.
+        ValueError: naming the option, if there is no such network, or it takes no such argument, or has nothing to train.
     """
     if config.model.endswith(QUANTIZED):
         raise ValueError(
@@ -38,11 +38,14 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
         )
     try:
         channels = {} if config.in_chans is None else {"in_chans": config.in_chans}
-        return create_model(config.model, **arguments, **channels, **config.model_kwargs)
+        model = create_model(config.model, **arguments, **channels, **config.model_kwargs)
     except TypeError as error:
         if not config.model_kwargs:
             raise
         raise ValueError(f"model-kwargs cannot be used: {error}") from error
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"model {config.model} has nothing to train, as quantized networks: train those in float")
+    return model
 
 
 def with_arguments_of_start(config: TrainConfig) -> TrainConfig:

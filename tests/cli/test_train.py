@@ -20,6 +20,7 @@ from trainings import QUICK, metadata, rows, write_classes
 from adderzoo.checkpoints import load_checkpoint
 from adderzoo.files.weights import save_weights
 from adderzoo.inference.quantization import calibrate, ranges
+from adderzoo.models import WEIGHTS
 
 Command = Callable[..., Done]
 
@@ -326,6 +327,9 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     random_images(1)[0].save(tmp_path / "flat" / "0.png")
     write_mnist(tmp_path / "mnist", [0, 1, 2, 3])
     save_weights(timm.create_model("adder_resnet20"), tmp_path / "resnet.safetensors", {})
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "config.json").write_text('{"architecture": "adder_lenet5", "pretrained_cfg": {}}')
+    shutil.copyfile(WEIGHTS / "adder_lenet5.mnist_u8.safetensors", tmp_path / "bytes" / "model.safetensors")
     return tmp_path
 
 
@@ -350,6 +354,11 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             ("--data-dir", "data", "--model", "adder_lenet5.mnist_u8"),
             "model adder_lenet5.mnist_u8 is a quantized network, which cannot be trained: adder_lenet5.mnist is",
+        ),
+        (("--data-dir", "sharp", "--model", "bicubic"), "model bicubic has nothing to train, as quantized networks"),
+        (
+            ("--data-dir", "mnist", "--dataset", "torch/mnist", "--model", "local-dir:bytes"),
+            "model local-dir:bytes has nothing to train, as quantized networks: train those in float",
         ),
         (("--data-dir", "data", "--opt", "magic"), "opt 'magic' cannot be used"),
         (("--data-dir", "data", "--lr", "-1"), "opt 'momentum' cannot be used: Invalid learning rate"),
