@@ -27,8 +27,8 @@ NETWORKS = Path(__file__).parent / "networks.json"
 RESULTS = Path(__file__).parent / "weights" / "results.json"
 SPEED = Path(__file__).parent / "results" / "speed.csv"
 
-# What tags of quantized networks end in.
-QUANTIZED = "_u8"
+# What tags of quantized networks end in: their bits.
+QUANTIZED = re.compile(r"_u[4-8]$")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def readme_table(rows: list[dict[str, str]]) -> str:
             _reached(row, "cnn_"),
             f"{short(int(row['multiply_adds']))} + {short(int(row['adder_elements']))}",
             short(int(row["cnn_multiply_adds"])),
-            "-" if row["tag"].endswith(QUANTIZED) else _rates(row, "float32"),
+            "-" if QUANTIZED.search(row["tag"]) else _rates(row, "float32"),
             _rates(row, "int8"),
         ]
         lines.append(f"| {' | '.join(cells)} |")

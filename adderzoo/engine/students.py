@@ -29,12 +29,13 @@ def create(config: TrainConfig, **arguments: Any) -> Any:
     """The network by its name, with the options' own arguments and these.
 
     Raises:
-        ValueError: naming the option, if there is no such network, or it takes no such argument, or has nothing to train.
+        ValueError: naming the option, if there is no such network, or it takes no such argument or has nothing to
+            train.
     """
-    if config.model.endswith(QUANTIZED):
+    if QUANTIZED.search(config.model):
         raise ValueError(
             f"model {config.model} is a quantized network, which cannot be trained: "
-            f"{config.model.removesuffix(QUANTIZED)} is the same in float"
+            f"{QUANTIZED.sub('', config.model)} is the same in float"
         )
     try:
         channels = {} if config.in_chans is None else {"in_chans": config.in_chans}

@@ -236,7 +236,7 @@ def _classifier(
     cfg: Any, network: ModelInfo, measured: Accuracy, classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Front matter, and what the template shows of a classifier."""
-    dataset = _HUB_DATASETS.get(cfg.tag.removesuffix(QUANTIZED).rpartition("_")[2])  # a method may stand before it
+    dataset = _HUB_DATASETS.get(QUANTIZED.sub("", cfg.tag).rpartition("_")[2])  # a method may stand before it
     config = resolve_data_config(pretrained_cfg=cfg.to_dict())
     channels, height, width = config["input_size"]
     front: dict[str, Any] = {

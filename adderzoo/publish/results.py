@@ -8,7 +8,7 @@ import csv
 import functools
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -160,16 +160,17 @@ def write_results(folder: Path = SPEED.parent) -> None:
     Raises:
         OSError: if a file cannot be written.
     """
-    bytes_of = {network.name: quantized_bytes(network.name) for network in networks()}
-    for task, rows in tables(bytes_of, read_speeds(folder / SPEED.name)).items():
+    for task, rows in tables(quantized_bytes, read_speeds(folder / SPEED.name)).items():
         _write(folder / f"{task}.csv", rows, list(rows[0]))
 
 
-def tables(quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]) -> dict[str, list[dict[str, Any]]]:
+def tables(
+    quantized: Callable[[str, str], int | None], speeds: dict[tuple[str, str], Speed]
+) -> dict[str, list[dict[str, Any]]]:
     """The rows of both tables, by the name of the file.
 
     Args:
-        quantized: What :func:`quantized_bytes` says of every network.
+        quantized: :func:`quantized_bytes`, or what gives its results.
         speeds: What was measured, by network and precision.
     """
     found: dict[str, list[dict[str, Any]]] = {"classification": [], "super-resolution": []}
@@ -234,7 +235,7 @@ def _described(name: str, tagged: str) -> ModelInfo:
 
 
 def _costs(
-    name: str, tagged: str, quantized: dict[str, int | None], speeds: dict[tuple[str, str], Speed]
+    name: str, tagged: str, quantized: Callable[[str, str], int | None], speeds: dict[tuple[str, str], Speed]
 ) -> dict[str, Any]:
     info = _described(name, tagged)
     counted = name.partition("_")[0] in ("adder", "cnn")  # of others, energy and bytes would be a part
@@ -246,7 +247,7 @@ def _costs(
         "millijoules_float32": _rounded(info.energy()) if counted else None,
         "millijoules_int8": _rounded(info.energy("int8")) if counted else None,
         "bytes_float32": float_bytes(name, tagged),
-        "bytes_int8": quantized[name],
+        "bytes_int8": quantized(name, tagged),
         **{
             f"images_per_second_{precision}": row.images_per_second if row else None
             for precision, row in zip(_PRECISIONS, speed, strict=True)
@@ -254,11 +255,14 @@ def _costs(
     }
 
 
-def _create(name: str, tagged: str = "", device: str = "cpu") -> nn.Module:
-    cfg = get_pretrained_cfg(tagged) if tagged else None
-    arguments = {"num_classes": cfg.num_classes, "in_chans": cfg.input_size[0]} if cfg else {}
+def _create(name: str, num_classes: int, in_chans: int, device: str = "cpu") -> nn.Module:
     with torch.device(device):
-        return timm.create_model(name, **arguments).eval()
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_chans).eval()
+
+
+def _classes_and_channels(name: str, tagged: str) -> tuple[int, int]:
+    cfg = get_pretrained_cfg(tagged or name)
+    return cfg.num_classes, cfg.input_size[0]
 
 
 @functools.cache
@@ -269,30 +273,35 @@ def float_bytes(name: str, tagged: str = "") -> int:
         name: Of the network.
         tagged: Weights whose classes and channels it has, its own or its twin's; "" for those of the network.
     """
-    return _bytes(compact(_create(name, tagged, "meta").state_dict()))
+    return _bytes(compact(_create(name, *_classes_and_channels(name, tagged), "meta").state_dict()))
 
 
-def quantized_bytes(name: str) -> int | None:
+def quantized_bytes(name: str, tagged: str = "") -> int | None:
     """Of the tensors of a network that was quantized to 8 bits; None for networks of other than adder layers.
 
     CNNs, which this package does not quantize, are counted as it keeps the convolutions of adder networks: a byte a
     weight, a float32 scale for every output channel, and BatchNorm folded into a float32 bias.
+
+    Args:
+        name: Of the network.
+        tagged: As :func:`float_bytes`.
     """
-    kind = name.partition("_")[0]
+    return _quantized_bytes(name, *_classes_and_channels(name, tagged))
+
+
+@functools.cache
+def _quantized_bytes(name: str, num_classes: int, in_chans: int) -> int | None:
+    kind, modules = name.partition("_")[0], [*_create(name, num_classes, in_chans, "meta").modules()]
     if kind == "cnn":
-        layers = [
-            module.weight
-            for module in _create(name, device="meta").modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-        ]
-        return sum(weight.numel() + 8 * weight.shape[0] for weight in layers)
-    if not any(isinstance(module, Adder2d | AdderLinear) for module in _create(name, device="meta").modules()):
+        weights = [module.weight for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]
+        return sum(weight.numel() + 8 * weight.shape[0] for weight in weights)
+    if not any(isinstance(module, Adder2d | AdderLinear) for module in modules):
         return None
-    model = _create(name)
+    model = _create(name, num_classes, in_chans)
     torch.manual_seed(0)
-    channels, height, width = get_pretrained_cfg(name).input_size
-    small = (height, width) if height <= 32 else (64, 64) if get_pretrained_cfg(name).num_classes else (8, 8)
-    images = torch.randn(2, channels, *small)
+    height, width = get_pretrained_cfg(name).input_size[1:]
+    small = (height, width) if height <= 32 else (64, 64) if num_classes else (8, 8)
+    images = torch.randn(2, in_chans, *small)
     settle(model, images)
     return _bytes(quantize(calibrate(model, [images])).state_dict())
 

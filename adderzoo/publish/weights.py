@@ -35,12 +35,12 @@ from adderzoo.files.foreign import to_json
 from adderzoo.files.output import write_atomically
 from adderzoo.files.weights import (
     compact,
-    is_quantized,
     read_classes,
     read_data_config,
     read_metadata,
     read_model_args,
     read_num_classes,
+    read_ranges,
 )
 from adderzoo.models._quantized import load_quantized_as
 from adderzoo.publish.card import write_cards
@@ -239,10 +239,12 @@ def _read_weights(name: str, cfg: Any, checkpoint: Path, measured: Measurement) 
             "checkpoint must be a safetensors file with an architecture in its metadata, as `adderzoo train` and "
             f"`adderzoo convert` write it, got {checkpoint}"
         )
-    if (quantized := is_quantized(checkpoint)) != name.endswith(QUANTIZED):
+    quantized, ending = read_ranges(checkpoint, "quantization"), QUANTIZED.search(name)
+    bits = quantized["bits"] if quantized else None
+    if (ending and ending[0]) != (f"_u{bits}" if bits else None):
         raise ValueError(
-            f"the tag of a quantized network must end in {QUANTIZED}, and no other, got {name!r} for {checkpoint}, "
-            f"which {'is' if quantized else 'is not'} a quantized network"
+            f"the tag of a quantized network must end in its bits, as in _u8, and no other, got {name!r} for "
+            f"{checkpoint}, which is {f'one of {bits} bits' if bits else 'not quantized'}"
         )
     num_classes, classes, config = read_num_classes(checkpoint), read_classes(checkpoint), read_data_config(checkpoint)
     if num_classes not in (None, cfg.num_classes):

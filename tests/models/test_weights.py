@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 Shared = Callable[[str], Path]
 
-QUANTIZED = [tag for tag in TAGS if tag.endswith("_u8")]
+QUANTIZED = [tag for tag in TAGS if re.search(r"_u\d$", tag)]
 FLOATS = [tag for tag in TAGS if tag not in QUANTIZED]
 
 
@@ -132,7 +132,8 @@ def test_bytes_answer_as_the_float_network_and_are_refused_where_they_cannot_cha
     mean, std = (torch.tensor(whole.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     x = (torch.rand(8, *whole.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0)) - mean) / std
     y, expected = network.eval()(x), whole.eval()(x)
-    assert (y - expected).std() < 0.1 * expected.std()
+    bits = int(tag[-1])  # below 8 they have been trained since
+    assert (y - expected).std() < (0.1 if bits == 8 else 0.5) * expected.std()
     for key, value in (("num_classes", 5), ("in_chans", 2)):
         with pytest.raises(ValueError, match=f"{key} must be that of .* got {value}"):
             timm.create_model(tag, pretrained=True, **{key: value})

@@ -71,7 +71,7 @@ def trained_elements(file: Path) -> int:
 
 def float_file(file: Path) -> Path:
     """The weights that those of a quantized network were made of."""
-    return file.with_stem(file.stem.removesuffix("_u8"))
+    return file.with_stem(re.sub(r"_u\d$", "", file.stem))
 
 
 def rows() -> dict[str, dict[str, Any]]:

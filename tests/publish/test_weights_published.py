@@ -282,11 +282,10 @@ def test_files_that_are_no_float_checkpoint_are_refused(folder: Path, tmp_path: 
     assert_refused("an architecture in its metadata", NAME, tmp_path / "a.pth", MEASURED, folder)
     simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)])
     adderzoo.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
-    assert_refused(
-        "must end in _u8, .* which is a quantized network", NAME, tmp_path / "u8.safetensors", MEASURED, folder
-    )
+    for name in (NAME, f"{NAME}_u4"):
+        assert_refused("as in _u8, .* which is one of 8 bits", name, tmp_path / "u8.safetensors", MEASURED, folder)
     float_weights = WEIGHTS / "adder_lenet5.mnist.safetensors"
-    assert_refused("which is not a quantized network", "adder_lenet5.mnist_u8", float_weights, MEASURED, folder)
+    assert_refused("which is not quantized", "adder_lenet5.mnist_u8", float_weights, MEASURED, folder)
 
 
 @pytest.mark.parametrize(
