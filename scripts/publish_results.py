@@ -92,16 +92,16 @@ def _timing(rows: list[dict[str, str]]) -> str:
     """On what, and what super-resolution takes, whose energy looks better than it is on a CPU."""
     timed = [row for row in rows if row["machine"]]
     times = [
-        f"{float(row['cnn_images_per_second_float32']) / float(row['images_per_second_float32']):.1f}"
+        float(row["cnn_images_per_second_float32"]) / float(row["images_per_second_float32"])
         for row in timed
         if row.get("psnr") and row["cnn_images_per_second_float32"]
     ]
     return (
         "Images a second, of an adder network (`fuse`; `quantize`) in turns with its CNN twin (`torch.compile` with "
-        "freezing; torchao's int8, likewise): batches of 128, for super-resolution single images of 90x160. On "
-        f"{'; '.join(sorted({row['machine'] for row in timed})) or 'no machine yet'}."
+        "freezing; torchao's int8, likewise): batches of 128, for super-resolution single images that become 320x180. "
+        f"On {'; '.join(sorted({row['machine'] for row in timed})) or 'no machine yet'}."
         + (
-            f" There super-resolution takes {' and '.join(dict.fromkeys(times))} times as long as the CNN, while its "
+            f" There super-resolution takes {min(times):.1f} to {max(times):.1f} times as long as the CNN, while its "
             "operations take about half the energy in the model of a chip."
             if times
             else ""

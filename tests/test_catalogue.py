@@ -333,8 +333,10 @@ def test_the_readme_shows_the_same_figures(networks: dict[str, ModelInfo]) -> No
         row, other = results[f"{name}.{tag}"], results.get(f"{cnn.name}.{tag}")
         assert (measured, images) == figures(row)
         assert (twins, images) == (figures(other) if other else ("-", images))
-        assert cost == f"{short(network.multiply_adds)} + {short(network.adder_elements)}"
-        assert twins_cost == short(cnn.multiply_adds)
+        classes, usual = (timm.get_pretrained_cfg(each).num_classes for each in (f"{name}.{tag}", name))
+        more = (classes - usual) * timm.create_model(name).num_features if classes != usual else 0
+        assert cost == f"{short(network.multiply_adds + more)} + {short(network.adder_elements)}"
+        assert twins_cost == short(cnn.multiply_adds + more)
 
 
 def figures(row: dict[str, Any]) -> tuple[str, str]:
@@ -352,13 +354,38 @@ def short(count: int) -> str:
     return f"{count / unit:.{digits}f}{letter}" if count else "0"
 
 
-def test_the_page_of_reproductions_shows_the_same_accuracies() -> None:
-    _, adder, cnn = re.findall(r"^\| top-1 .*\n((?:\|.*\n)+)", REPRODUCTIONS, re.M)[0].splitlines()
-    cells = [line.strip("| ").split(" | ") for line in (adder, cnn)]
-    shown = [cells[0][2], cells[0][-1], cells[1][-1]]  # the authors' file, and ours at last
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        (
+            "top-1 % ",
+            {
+                (0, 2): "adder_resnet20.huawei_cifar10",
+                (0, -1): "adder_resnet20.cifar10",
+                (1, -1): "cnn_resnet20.cifar10",
+            },
+        ),
+        ("top-1 % on CIFAR-100 ", {(0, -1): "adder_resnet20.cifar100", (1, -1): "cnn_resnet20.cifar100"}),
+    ],
+)
+def test_the_page_of_reproductions_shows_the_same_accuracies(head: str, names: dict[tuple[int, int], str]) -> None:
+    (table,) = re.findall(rf"^\| {head}\|.*\n\|[-| :]+\n((?:\|.*\n)+)", REPRODUCTIONS, re.M)
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines()]
     rows = accuracies()
-    names = ("adder_resnet20.huawei_cifar10", "adder_resnet20.cifar10", "cnn_resnet20.cifar10")
-    assert shown == [figures(rows[name])[0] for name in names]
+    for (row, column), name in names.items():
+        assert cells[row][column] == figures(rows[name])[0]
+
+
+def test_the_page_of_reproductions_shows_the_same_accuracies_of_bytes() -> None:
+    (table,) = re.findall(r"^\| in bytes \|.*\n((?:\|.*\n)+)", REPRODUCTIONS, re.M)
+    shown = {name: figures for name, *figures in re.findall(r"^\| `(.*)` \| (.*) \| (.*) \|$", table, re.M)}
+    rows = accuracies()
+    expected = {
+        name: [figures(rows[each])[0].partition(" ")[0] for each in (name, re.sub(r"_u\d$", "", name))]
+        for name in rows
+        if re.search(r"_u\d$", name)
+    }
+    assert shown == expected
 
 
 def test_the_page_of_reproductions_shows_the_same_figures_of_bicubic_interpolation() -> None:

@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
         "name without a tag stands for its first tag. Quality is top-1 accuracy with its standard error and "
         "the number of images, or for super-resolution PSNR in dB on the first test set; --json has the "
         "others. Images a second are in float32, fused or compiled, measured on the machine named in the "
-        "package's results/speed.csv; for super-resolution on images of about 90x160.",
+        "package's results/speed.csv; for super-resolution on images that become 320x180.",
     )
     parser.add_argument(
         "filter",

@@ -34,37 +34,53 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+# CIFAR-100's fine labels, in order.
+_FINE = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
 
 
-def _cifar10(tag: str, license: str = "apache-2.0", **kwargs: Any) -> dict[str, Any]:
-    # Trained by scripts/reproduce/cifar10*.sh, those in bytes made by quantized.sh.
-    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), license=license, label_names=_NAMES, **kwargs)
+def _trained(tag: str, license: str = "apache-2.0", labels: str = _NAMES, **kwargs: Any) -> dict[str, Any]:
+    # By scripts/reproduce/cifar10*.sh, on CIFAR-100 by cifar100.sh; those in bytes are by quantized*.sh.
+    names = tuple(labels.split())
+    kwargs.update(license=license, num_classes=len(names), label_names=names)
+    return _cfg(file=weights_file(tag), hf_hub_id=hub_id(tag), **kwargs)
 
 
 _MLPERF_TINY = {"paper_ids": "arXiv:2106.07597", "paper_name": "MLPerf Tiny Benchmark"}
 
 default_cfgs = generate_default_cfgs(
     {
-        "adder_resnet20.cifar10": _cifar10("adder_resnet20.cifar10"),
-        "adder_resnet20.cifar10_u8": _cifar10("adder_resnet20.cifar10_u8"),
-        "adder_resnet20.dist_cifar10": _cifar10("adder_resnet20.dist_cifar10", license="bsd-3-clause"),
-        "adder_resnet20.dist_cifar10_u8": _cifar10("adder_resnet20.dist_cifar10_u8", license="bsd-3-clause"),
+        "adder_resnet20.cifar10": _trained("adder_resnet20.cifar10"),
+        "adder_resnet20.cifar10_u8": _trained("adder_resnet20.cifar10_u8"),
+        "adder_resnet20.cifar100": _trained("adder_resnet20.cifar100", "bsd-3-clause", _FINE),
+        "adder_resnet20.cifar100_u8": _trained("adder_resnet20.cifar100_u8", "bsd-3-clause", _FINE),
+        "adder_resnet20.dist_cifar10": _trained("adder_resnet20.dist_cifar10", license="bsd-3-clause"),
+        "adder_resnet20.dist_cifar10_u4": _trained("adder_resnet20.dist_cifar10_u4", license="bsd-3-clause"),
+        "adder_resnet20.dist_cifar10_u8": _trained("adder_resnet20.dist_cifar10_u8", license="bsd-3-clause"),
         "adder_resnet20.huawei_cifar10": _cfg(
             # The authors' own file, at the last commit before they removed it.
             url="https://github.com/huawei-noah/AdderNet/raw/d94dc43a0f2a7448c8c38bcf638062de89f2d34d/models/ResNet20-AdderNet.pth",
             license="bsd-3-clause",
             origin_url="https://github.com/huawei-noah/AdderNet",
-            label_names=_NAMES,
+            label_names=tuple(_NAMES.split()),
         ),
         "adder_resnet32.untrained": _cfg(),
-        "adder_resnet8.cifar10": _cifar10("adder_resnet8.cifar10", **_MLPERF_TINY),
-        "adder_resnet8.cifar10_u8": _cifar10("adder_resnet8.cifar10_u8", **_MLPERF_TINY),
+        "adder_resnet8.cifar10": _trained("adder_resnet8.cifar10", **_MLPERF_TINY),
+        "adder_resnet8.cifar10_u8": _trained("adder_resnet8.cifar10_u8", **_MLPERF_TINY),
         "bnn_resnet20.untrained": _cfg(),
         "bnn_resnet32.untrained": _cfg(),
-        "cnn_resnet20.cifar10": _cifar10("cnn_resnet20.cifar10"),
+        "cnn_resnet20.cifar10": _trained("cnn_resnet20.cifar10"),
+        "cnn_resnet20.cifar100": _trained("cnn_resnet20.cifar100", labels=_FINE),
         "cnn_resnet32.untrained": _cfg(),
-        "cnn_resnet8.cifar10": _cifar10("cnn_resnet8.cifar10", **_MLPERF_TINY),
+        "cnn_resnet8.cifar10": _trained("cnn_resnet8.cifar10", **_MLPERF_TINY),
         "shift_resnet20.untrained": _cfg(**SHIFTADDNET),
         "shiftadd_resnet20.untrained": _cfg(**SHIFTADDNET),
     }

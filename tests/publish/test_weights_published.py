@@ -280,10 +280,11 @@ def test_files_that_are_no_float_checkpoint_are_refused(folder: Path, tmp_path: 
     assert_refused("not a valid safetensors file", NAME, tmp_path / "cut.safetensors", MEASURED, folder)
     torch.save(timm.create_model("adder_lenet5").state_dict(), tmp_path / "a.pth")
     assert_refused("an architecture in its metadata", NAME, tmp_path / "a.pth", MEASURED, folder)
-    simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)])
-    adderzoo.save(quantization.quantize(simulation), tmp_path / "u8.safetensors")
-    for name in (NAME, f"{NAME}_u4"):
-        assert_refused("as in _u8, .* which is one of 8 bits", name, tmp_path / "u8.safetensors", MEASURED, folder)
+    for name, bits in ((NAME, 8), ("adder_lenet5.mnist_u8", 4)):
+        simulation = quantization.calibrate(timm.create_model(NAME), [torch.randn(8, 1, 32, 32)], bits)
+        adderzoo.save(quantization.quantize(simulation), tmp_path / "bytes.safetensors")
+        refusal = f"as in _u8, .* which is one of {bits} bits"
+        assert_refused(refusal, name, tmp_path / "bytes.safetensors", MEASURED, folder)
     float_weights = WEIGHTS / "adder_lenet5.mnist.safetensors"
     assert_refused("which is not quantized", "adder_lenet5.mnist_u8", float_weights, MEASURED, folder)
 
