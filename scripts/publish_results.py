@@ -101,8 +101,8 @@ def _timing(rows: list[dict[str, str]]) -> str:
         "freezing; torchao's int8, likewise): batches of 128, for super-resolution single images that become 320x180. "
         f"On {'; '.join(sorted({row['machine'] for row in timed})) or 'no machine yet'}."
         + (
-            f" There super-resolution takes {min(times):.1f} to {max(times):.1f} times as long as the CNN, while its "
-            "operations take about half the energy in the model of a chip."
+            f" There super-resolution takes {min(times):.1f} to {max(times):.1f} times as long as the CNN, and its "
+            "operations about half the energy in a chip's model."
             if times
             else ""
         )

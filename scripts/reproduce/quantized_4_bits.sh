@@ -6,7 +6,7 @@
 #
 # CIFAR10: folder with train/CLASS/IMAGE and test/CLASS/IMAGE. OUT: folder of the training (output/quantized). WEIGHTS:
 # where it is published (OUT/weights; adderzoo/weights holds what the package brings). A run that was interrupted goes on
-# when the command is given again.
+# when the command is given again. Half an hour on one core of 2023, another training on the next core.
 set -euo pipefail
 data=${1:?usage: bash scripts/reproduce/quantized_4_bits.sh CIFAR10 [OUT [WEIGHTS]]}
 out=${2:-output/quantized}
