@@ -25,7 +25,7 @@ class _State:
     process = os.getpid()
     command = "adderzoo"
     received: int | None = None
-    comes_again = False
+    comes_again: int | None = None
     said = False
 
 
@@ -43,7 +43,7 @@ def raised(command: str) -> Iterator[None]:
         yield
         return
     _State.process, _State.command, _State.received, _State.said = os.getpid(), f"adderzoo {command}", None, False
-    _State.comes_again = False
+    _State.comes_again = None
     handlers = {number: signal.getsignal(number) for number in _NAMES}
     hook, uncaught = sys.unraisablehook, sys.excepthook
     try:
@@ -62,13 +62,13 @@ def raised(command: str) -> Iterator[None]:
 
 
 def received() -> bool:
-    """Whether a signal has come, whatever became of its exception on the way up."""
-    return _State.received is not None
+    """Whether a signal has come, whatever became of its exception on the way up, and of others before it came again."""
+    return (_State.received or _State.comes_again) is not None
 
 
 def report(error: BaseException) -> int:
     """Say what ended the command; the exit status."""
-    number = _State.received or signal.SIGINT
+    number = _State.received or _State.comes_again or signal.SIGINT
     if _is_to_speak():
         text = str(error) if isinstance(error, Stopped) else ""
         print(f"{_State.command}: {text or _NAMES[signal.Signals(number)]}", file=sys.stderr)
@@ -103,10 +103,10 @@ def _unraisable(hook: Any) -> Any:
 
     def end(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, Stopped) and _State.received is not None:
-            again = threading.Timer(0.05, os.kill, (os.getpid(), _State.received))
-            again.daemon, _State.received, _State.comes_again = True, None, True
+            again = threading.Timer(0.01, os.kill, (os.getpid(), _State.received))
+            again.daemon, _State.received, _State.comes_again = True, None, _State.received
             again.start()
-        elif not (received() or _State.comes_again):
+        elif not received():
             hook(unraisable)
 
     return end

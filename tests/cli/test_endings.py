@@ -281,6 +281,27 @@ def test_a_signal_that_a_library_loses_ends_the_command_at_once_or_the_second_ti
     assert (status, lines) == (130, ["adderzoo list: interrupted"])
 
 
+def _lose_and_fail() -> None:
+    """Have a library lose the exception of a signal, and fail before it comes again, as where others got it too."""
+    import adderzoo.catalogue
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def networks(*arguments: object, **options: object) -> None:
+        Finalized()
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    adderzoo.catalogue.networks = networks  # type: ignore[assignment]
+
+
+def test_a_failure_between_a_signal_that_a_library_loses_and_its_return_is_the_signals(folder: Path) -> None:
+    status, lines = ended(start(("list",), folder, _lose_and_fail), folder)
+    assert (abs(status) % 128, lines) == (signal.SIGTERM, ["adderzoo list: terminated"])  # or it came as Python ended
+
+
 def _fork_at_a_signal() -> None:
     """Have a signal come while a process is forked whose hooks then fail, as those of libraries with locks do."""
     import adderzoo.catalogue
