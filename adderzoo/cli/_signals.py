@@ -25,7 +25,9 @@ class _State:
     process = os.getpid()
     command = "adderzoo"
     received: int | None = None
-    comes_again: int | None = None
+    lost: int | None = None  # what was received where no exception leaves, and comes again
+    again: threading.Timer | None = None
+    children: Any = None  # the handler of their ends, while there is none
     said = False
 
 
@@ -43,7 +45,7 @@ def raised(command: str) -> Iterator[None]:
         yield
         return
     _State.process, _State.command, _State.received, _State.said = os.getpid(), f"adderzoo {command}", None, False
-    _State.comes_again = None
+    _State.lost = _State.again = _State.children = None
     handlers = {number: signal.getsignal(number) for number in _NAMES}
     hook, uncaught = sys.unraisablehook, sys.excepthook
     try:
@@ -53,22 +55,24 @@ def raised(command: str) -> Iterator[None]:
         sys.unraisablehook, sys.excepthook = _unraisable(hook), _uncaught(uncaught)
         yield
     finally:
+        if _State.again:
+            _State.again.cancel()
         sys.excepthook = uncaught
         if not received():
             sys.unraisablehook = hook
-        for number, handler in handlers.items():
+        for number, handler in {**handlers, signal.SIGCHLD: _State.children}.items():
             if handler is not None:
                 signal.signal(number, handler)
 
 
 def received() -> bool:
     """Whether a signal has come, whatever became of its exception on the way up, and of others before it came again."""
-    return (_State.received or _State.comes_again) is not None
+    return (_State.received or _State.lost) is not None
 
 
 def report(error: BaseException) -> int:
     """Say what ended the command; the exit status."""
-    number = _State.received or _State.comes_again or signal.SIGINT
+    number = _State.received or _State.lost or signal.SIGINT
     if _is_to_speak():
         text = str(error) if isinstance(error, Stopped) else ""
         print(f"{_State.command}: {text or _NAMES[signal.Signals(number)]}", file=sys.stderr)
@@ -84,6 +88,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _State.received is not None:  # again: it may have been lost in a library
         _end(number, frame)
     _State.received = number
+    if _State.lost is None:  # loading processes may have got it too, and PyTorch would raise that in its place
+        _State.children = signal.signal(signal.SIGCHLD, lambda number, frame: None)
     raise Stopped
 
 
@@ -103,9 +109,10 @@ def _unraisable(hook: Any) -> Any:
 
     def end(unraisable: Any) -> None:
         if isinstance(unraisable.exc_value, Stopped) and _State.received is not None:
-            again = threading.Timer(0.01, os.kill, (os.getpid(), _State.received))
-            again.daemon, _State.received, _State.comes_again = True, None, _State.received
-            again.start()
+            _State.lost, _State.received = _State.received, None
+            _State.again = threading.Timer(0.01, os.kill, (os.getpid(), _State.lost))
+            _State.again.daemon = True
+            _State.again.start()
         elif not received():
             hook(unraisable)
 

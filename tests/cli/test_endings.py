@@ -1,5 +1,6 @@
 """How commands end that something from outside ends: signals, too little memory, a full disk, a killed process."""
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -211,6 +212,44 @@ def test_a_signal_while_images_are_handed_over_ends_the_training_in_one_line(fol
     command = (*COMMANDS["train"], "--no-in-memory", "--experiment", "hangs-up")
     status, lines = ended(start(command, folder, _hang_up), folder)
     assert status == 130, lines
+    (line,) = lines
+    assert line.startswith("adderzoo train: stopped after 0 of 400 epochs")
+
+
+def _end_with_loading(lost: bool) -> None:
+    """Have a signal and the death of a loading process that got it too come at once; a library may lose the first."""
+    from torch.utils.data import dataloader
+
+    class Group:
+        def __init__(self, *processes: int) -> None:
+            self.processes = processes
+
+        def end(self) -> None:
+            kills = [f"kill -TERM {process}" for process in self.processes]
+            with subprocess.Popen(["sh", "-c", "; ".join(["sleep 0.2", *kills])]):
+                ctypes.PyDLL(None).usleep(900_000)  # in which no handler runs
+
+        def __del__(self) -> None:
+            if lost:
+                self.end()
+
+    def get(loader: Any, *arguments: Any) -> Any:
+        group = Group(loader._workers[0].pid, os.getpid())
+        if not lost:
+            group.end()
+        del group
+        time.sleep(10)
+        raise AssertionError("still here")
+
+    iterator: Any = dataloader._MultiProcessingDataLoaderIter
+    iterator._try_get_data = get
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_signal_that_ends_a_loading_process_too_ends_the_training_in_one_line(folder: Path, lost: bool) -> None:
+    command = (*COMMANDS["train"], "--no-in-memory", "--experiment", f"both-{lost}")
+    status, lines = ended(start(command, folder, _end_with_loading, lost), folder)
+    assert status == 143, lines
     (line,) = lines
     assert line.startswith("adderzoo train: stopped after 0 of 400 epochs")
 
